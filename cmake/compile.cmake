@@ -1,0 +1,48 @@
+# How everything here is compiled: the target `kvc_options` carries it.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+  set(KVC_X86_64 1)
+else()
+  set(KVC_X86_64 0)
+endif()
+
+add_library(kvc_options INTERFACE)
+target_compile_options(kvc_options INTERFACE
+  -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual
+  # A product and a sum stay two roundings unless the source says fma: results must not depend on
+  # what the compiler of a platform likes to fuse.
+  -ffp-contract=off)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # g++ 12 warns of its own std::string (GCC bug 105651), and of whatever an optional holds
+  # (GCC bug 80635); clang reads the same sources in the lint.
+  target_compile_options(kvc_options INTERFACE -Wno-restrict -Wno-maybe-uninitialized)
+endif()
+target_compile_definitions(kvc_options INTERFACE KVC_X86_64=${KVC_X86_64})
+target_link_libraries(kvc_options INTERFACE Threads::Threads)
+
+# kvc_kernel_flags(SOURCES...): optimisation of inner loops in every kind of build, and the
+# instruction set that the name of a file states: x_avx2.cc, x_avx512.cc. Any other file is compiled
+# for the baseline of the platform.
+function(kvc_kernel_flags)
+  foreach(source IN LISTS ARGN)
+    set(flags -O3)
+    if(source MATCHES "_avx2\\.cc$")
+      list(APPEND flags -mavx2 -mfma -mf16c)
+    elseif(source MATCHES "_avx512\\.cc$")
+      list(APPEND flags -mavx512f -mavx512bw -mavx512vl -mavx2 -mfma -mf16c)
+      if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+        # g++ 12 warns of its own _mm512_undefined_ps (GCC bug 105593).
+        list(APPEND flags -Wno-uninitialized -Wno-maybe-uninitialized)
+      endif()
+    endif()
+    set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS ${flags})
+  endforeach()
+endfunction()

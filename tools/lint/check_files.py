@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Checks every text file of the repository for marks of unfinished work and paths of one machine.
+
+    tools/lint/check_files.py
+
+A source longer than 600 lines is warned about, not refused.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+MAX_LINES = 600
+SOURCES = {".h", ".cc", ".c", ".py", ".sh", ".cmake"}
+# Recorded data: whatever text a tokenizer or a model met.
+DATA = re.compile(r"^(models/.*\.json|tests/.*\.(json|jsonl|txt))$")
+# Put together from halves, so that this file passes its own check.
+MARKS = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]) + r")\b")
+PLACES = re.compile(r"(?<![\w./~-])/(" + "|".join(["wo" + "rk", "ro" + "ot", "tm" + "p/k"]) +
+                    r")(?![\w-])")
+
+
+def repository_files():
+    """Paths of the files git knows or would add."""
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT,
+                           check=True, stdout=subprocess.PIPE).stdout
+    return sorted(name for name in names.decode().split("\0") if name and (ROOT / name).is_file())
+
+
+def check_text(name, text):
+    """Complaints about one file."""
+    complaints = []
+    for number, line in enumerate(text.splitlines(), 1):
+        for pattern, what in ((MARKS, "a mark of unfinished work"), (PLACES, "a path of a machine")):
+            match = pattern.search(line)
+            if match:
+                complaints.append(f"{name}:{number}: found {match.group(0)}, expected no {what[2:]}")
+    return complaints
+
+
+def main():
+    complaints = []
+    names = repository_files()
+    for name in names:
+        if DATA.match(name):
+            continue
+        try:
+            text = (ROOT / name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        complaints += check_text(name, text)
+        lines = text.count("\n")
+        if pathlib.PurePath(name).suffix in SOURCES and lines > MAX_LINES:
+            print(f"{name}: warning: found {lines} lines, expected at most {MAX_LINES}")
+    for complaint in complaints:
+        print(complaint)
+    print(f"files: {len(names)} read, {len(complaints)} complaints")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

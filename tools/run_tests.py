@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Runs the tests of a build folder and those of tests/tools, and counts test cases.
+
+    tools/run_tests.py BUILD_DIR [--filter PATTERN]
+
+PATTERN is a GoogleTest filter ("PagedCache*", "*Soak*"). The last line says
+"N passed, N failed": cases of every GoogleTest program, plus one for each example, plus the Python
+tests. A program that dies without naming a failed case counts as one failure.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import unittest
+import xml.etree.ElementTree as ElementTree
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def count_cases(report):
+    """(passed, failed) of one XML report of GoogleTest; skipped and disabled cases count as neither."""
+    passed = failed = 0
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        if case.find("failure") is not None:
+            failed += 1
+        elif case.get("status") == "run" and case.get("result") == "completed":
+            passed += 1
+    return passed, failed
+
+
+def run_programs(build, pattern):
+    """Runs ctest; returns (passed, failed)."""
+    reports = build / "test-reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    summary = reports / "ctest" / "summary.xml"
+    environment = dict(os.environ, GTEST_OUTPUT=f"xml:{reports}/")
+    command = ["ctest", "--test-dir", str(build), "--output-on-failure", "--timeout", "100000",
+               "--parallel", str(max(2, len(os.sched_getaffinity(0)))),
+               "--output-junit", str(summary)]
+    if pattern:
+        environment["GTEST_FILTER"] = pattern
+        command += ["--tests-regex", "^test_"]
+    summary.parent.mkdir()
+    subprocess.run(command, env=environment, check=False)
+    if not summary.exists():
+        return 0, 1
+    passed = failed = 0
+    for program in ElementTree.parse(summary).getroot().iter("testcase"):
+        good = program.get("status") == "run"
+        report = reports / (program.get("name") + ".xml")
+        more_passed, more_failed = (0, 0)
+        if report.exists():
+            more_passed, more_failed = count_cases(report)
+        elif good:
+            more_passed = 1
+        if not good and more_failed == 0:
+            more_failed = 1
+        passed += more_passed
+        failed += more_failed
+    return passed, failed
+
+
+def run_python(pattern):
+    """Runs the tests of tests/tools; returns (passed, failed)."""
+    loader = unittest.TestLoader()
+    if pattern:
+        loader.testNamePatterns = [pattern if "*" in pattern else f"*{pattern}*"]
+    folder = ROOT / "tests" / "tools"
+    suite = loader.discover(str(folder), pattern="test_*.py", top_level_dir=str(folder))
+    result = unittest.TextTestRunner(stream=sys.stdout, verbosity=1).run(suite)
+    bad = len(result.failures) + len(result.errors) + len(result.unexpectedSuccesses)
+    return result.testsRun - bad - len(result.skipped), bad
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("build", type=pathlib.Path, metavar="BUILD_DIR")
+    parser.add_argument("--filter", default="", metavar="PATTERN",
+                        help="a GoogleTest filter; Python tests are matched by the same pattern")
+    arguments = parser.parse_args()
+    programs = run_programs(arguments.build.resolve(), arguments.filter)
+    scripts = run_python(arguments.filter)
+    passed, failed = (a + b for a, b in zip(programs, scripts))
+    if passed + failed == 0:
+        print("no test ran: filter: found " + repr(arguments.filter) + ", expected one that matches")
+    print(f"{passed} passed, {failed} failed", flush=True)
+    return 0 if failed == 0 and passed > 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

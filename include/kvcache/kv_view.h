@@ -1,0 +1,85 @@
+// KvView: all that attention knows of a cache. Plain data over rows that somebody else owns.
+#ifndef KVCACHE_KV_VIEW_H_
+#define KVCACHE_KV_VIEW_H_
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "kvcache/types.h"
+#include "kvcache/version.h"
+
+namespace kvcache {
+inline namespace v0 {
+
+// Consecutive keys and values of every sequence of a view, stored in pages. Row `r` of sequence
+// `s` lies in slot r % page_size of page block_table[s][r / page_size]; its elements for KV head
+// `h` start at  k + page * k_page_stride + h * k_head_stride + slot * k_token_stride.
+// A contiguous cache is a part with one page per sequence: page_size >= every length, no table.
+// Strides count elements. V may alias K's storage.
+struct KvPart {
+  const void* k = nullptr;
+  const void* v = nullptr;
+  RowFormat k_format;
+  RowFormat v_format;
+  std::int64_t k_page_stride = 0, k_head_stride = 0, k_token_stride = 0;
+  std::int64_t v_page_stride = 0, v_head_stride = 0, v_token_stride = 0;
+
+  // Scales of coded rows, addressed like the rows; null for plain ones.
+  const float* k_scales = nullptr;
+  const float* v_scales = nullptr;
+  std::int64_t k_scale_page_stride = 0, k_scale_head_stride = 0, k_scale_token_stride = 0;
+  std::int64_t v_scale_page_stride = 0, v_scale_head_stride = 0, v_scale_token_stride = 0;
+
+  std::int32_t page_size = 0;                 // tokens
+  const std::int32_t* block_table = nullptr;  // [num_seqs, block_table_stride] page ids, -1 unused;
+                                              // null: sequence s is page s, and has no other
+  std::int64_t block_table_stride = 0;
+
+  const std::int32_t* lengths = nullptr;         // [num_seqs] rows of this part
+  const std::int32_t* first_position = nullptr;  // [num_seqs] position of row 0; null: all 0
+  const std::int32_t* first_visible = nullptr;   // [num_seqs] rows before it do not exist; null: 0
+  const std::int32_t* positions = nullptr;       // [num_seqs, positions_stride] position of each
+  std::int64_t positions_stride = 0;             // row where not first_position + row; may be null
+};
+
+// One layer of a list of sequences: parts in key order. Attention over a view is the ordered merge
+// of attention over its parts. Valid until its owner says (see OwnedKvView and the caches).
+struct KvView {
+  Device device;
+  std::int32_t num_seqs = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int32_t k_head_dim = 0;
+  std::int32_t v_head_dim = 0;
+  std::int32_t num_parts = 0;
+  const KvPart* parts = nullptr;  // [num_parts]
+};
+
+// Rows of sequence `seq` over all parts, hidden ones included.
+inline std::int64_t total_length(const KvView& view, std::int32_t seq) noexcept {
+  std::int64_t rows = 0;
+  for (std::int32_t p = 0; p < view.num_parts; ++p) rows += view.parts[p].lengths[seq];
+  return rows;
+}
+
+// A KvView together with its tables. Move-only; what a cache's view() returns. The tables live as
+// long as this object, the rows as long as the cache promises.
+class OwnedKvView {
+ public:
+  OwnedKvView(const KvView& view, std::shared_ptr<const void> tables) noexcept
+      : view_(view), tables_(std::move(tables)) {}
+  OwnedKvView(OwnedKvView&&) noexcept = default;
+  OwnedKvView& operator=(OwnedKvView&&) noexcept = default;
+
+  const KvView& get() const noexcept { return view_; }
+  operator const KvView&() const noexcept { return view_; }  // NOLINT: implicit
+
+ private:
+  KvView view_;
+  std::shared_ptr<const void> tables_;
+};
+
+}  // namespace v0
+}  // namespace kvcache
+
+#endif  // KVCACHE_KV_VIEW_H_

@@ -1,0 +1,22 @@
+// Everything that is built of the public API. The headers of designs whose code has not landed yet
+// (batching_cache.h, functional.h, prefix.h, tier.h) are not installed and not included here.
+#ifndef KVCACHE_KVCACHE_H_
+#define KVCACHE_KVCACHE_H_
+
+#include "kvcache/attention.h"
+#include "kvcache/backend.h"
+#include "kvcache/cache.h"
+#include "kvcache/dynamic_cache.h"
+#include "kvcache/executor.h"
+#include "kvcache/kv_view.h"
+#include "kvcache/layer_spec.h"
+#include "kvcache/memory.h"
+#include "kvcache/memory_plan.h"
+#include "kvcache/paged_cache.h"
+#include "kvcache/static_cache.h"
+#include "kvcache/status.h"
+#include "kvcache/tensor_view.h"
+#include "kvcache/types.h"
+#include "kvcache/version.h"
+
+#endif  // KVCACHE_KVCACHE_H_

@@ -1,0 +1,41 @@
+// What a cache will weigh, before it is built: equal to the byte to what it then reports.
+#ifndef KVCACHE_MEMORY_PLAN_H_
+#define KVCACHE_MEMORY_PLAN_H_
+
+#include <cstdint>
+#include <span>
+
+#include "kvcache/layer_spec.h"
+#include "kvcache/status.h"
+#include "kvcache/types.h"
+#include "kvcache/version.h"
+
+namespace kvcache {
+inline namespace v0 {
+
+enum class CacheKind : std::uint8_t { kDynamic = 0, kStatic = 1, kPaged = 2 };
+
+struct MemoryPlanRequest {
+  std::span<const LayerSpec> layers;
+  std::int64_t batch_size = 1;  // rows of a layered cache; sequences of a paged one
+  std::int64_t seq_length = 0;  // tokens stored in every layer and row
+  std::int64_t max_length = 0;  // kStatic: its capacity
+  std::int64_t page_size = 16;  // kPaged, tokens
+  std::int64_t num_pages = 0;   // kPaged: the pool; 0: just what seq_length needs
+  Layout layout = Layout::kHND;
+};
+
+struct PlannedBytes {
+  std::int64_t nbytes = 0;          // rows stored
+  std::int64_t reserved_bytes = 0;  // held for them
+  std::int64_t num_pages = 0;       // kPaged: pages taken, over all groups
+};
+
+// For a fresh cache of `kind` filled by appends to seq_length. Errors: kInvalidArgument for sizes
+// that no cache could have, or whose bytes exceed 2^62.
+KVC_API Result<PlannedBytes> plan_memory(CacheKind kind, const MemoryPlanRequest& request);
+
+}  // namespace v0
+}  // namespace kvcache
+
+#endif  // KVCACHE_MEMORY_PLAN_H_

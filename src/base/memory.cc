@@ -1,0 +1,114 @@
+#include "kvcache/memory.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <new>
+#include <string>
+
+#include "base/door.h"
+#include "base/memory_kinds.h"
+
+namespace kvcache {
+
+namespace internal {
+
+std::int64_t page_bytes() noexcept {
+  static const std::int64_t bytes = [] {
+    const long reported = sysconf(_SC_PAGESIZE);
+    return reported > 0 ? static_cast<std::int64_t>(reported) : std::int64_t{4096};
+  }();
+  return bytes;
+}
+
+}  // namespace internal
+
+inline namespace v0 {
+
+MemoryResource::~MemoryResource() = default;
+
+MemoryResource& system_memory() noexcept {
+#if KVC_PORTABLE_MEMORY
+  return internal::portable_memory();
+#else
+  return internal::mapped_memory();
+#endif
+}
+
+struct LimitedMemory::Impl {
+  std::int64_t limit = 0;
+  MemoryResource* upstream = nullptr;
+  std::atomic<std::int64_t> committed{0};
+
+  // Adds to the account if the limit allows it. REQUIRES: bytes >= 0.
+  Status take(std::int64_t bytes) noexcept {
+    std::int64_t now = committed.load(std::memory_order_relaxed);
+    do {
+      if (bytes > limit - now) {
+        return internal::make_status(StatusCode::kOutOfMemory, [&] {
+          return "memory: asked " + std::to_string(bytes) + " bytes more with " +
+                 std::to_string(now) + " of " + std::to_string(limit) + " committed";
+        });
+      }
+    } while (!committed.compare_exchange_weak(now, now + bytes, std::memory_order_relaxed));
+    return {};
+  }
+
+  void give_back(std::int64_t bytes) noexcept {
+    committed.fetch_sub(bytes, std::memory_order_relaxed);
+  }
+};
+
+// Without memory for the account, every call refuses.
+LimitedMemory::LimitedMemory(std::int64_t limit_bytes, MemoryResource& upstream)
+    : impl_(new (std::nothrow) Impl) {
+  if (impl_ == nullptr) return;
+  impl_->limit = limit_bytes;
+  impl_->upstream = &upstream;
+}
+
+LimitedMemory::~LimitedMemory() = default;
+
+std::int64_t LimitedMemory::committed_bytes() const noexcept {
+  return impl_ == nullptr ? 0 : impl_->committed.load(std::memory_order_relaxed);
+}
+
+Device LimitedMemory::device() const noexcept {
+  return impl_ == nullptr ? Device{} : impl_->upstream->device();
+}
+
+Result<Region> LimitedMemory::reserve(std::int64_t bytes) noexcept {
+  if (impl_ == nullptr) return internal::out_of_memory();
+  return impl_->upstream->reserve(bytes);
+}
+
+Status LimitedMemory::commit(const Region& region, std::int64_t bytes) noexcept {
+  if (impl_ == nullptr) return internal::out_of_memory();
+  Status status = impl_->take(bytes);
+  if (!status.ok()) return status;
+  status = impl_->upstream->commit(region, bytes);
+  if (!status.ok()) impl_->give_back(bytes);
+  return status;
+}
+
+void LimitedMemory::decommit(const Region& region, std::int64_t bytes, std::int64_t offset,
+                             std::int64_t length) noexcept {
+  if (impl_ == nullptr) return;
+  impl_->upstream->decommit(region, bytes, offset, length);
+  impl_->give_back(bytes);
+}
+
+Result<Region> LimitedMemory::grow(const Region& region, const RowSpan& from, const RowSpan& to,
+                                   std::int64_t bytes, std::int64_t* copied) noexcept {
+  if (impl_ == nullptr) return internal::out_of_memory();
+  return impl_->upstream->grow(region, from, to, bytes, copied);
+}
+
+void LimitedMemory::release(const Region& region, std::int64_t committed) noexcept {
+  if (impl_ == nullptr) return;
+  impl_->upstream->release(region, committed);
+  impl_->give_back(committed);
+}
+
+}  // namespace v0
+}  // namespace kvcache

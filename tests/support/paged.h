@@ -1,0 +1,302 @@
+// What the tests of PagedCache share. A token is a small number; each of its elements in each layer
+// is computed from it, so that a misplaced row, head, layer or element is seen at once.
+#ifndef KVCACHE_TESTS_SUPPORT_PAGED_H_
+#define KVCACHE_TESTS_SUPPORT_PAGED_H_
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kvcache/memory.h"
+#include "kvcache/paged_cache.h"
+#include "support/tensors.h"
+
+namespace kvcache::testing {
+
+using Tokens = std::vector<double>;
+using Pages = std::vector<std::int32_t>;
+using Counts = std::vector<std::int64_t>;
+
+// Fresh memory is NaN in every floating type; the k-th call of commit or reserve fails on demand.
+// Errors in the account show as committed_bytes() != 0 after the cache is gone.
+class TestMemory final : public MemoryResource {
+ public:
+  ~TestMemory() override = default;
+
+  void fail_after(std::int64_t calls) { calls_left_ = calls; }
+  void never_fail() { calls_left_ = std::numeric_limits<std::int64_t>::max(); }
+  std::int64_t committed_bytes() const { return committed_; }
+  std::int64_t regions() const { return regions_; }
+
+  Result<Region> reserve(std::int64_t bytes) noexcept override {
+    if (!allowed()) return Status(StatusCode::kOutOfMemory, "injected");
+    auto region = system_memory().reserve(bytes);
+    if (!region.ok()) return region.status();
+    ++regions_;
+    if (bytes <= kPoisoned) std::memset(region->data, 0xFF, static_cast<std::size_t>(bytes));
+    return region;
+  }
+  Status commit(const Region& region, std::int64_t bytes) noexcept override {
+    if (!allowed()) return Status(StatusCode::kOutOfMemory, "injected");
+    committed_ += bytes;
+    return system_memory().commit(region, bytes);
+  }
+  void decommit(const Region& region, std::int64_t bytes, std::int64_t offset,
+                std::int64_t length) noexcept override {
+    committed_ -= bytes;
+    system_memory().decommit(region, bytes, offset, length);
+  }
+  Result<Region> grow(const Region& region, const RowSpan& from, const RowSpan& to,
+                      std::int64_t bytes, std::int64_t* copied) noexcept override {
+    return system_memory().grow(region, from, to, bytes, copied);
+  }
+  void release(const Region& region, std::int64_t committed) noexcept override {
+    committed_ -= committed;
+    --regions_;
+    system_memory().release(region, 0);
+  }
+
+ private:
+  static constexpr std::int64_t kPoisoned = 1 << 24;
+
+  bool allowed() noexcept { return calls_left_-- > 0; }
+
+  std::int64_t calls_left_ = std::numeric_limits<std::int64_t>::max();
+  std::int64_t committed_ = 0;
+  std::int64_t regions_ = 0;
+};
+
+// Exact in every type for tokens below 64, 2 heads, head_dim <= 2 and a few layers.
+inline double element(double token, std::int64_t layer, std::int64_t head, std::int64_t d,
+                      bool value) {
+  const double x =
+      std::ldexp(token * 4 + static_cast<double>(head * 2 + d), static_cast<int>(layer));
+  return value ? -x : x;
+}
+
+inline LayerSpec paged_spec(DType dtype = DType::kF32) {
+  LayerSpec spec;
+  spec.num_kv_heads = 2;
+  spec.k_head_dim = 2;
+  spec.v_head_dim = 1;
+  spec.k_format.dtype = dtype;
+  spec.v_format.dtype = dtype;
+  return spec;
+}
+
+// New rows of one layer, packed [num_tokens, num_kv_heads, head_dim].
+inline HostTensor packed(const LayerSpec& spec, const Tokens& tokens, std::int64_t layer,
+                         bool value, DType dtype = DType::kF32) {
+  const std::int64_t dim = value ? spec.v_head_dim : spec.k_head_dim;
+  HostTensor rows(dtype, {static_cast<std::int64_t>(tokens.size()), spec.num_kv_heads, dim});
+  std::int64_t i = 0;
+  for (const double token : tokens) {
+    for (std::int64_t head = 0; head < spec.num_kv_heads; ++head) {
+      for (std::int64_t d = 0; d < dim; ++d) rows.set(i++, element(token, layer, head, d, value));
+    }
+  }
+  return rows;
+}
+
+// A cache of a few layers of paged_spec(), and the words that the tests are written in.
+struct PagedFixture {
+  LayerSpec spec;
+  std::int64_t num_layers;
+  Layout layout;
+  PagedCache cache;
+
+  static CacheConfig config(Layout layout = Layout::kHND, DType dtype = DType::kF32,
+                            std::int64_t num_pages = 8, std::int64_t page_size = 4,
+                            std::int64_t num_layers = 2) {
+    CacheConfig config;
+    config.layers.assign(static_cast<std::size_t>(num_layers), paged_spec(dtype));
+    config.page_size = page_size;
+    config.num_pages = num_pages;
+    config.layout = layout;
+    return config;
+  }
+
+  // REQUIRES: a config that create() takes, all layers equal.
+  explicit PagedFixture(const CacheConfig& config = PagedFixture::config())
+      : spec(config.layers.front()),
+        num_layers(static_cast<std::int64_t>(config.layers.size())),
+        layout(config.layout),
+        cache(PagedCache::create(config).value()) {}
+
+  SequenceId open() { return cache.open().value(); }
+
+  Status write_layer(PagedCache::Step& step, std::int64_t layer, const Tokens& tokens,
+                     DType dtype = DType::kF32) {
+    const HostTensor k = packed(spec, tokens, layer, false, dtype);
+    const HostTensor v = packed(spec, tokens, layer, true, dtype);
+    return cache.write(step, layer, k, v);
+  }
+  Status write(PagedCache::Step& step, const Tokens& tokens) {
+    for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+      KVC_RETURN_IF_ERROR(write_layer(step, layer, tokens));
+    }
+    return {};
+  }
+  Result<PagedCache::Step> reserve(SequenceId seq, std::int64_t count) {
+    const Append append{seq, count};
+    return cache.reserve({&append, 1});
+  }
+  // reserve, write, commit.
+  Status append(SequenceId seq, const Tokens& tokens) {
+    KVC_ASSIGN_OR_RETURN(PagedCache::Step step,
+                         reserve(seq, static_cast<std::int64_t>(tokens.size())));
+    KVC_RETURN_IF_ERROR(write(step, tokens));
+    return cache.commit(step);
+  }
+
+  // The token whose elements these are; NaN if they are no token's.
+  double decode(const TensorView& rows, std::int64_t layer, std::int64_t row, bool value) const {
+    const bool head_first = layout == Layout::kHND;
+    const std::int64_t dim = value ? spec.v_head_dim : spec.k_head_dim;
+    double token = 0;
+    for (std::int64_t head = 0; head < spec.num_kv_heads; ++head) {
+      for (std::int64_t d = 0; d < dim; ++d) {
+        const std::int64_t at = head * rows.strides[head_first ? 0 : 1] +
+                                row * rows.strides[head_first ? 1 : 0] + d * rows.strides[2];
+        const double x = read_element(
+            static_cast<const std::byte*>(rows.data) + at * size_of(rows.dtype), rows.dtype);
+        if (head == 0 && d == 0) token = std::ldexp(value ? -x : x, -static_cast<int>(layer)) / 4;
+        if (!(x == element(token, layer, head, d, value))) return std::nan("");
+      }
+    }
+    return token;
+  }
+
+  // The tokens of a sequence as gather() shows them in every layer, K and V.
+  Tokens tokens(SequenceId seq, DType dtype = DType::kF32) const {
+    const std::int64_t length = cache.seq_length(seq).value();
+    Tokens result(static_cast<std::size_t>(length));
+    for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+      const auto shape = [&](std::int64_t dim) {
+        return layout == Layout::kHND ? Counts{spec.num_kv_heads, length, dim}
+                                      : Counts{length, spec.num_kv_heads, dim};
+      };
+      HostTensor k(dtype, shape(spec.k_head_dim));
+      HostTensor v(dtype, shape(spec.v_head_dim));
+      const Status status = cache.gather(layer, seq, k.mutable_view(), v.mutable_view());
+      if (!status.ok()) return {std::nan("")};
+      for (std::int64_t row = 0; row < length; ++row) {
+        double& token = result[static_cast<std::size_t>(row)];
+        const double by_key = decode(k, layer, row, false);
+        if (layer == 0) token = by_key;
+        if (by_key != token || decode(v, layer, row, true) != token) token = std::nan("");
+      }
+    }
+    return result;
+  }
+
+  // The tokens of sequence `index` of a view of `layer`, through its table and strides.
+  Tokens tokens(const KvView& view, std::int32_t index, std::int64_t layer = 0) const {
+    const KvPart& part = view.parts[0];
+    Tokens result;
+    for (std::int32_t row = 0; row < part.lengths[index]; ++row) {
+      const std::int32_t page =
+          part.block_table[index * part.block_table_stride + row / part.page_size];
+      const std::int32_t slot = row % part.page_size;
+      const auto rows_at = [&](const void* data, std::int64_t page_stride, std::int64_t head_stride,
+                               std::int64_t token_stride, std::int64_t dim, DType dtype) {
+        TensorView rows;
+        rows.data = static_cast<const std::byte*>(data) +
+                    (page * page_stride + slot * token_stride) * size_of(dtype);
+        rows.rank = 3;
+        rows.dtype = dtype;
+        const bool head_first = layout == Layout::kHND;
+        rows.shape[head_first ? 0 : 1] = view.num_kv_heads;
+        rows.strides[head_first ? 0 : 1] = head_stride;
+        rows.shape[head_first ? 1 : 0] = 1;
+        rows.shape[2] = dim;
+        rows.strides[2] = 1;
+        return rows;
+      };
+      const double token =
+          decode(rows_at(part.k, part.k_page_stride, part.k_head_stride, part.k_token_stride,
+                         view.k_head_dim, part.k_format.dtype),
+                 layer, 0, false);
+      const double by_value =
+          decode(rows_at(part.v, part.v_page_stride, part.v_head_stride, part.v_token_stride,
+                         view.v_head_dim, part.v_format.dtype),
+                 layer, 0, true);
+      result.push_back(token == by_value ? token : std::nan(""));
+    }
+    return result;
+  }
+
+  Pages pages(SequenceId seq, std::int64_t layer = 0) const {
+    return cache.block_table(layer, {&seq, 1}).value().pages;
+  }
+};
+
+// All that can be seen of a cache: equal before and after a failing call.
+struct PagedState {
+  std::vector<Tokens> tokens;
+  std::vector<Pages> pages;
+  Counts numbers;
+
+  friend bool operator==(const PagedState&, const PagedState&) = default;
+};
+
+inline PagedState state_of(const PagedFixture& f, const std::vector<SequenceId>& seqs) {
+  PagedState state;
+  for (const SequenceId seq : seqs) {
+    state.tokens.push_back(f.tokens(seq));
+    state.pages.push_back(f.pages(seq));
+  }
+  const PagedStats stats = f.cache.stats();
+  state.numbers = {f.cache.nbytes(),   f.cache.reserved_bytes(), f.cache.free_pages(),
+                   stats.pages_held,   stats.pages_reserved,     stats.pages_high_water,
+                   stats.pages_copied, stats.rows_copied,        stats.sequences,
+                   stats.open_steps};
+  EXPECT_TRUE(f.cache.check_invariants().ok()) << f.cache.check_invariants().to_string();
+  return state;
+}
+
+// Pages of 4 tokens, in both layouts and every element type.
+class PagedTest : public ::testing::TestWithParam<std::tuple<Layout, DType>> {
+ public:
+  static std::string name(const ::testing::TestParamInfo<std::tuple<Layout, DType>>& each) {
+    return std::string(name_of(std::get<0>(each.param))) + "_" + name_of(std::get<1>(each.param));
+  }
+
+ protected:
+  static Layout layout() { return std::get<0>(GetParam()); }
+  static DType dtype() { return std::get<1>(GetParam()); }
+  static PagedFixture make(std::int64_t num_pages = 8) {
+    return PagedFixture(PagedFixture::config(layout(), dtype(), num_pages));
+  }
+};
+
+inline auto every_paged_case() {
+  return ::testing::Combine(::testing::Values(Layout::kHND, Layout::kNHD),
+                            ::testing::Values(DType::kF32, DType::kF16, DType::kBF16));
+}
+
+}  // namespace kvcache::testing
+
+#define EXPECT_OK(expr)                                   \
+  do {                                                    \
+    const ::kvcache::Status expect_ok = (expr);           \
+    EXPECT_TRUE(expect_ok.ok()) << expect_ok.to_string(); \
+  } while (false)
+
+// `expr`, a Status, fails with `code_in` and the cache of fixture `f` looks as before.
+#define EXPECT_REFUSED(f, seqs, code_in, expr)                         \
+  do {                                                                 \
+    const auto before_call = ::kvcache::testing::state_of(f, seqs);    \
+    const ::kvcache::Status refused = (expr);                          \
+    EXPECT_EQ(refused.code(), code_in) << refused.to_string();         \
+    EXPECT_NE(refused.message(), "");                                  \
+    EXPECT_TRUE(::kvcache::testing::state_of(f, seqs) == before_call); \
+  } while (false)
+
+#endif  // KVCACHE_TESTS_SUPPORT_PAGED_H_

@@ -1,0 +1,165 @@
+// Attention calls over all options, layouts, types and sizes, chosen by a seed.
+#ifndef KVCACHE_TESTS_SUPPORT_RANDOM_ATTENTION_H_
+#define KVCACHE_TESTS_SUPPORT_RANDOM_ATTENTION_H_
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "support/attention_case.h"
+
+namespace kvcache::testing {
+
+template <typename T>
+T pick(std::mt19937& rng, std::initializer_list<T> list) {
+  return list.begin()[rng() % list.size()];
+}
+inline bool chance(std::mt19937& rng, int one_in) {
+  return rng() % static_cast<unsigned>(one_in) == 0;
+}
+
+inline void choose_sizes(std::mt19937& rng, AttentionCase* c) {
+  const auto kv_heads = pick<std::int32_t>(rng, {1, 1, 2, 3});
+  c->num_heads = kv_heads * pick<std::int32_t>(rng, {1, 2, 4, 5, 7});
+  const auto k_dim = pick<std::int32_t>(rng, {1, 4, 5, 16, 33, 64, 80, 128});
+  const auto v_dim = chance(rng, 2) ? k_dim : pick<std::int32_t>(rng, {1, 8, 15, 48, 64, 130});
+  std::vector<std::int32_t> lengths;
+  const int num_seqs = 1 + static_cast<int>(rng() % 3);
+  for (int s = 0; s < num_seqs; ++s) {
+    lengths.push_back(
+        pick<std::int32_t>(rng, {0, 1, 2, 63, 64, 65, 127, 130, 511, 512, 513, 700, 1024, 1030}));
+    c->queries.push_back(pick<std::int32_t>(rng, {0, 1, 1, 2, 4, 8, 9, 17, 40}));
+  }
+  c->data = KvRowsData(lengths, kv_heads, k_dim, v_dim);
+}
+
+inline void choose_storage(std::mt19937& rng, AttentionCase* c) {
+  KvStorageOptions& storage = c->storage;
+  storage.k_dtype = pick(rng, {DType::kF32, DType::kF16, DType::kBF16});
+  storage.v_dtype =
+      chance(rng, 4) ? pick(rng, {DType::kF32, DType::kF16, DType::kBF16}) : storage.k_dtype;
+  storage.layout = pick(rng, {Layout::kHND, Layout::kNHD});
+  storage.page_size = pick<std::int32_t>(rng, {0, 1, 3, 16, 64, 100});
+  storage.shuffle = chance(rng, 2) ? rng() | 1u : 0;
+  const std::size_t num_seqs = c->data.lengths.size();
+  if (chance(rng, 3)) {
+    for (std::size_t s = 0; s < num_seqs; ++s) {
+      storage.first_position.push_back(static_cast<std::int32_t>(rng() % 1500));
+    }
+  }
+  if (chance(rng, 3)) {
+    for (std::size_t s = 0; s < num_seqs; ++s) {
+      storage.first_visible.push_back(
+          static_cast<std::int32_t>(rng() % (static_cast<unsigned>(c->data.lengths[s]) + 2)));
+    }
+  }
+  if (chance(rng, 3)) {
+    std::vector<std::int32_t> rest = c->data.lengths;
+    const std::size_t parts = 2 + rng() % 2;
+    for (std::size_t p = 0; p < parts; ++p) {
+      std::vector<std::int32_t> taken;
+      for (std::int32_t& left : rest) {
+        const auto take =
+            p + 1 == parts ? left
+                           : static_cast<std::int32_t>(rng() % (static_cast<unsigned>(left) + 1));
+        taken.push_back(take);
+        left -= take;
+      }
+      storage.parts.push_back(taken);
+    }
+  }
+  if (chance(rng, 4)) {
+    for (std::int32_t length : c->data.lengths) {
+      std::vector<std::int32_t> positions;
+      std::int32_t position = static_cast<std::int32_t>(rng() % 20);
+      for (std::int32_t row = 0; row < length; ++row) {
+        positions.push_back(position);
+        position += chance(rng, 10) ? static_cast<std::int32_t>(rng() % 30) : 1;
+      }
+      storage.positions.push_back(positions);
+    }
+  }
+}
+
+inline void choose_mask(std::mt19937& rng, AttentionCase* c) {
+  const std::int32_t queries =
+      *std::max_element(c->queries.begin(), c->queries.end()) + static_cast<int>(rng() % 2);
+  const std::int32_t keys = *std::max_element(c->data.lengths.begin(), c->data.lengths.end()) +
+                            static_cast<int>(rng() % 3);
+  const std::int64_t batch = chance(rng, 2) ? 1 : static_cast<std::int64_t>(c->data.lengths.size());
+  const std::int64_t heads = chance(rng, 2) ? 1 : c->num_heads;
+  c->mask = HostTensor(DType::kF32, {batch, heads, queries, keys});
+  std::uniform_real_distribution<double> bias(-2, 2);
+  for (std::int64_t i = 0; i < c->mask.num_elements(); ++i) {
+    c->mask.set(i, chance(rng, 3) ? -INFINITY : bias(rng));
+  }
+  c->has_mask = true;
+}
+
+inline void choose_options(std::mt19937& rng, AttentionCase* c) {
+  AttentionOptions& options = c->options;
+  options.causal = !chance(rng, 3);
+  if (chance(rng, 4)) options.scale = 0.3f;
+  if (chance(rng, 4)) options.softcap = pick(rng, {0.5f, 5.0f, 50.0f});
+  if (chance(rng, 3)) {
+    options.window = pick<std::int32_t>(rng, {1, 2, 63, 64, 100, 600});
+    options.sink_tokens = pick<std::int32_t>(rng, {0, 0, 1, 4, 70});
+  }
+  std::uniform_real_distribution<float> uniform(0.001f, 0.5f);
+  if (chance(rng, 4)) {
+    for (std::int32_t head = 0; head < c->num_heads; ++head) {
+      c->alibi_slopes.push_back(uniform(rng));
+    }
+  }
+  if (chance(rng, 4)) {
+    for (std::int32_t head = 0; head < c->num_heads; ++head) {
+      c->sinks.push_back(4 * uniform(rng) - 1);
+    }
+  }
+  options.partial = chance(rng, 6);
+  if (chance(rng, 4)) choose_mask(rng, c);
+}
+
+inline AttentionCase random_case(std::uint32_t seed) {
+  std::mt19937 rng(seed);
+  AttentionCase c;
+  choose_sizes(rng, &c);
+  choose_storage(rng, &c);
+  choose_options(rng, &c);
+  c.q_dtype = chance(rng, 3) ? pick(rng, {DType::kF16, DType::kBF16}) : DType::kF32;
+  c.randomize(rng);
+  return c;
+}
+
+inline std::string describe(const AttentionCase& c) {
+  std::ostringstream text;
+  const auto list = [&](const char* name, const auto& values) {
+    text << name << " [";
+    for (const auto& value : values) text << value << " ";
+    text << "] ";
+  };
+  text << "heads " << c.num_heads << "/" << c.data.num_kv_heads << " dims " << c.data.k_dim << "/"
+       << c.data.v_dim << " ";
+  list("lengths", c.data.lengths);
+  list("queries", c.queries);
+  text << name_of(c.storage.k_dtype) << "/" << name_of(c.storage.v_dtype) << " q "
+       << name_of(c.q_dtype) << " " << name_of(c.storage.layout) << " page " << c.storage.page_size
+       << " ";
+  list("first_position", c.storage.first_position);
+  list("first_visible", c.storage.first_visible);
+  for (const auto& part : c.storage.parts) list("part", part);
+  text << (c.storage.positions.empty() ? "" : "positions ") << (c.options.causal ? "causal " : "")
+       << "window " << c.options.window << "+" << c.options.sink_tokens << " softcap "
+       << c.options.softcap << (c.alibi_slopes.empty() ? "" : " alibi")
+       << (c.sinks.empty() ? "" : " sinks") << (c.has_mask ? " mask" : "")
+       << (c.options.partial ? " partial" : "");
+  return text.str();
+}
+
+}  // namespace kvcache::testing
+
+#endif  // KVCACHE_TESTS_SUPPORT_RANDOM_ATTENTION_H_

@@ -1,0 +1,235 @@
+#include "attention/plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "attention/check.h"
+#include "attention/execute.h"
+#include "attention/reference.h"
+#include "attention/select.h"
+#include "attention/visible.h"
+#include "base/checked_math.h"
+#include "base/door.h"
+
+namespace kvcache::internal {
+namespace {
+
+Status not_planned(const std::string& name, const std::string& found, const std::string& expected) {
+  return Status(StatusCode::kInvalidArgument,
+                name + ": found " + found + ", expected " + expected + " as planned");
+}
+
+Status not_planned(const std::string& name, std::int64_t found, std::int64_t expected) {
+  return not_planned(name, std::to_string(found), std::to_string(expected));
+}
+
+Executor& executor_of(const ExecContext& context) {
+  return context.executor == nullptr ? default_executor() : *context.executor;
+}
+
+}  // namespace
+
+Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
+                  std::int64_t num_heads, const AttentionOptions& options,
+                  const ExecContext& context) {
+  KVC_RETURN_IF_ERROR(check_view(like));
+  KVC_RETURN_IF_ERROR(check_qo_indptr(qo_indptr, like.num_seqs));
+  KVC_RETURN_IF_ERROR(check_heads(num_heads, like));
+  KVC_RETURN_IF_ERROR(check_options(options));
+  KVC_RETURN_IF_ERROR(check_mask(options.mask, like, qo_indptr, num_heads));
+  const Backend* backend = nullptr;
+  KVC_RETURN_IF_ERROR(select_backend(options.backend, &backend));
+
+  // Room first, then changes that cannot fail.
+  const std::int32_t concurrency = executor_of(context).concurrency();
+  WorkShape shape;
+  shape.group = num_heads / like.num_kv_heads;
+  shape.num_kv_heads = like.num_kv_heads;
+  shape.v_dim = like.v_head_dim;
+  shape.concurrency = concurrency;
+  shape.rules = {options.causal, options.window, options.sink_tokens};
+  WorkSize size;
+  KVC_RETURN_IF_ERROR(measure_work(like, qo_indptr, shape, &size));
+  const WorkerScratch layout = worker_scratch(*backend, like, shape.group, size.largest_tile);
+  std::int64_t bytes = 0;
+  std::int64_t workspace_bytes = 0;
+  if (!checked_mul(layout.bytes, concurrency, &bytes) ||
+      !checked_mul(size.workspace_floats, sizeof(float), &workspace_bytes)) {
+    return out_of_memory();
+  }
+  work_.reserve(size);
+  items_left_.reserve(static_cast<std::size_t>(size.num_splits * like.num_kv_heads));
+  const std::int64_t pairs = std::int64_t{like.num_parts} * like.num_seqs;
+  lengths_.reserve(static_cast<std::size_t>(pairs));
+  parts_.reserve(static_cast<std::size_t>(like.num_parts));
+  qo_indptr_.reserve(qo_indptr.size());
+  KVC_RETURN_IF_ERROR(scratch_.reserve(bytes));
+  KVC_RETURN_IF_ERROR(workspace_.reserve(workspace_bytes));
+
+  backend_ = backend;
+  num_seqs_ = like.num_seqs;
+  num_kv_heads_ = like.num_kv_heads;
+  k_head_dim_ = like.k_head_dim;
+  v_head_dim_ = like.v_head_dim;
+  num_heads_ = num_heads;
+  options_ = options;
+  concurrency_ = concurrency;
+  layout_ = layout;
+  qo_indptr_.assign(qo_indptr.begin(), qo_indptr.end());
+  parts_.clear();
+  lengths_.clear();
+  for (std::int32_t p = 0; p < like.num_parts; ++p) {
+    const KvPart& part = like.parts[p];
+    parts_.push_back({part.k_format, part.v_format, part.positions != nullptr});
+    for (std::int32_t seq = 0; seq < like.num_seqs; ++seq) {
+      lengths_.push_back({part.lengths[seq],
+                          part.first_position == nullptr ? 0 : part.first_position[seq],
+                          part.first_visible == nullptr ? 0 : part.first_visible[seq]});
+    }
+  }
+  work_.fill(like, qo_indptr_, shape, size);
+  items_left_.resize(static_cast<std::size_t>(size.num_splits * like.num_kv_heads));
+  rows_read_ = 0;
+  for (std::int32_t seq = 0; seq < like.num_seqs; ++seq) {
+    rows_read_ += count_visible_rows(like, seq, qo_indptr_[seq + 1] - qo_indptr_[seq], shape.rules);
+  }
+  return {};
+}
+
+Status Plan::check_planned(const KvView& kv, const AttentionOptions& options) const {
+  if (backend_ == nullptr) {
+    return Status(StatusCode::kInvalidArgument, "run: found no plan, expected plan() before it");
+  }
+  if (kv.num_seqs != num_seqs_) return not_planned("kv.num_seqs", kv.num_seqs, num_seqs_);
+  if (kv.num_kv_heads != num_kv_heads_) {
+    return not_planned("kv.num_kv_heads", kv.num_kv_heads, num_kv_heads_);
+  }
+  if (kv.k_head_dim != k_head_dim_) {
+    return not_planned("kv.k_head_dim", kv.k_head_dim, k_head_dim_);
+  }
+  if (kv.v_head_dim != v_head_dim_) {
+    return not_planned("kv.v_head_dim", kv.v_head_dim, v_head_dim_);
+  }
+  const std::int64_t num_parts = static_cast<std::int64_t>(parts_.size());
+  if (kv.num_parts != num_parts) return not_planned("kv.num_parts", kv.num_parts, num_parts);
+  for (std::int32_t p = 0; p < kv.num_parts; ++p) {
+    const KvPart& part = kv.parts[p];
+    const auto name = [p](const char* field) {
+      return "kv.parts[" + std::to_string(p) + "]" + field;
+    };
+    if (!(parts_[p] == PartShape{part.k_format, part.v_format, part.positions != nullptr})) {
+      return not_planned(name(""), "other formats or positions", "those");
+    }
+    for (std::int32_t seq = 0; seq < num_seqs_; ++seq) {
+      const PartLength& planned = lengths_[std::size_t(p) * num_seqs_ + seq];
+      const auto index = [seq] { return "[" + std::to_string(seq) + "]"; };
+      if (part.lengths[seq] != planned.length) {
+        return not_planned(name(".lengths") + index(), part.lengths[seq], planned.length);
+      }
+      if (first_index_of(part, seq) != planned.first_index) {
+        return not_planned(name(".first_position") + index(), first_index_of(part, seq),
+                           planned.first_index);
+      }
+      if (first_visible_of(part, seq) != planned.first_visible) {
+        return not_planned(name(".first_visible") + index(), first_visible_of(part, seq),
+                           planned.first_visible);
+      }
+    }
+  }
+
+  if (options.causal != options_.causal) {
+    return not_planned("options.causal", options.causal, options_.causal);
+  }
+  if (options.window != options_.window) {
+    return not_planned("options.window", options.window, options_.window);
+  }
+  if (options.sink_tokens != options_.sink_tokens) {
+    return not_planned("options.sink_tokens", options.sink_tokens, options_.sink_tokens);
+  }
+  if (options.softcap != options_.softcap) {
+    return not_planned("options.softcap", std::to_string(options.softcap),
+                       std::to_string(options_.softcap));
+  }
+  if (options.partial != options_.partial) {
+    return not_planned("options.partial", options.partial, options_.partial);
+  }
+  if (options.reproducible != options_.reproducible) {
+    return not_planned("options.reproducible", options.reproducible, options_.reproducible);
+  }
+  if (options.backend != nullptr && std::strcmp(options.backend, backend_->name) != 0) {
+    return not_planned("options.backend", options.backend, backend_->name);
+  }
+  return {};
+}
+
+Status Plan::run(const TensorView& q, const KvView& kv, const MutableTensorView& out,
+                 const MutableTensorView& lse, const AttentionOptions& options,
+                 const ExecContext& context) {
+  KVC_RETURN_IF_ERROR(check_view(kv));
+  KVC_RETURN_IF_ERROR(check_planned(kv, options));
+  KVC_RETURN_IF_ERROR(check_options(options));
+  KVC_RETURN_IF_ERROR(check_mask(options.mask, kv, qo_indptr_, num_heads_));
+  AttentionProblem problem;
+  KVC_RETURN_IF_ERROR(bind_problem(q, qo_indptr_, kv, out, lse, num_heads_, options, &problem));
+  Executor& executor = executor_of(context);
+  if (executor.concurrency() > concurrency_) {
+    return Status(StatusCode::kInvalidArgument,
+                  "context.executor: found concurrency " + std::to_string(executor.concurrency()) +
+                      ", expected at most " + std::to_string(concurrency_) + " as planned");
+  }
+  if (backend_->attention == nullptr) {
+    run_reference(problem, executor);
+  } else {
+    run_kernels(problem, executor);
+  }
+  return {};
+}
+
+void Plan::run_reference(const AttentionProblem& problem, Executor& executor) {
+  struct Job {
+    const AttentionProblem& problem;
+    Plan& plan;
+  } job{problem, *this};
+  executor.parallel_for(
+      num_seqs_ * num_heads_,
+      [](void* context, std::int64_t task, std::int32_t worker) noexcept {
+        Job& self = *static_cast<Job*>(context);
+        double* scratch = reinterpret_cast<double*>(self.plan.scratch_.as<std::byte>() +
+                                                    worker * self.plan.layout_.bytes);
+        const std::int32_t seq = static_cast<std::int32_t>(task / self.problem.num_heads);
+        const std::int64_t head = task % self.problem.num_heads;
+        for (std::int64_t query = 0; query < self.problem.num_queries(seq); ++query) {
+          reference_row(self.problem, seq, query, head, scratch);
+        }
+      },
+      &job);
+}
+
+void Plan::run_kernels(const AttentionProblem& problem, Executor& executor) {
+  const std::vector<SplitTile>& splits = work_.splits();
+  for (std::size_t split = 0; split < splits.size(); ++split) {
+    std::fill_n(items_left_.begin() + static_cast<std::ptrdiff_t>(split) * num_kv_heads_,
+                num_kv_heads_, splits[split].num_items);
+  }
+  Execution execution{problem,
+                      *backend_->attention,
+                      work_,
+                      {options_.causal, options_.window, options_.sink_tokens},
+                      layout_,
+                      scratch_.as<std::byte>(),
+                      workspace_.as<float>(),
+                      items_left_.data()};
+  const std::int64_t heads = num_kv_heads_;
+  executor.parallel_for(
+      static_cast<std::int64_t>(work_.items().size()) * heads,
+      [](void* context, std::int64_t task, std::int32_t worker) noexcept {
+        const Execution& self = *static_cast<const Execution*>(context);
+        const std::int64_t kv_heads = self.problem.kv.num_kv_heads;
+        run_item(self, self.work.items()[static_cast<std::size_t>(task / kv_heads)],
+                 static_cast<std::int32_t>(task % kv_heads), worker);
+      },
+      &execution);
+}
+
+}  // namespace kvcache::internal

@@ -1,0 +1,77 @@
+// The split of a step's attention into work items, with its workspace: what AttentionPlan holds.
+#ifndef KVCACHE_SRC_ATTENTION_PLAN_H_
+#define KVCACHE_SRC_ATTENTION_PLAN_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "attention/execute.h"
+#include "attention/problem.h"
+#include "attention/work.h"
+#include "base/aligned_buffer.h"
+#include "kernels/kernel_table.h"
+#include "kvcache/attention.h"
+#include "kvcache/executor.h"
+#include "kvcache/kv_view.h"
+#include "kvcache/status.h"
+
+namespace kvcache::internal {
+
+// See AttentionPlan. May throw bad_alloc, the plan being as before: call it inside at_door.
+class Plan {
+ public:
+  Status plan(const KvView& like, std::span<const std::int32_t> qo_indptr, std::int64_t num_heads,
+              const AttentionOptions& options, const ExecContext& context);
+
+  Status run(const TensorView& q, const KvView& kv, const MutableTensorView& out,
+             const MutableTensorView& lse, const AttentionOptions& options,
+             const ExecContext& context);
+
+  std::int64_t rows_read() const noexcept { return rows_read_; }
+  const char* backend() const noexcept { return backend_ == nullptr ? "" : backend_->name; }
+
+ private:
+  // What of a part and a sequence must be at run() as it was at plan().
+  struct PartLength {
+    std::int32_t length = 0;
+    std::int32_t first_index = 0;
+    std::int32_t first_visible = 0;
+
+    friend bool operator==(const PartLength&, const PartLength&) = default;
+  };
+  struct PartShape {
+    RowFormat k_format;
+    RowFormat v_format;
+    bool has_positions = false;
+
+    friend bool operator==(const PartShape&, const PartShape&) = default;
+  };
+
+  Status check_planned(const KvView& kv, const AttentionOptions& options) const;
+  void run_reference(const AttentionProblem& problem, Executor& executor);
+  void run_kernels(const AttentionProblem& problem, Executor& executor);
+
+  const Backend* backend_ = nullptr;
+  std::int32_t num_seqs_ = 0;
+  std::int32_t num_kv_heads_ = 0;
+  std::int32_t k_head_dim_ = 0;
+  std::int32_t v_head_dim_ = 0;
+  std::int64_t num_heads_ = 0;
+  AttentionOptions options_;  // its scalars
+  std::int32_t concurrency_ = 0;
+  std::int64_t rows_read_ = 0;
+  std::vector<std::int32_t> qo_indptr_;
+  std::vector<PartLength> lengths_;  // [num_parts, num_seqs]
+  std::vector<PartShape> parts_;
+
+  WorkList work_;
+  std::vector<std::int32_t> items_left_;  // [splits, num_kv_heads]
+  WorkerScratch layout_;
+  AlignedBuffer scratch_;    // [concurrency, layout.bytes]
+  AlignedBuffer workspace_;  // partials of split tiles
+};
+
+}  // namespace kvcache::internal
+
+#endif  // KVCACHE_SRC_ATTENTION_PLAN_H_

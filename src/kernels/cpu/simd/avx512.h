@@ -1,0 +1,45 @@
+// SIMD for x86-64 with AVX-512 F, BW and VL. Include it in files compiled with those flags only.
+#ifndef KVCACHE_SRC_KERNELS_CPU_SIMD_AVX512_H_
+#define KVCACHE_SRC_KERNELS_CPU_SIMD_AVX512_H_
+
+#include <immintrin.h>
+
+#define KVC_SIMD avx512
+#define KVC_SIMD_BYTES 64
+
+#include "kernels/cpu/simd/common.inl"
+
+namespace kvcache::internal::KVC_SIMD {
+
+KVC_SIMD_FN F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+KVC_SIMD_FN F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+
+KVC_SIMD_FN F32 choose(std::uint32_t bits, F32 a, F32 b) {
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b, a);
+}
+
+KVC_SIMD_FN F32 widen_bf16(__m256i x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+KVC_SIMD_FN F32 load_bf16(const std::uint16_t* from) {
+  return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+KVC_SIMD_FN F32 load_f16(const std::uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+KVC_SIMD_FN F32 load_n(const float* from, int n) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), from);
+}
+KVC_SIMD_FN F32 load_f16_n(const std::uint16_t* from, int n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), from));
+}
+KVC_SIMD_FN F32 load_bf16_n(const std::uint16_t* from, int n) {
+  return widen_bf16(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), from));
+}
+
+}  // namespace kvcache::internal::KVC_SIMD
+
+#include "kernels/cpu/simd/math.inl"
+
+#endif  // KVCACHE_SRC_KERNELS_CPU_SIMD_AVX512_H_

@@ -1,0 +1,73 @@
+// SIMD by the compiler's vector extension alone: any processor, as wide as the build's baseline.
+#ifndef KVCACHE_SRC_KERNELS_CPU_SIMD_PORTABLE_H_
+#define KVCACHE_SRC_KERNELS_CPU_SIMD_PORTABLE_H_
+
+#define KVC_SIMD portable
+#if defined(__AVX512F__)
+#define KVC_SIMD_BYTES 64
+#elif defined(__AVX__)
+#define KVC_SIMD_BYTES 32
+#else
+#define KVC_SIMD_BYTES 16
+#endif
+
+#include "kernels/cpu/simd/common.inl"
+
+namespace kvcache::internal::KVC_SIMD {
+
+using U16 = std::uint16_t __attribute__((vector_size(KVC_SIMD_BYTES / 2)));
+
+KVC_SIMD_FN F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+KVC_SIMD_FN F32 max(F32 a, F32 b) { return a > b ? a : b; }
+
+KVC_SIMD_FN F32 choose(std::uint32_t bits, F32 a, F32 b) {
+  U32 lane = {};
+  for (int i = 0; i < kLanes; ++i) lane[i] = 1u << i;
+  return (set1_u32(bits) & lane) != set1_u32(0) ? a : b;
+}
+
+KVC_SIMD_FN U32 load_u16(const std::uint16_t* from) {
+  U16 x;
+  __builtin_memcpy(&x, from, sizeof(x));
+  return __builtin_convertvector(x, U32);
+}
+KVC_SIMD_FN F32 load_bf16(const std::uint16_t* from) { return from_bits(load_u16(from) << 16); }
+
+// See f16_to_f32 in tensor/half.h, lane by lane.
+KVC_SIMD_FN F32 widen_f16(U32 half) {
+  const U32 magnitude = (half & set1_u32(0x7fffu)) << 13;
+  const U32 sign = (half & set1_u32(0x8000u)) << 16;
+  const U32 exponent = magnitude & set1_u32(0x0f800000u);
+  const U32 normal = magnitude + set1_u32(112u << 23);
+  const U32 quiet = magnitude > set1_u32(0x0f800000u) ? set1_u32(0x00400000u) : set1_u32(0);
+  const U32 special = (magnitude + set1_u32(224u << 23)) | quiet;
+  const F32 denormal =
+      from_bits(magnitude + set1_u32(113u << 23)) - from_bits(set1_u32(113u << 23));
+  U32 bits = exponent == set1_u32(0x0f800000u) ? special : normal;
+  bits = exponent == set1_u32(0) ? bits_of(denormal) : bits;
+  return from_bits(bits | sign);
+}
+KVC_SIMD_FN F32 load_f16(const std::uint16_t* from) { return widen_f16(load_u16(from)); }
+
+KVC_SIMD_FN F32 load_n(const float* from, int n) {
+  float lanes[kLanes] = {};
+  __builtin_memcpy(lanes, from, static_cast<unsigned long>(n) * sizeof(float));
+  return load(lanes);
+}
+KVC_SIMD_FN U32 load_u16_n(const std::uint16_t* from, int n) {
+  std::uint16_t lanes[kLanes] = {};
+  __builtin_memcpy(lanes, from, static_cast<unsigned long>(n) * sizeof(std::uint16_t));
+  return load_u16(lanes);
+}
+KVC_SIMD_FN F32 load_f16_n(const std::uint16_t* from, int n) {
+  return widen_f16(load_u16_n(from, n));
+}
+KVC_SIMD_FN F32 load_bf16_n(const std::uint16_t* from, int n) {
+  return from_bits(load_u16_n(from, n) << 16);
+}
+
+}  // namespace kvcache::internal::KVC_SIMD
+
+#include "kernels/cpu/simd/math.inl"
+
+#endif  // KVCACHE_SRC_KERNELS_CPU_SIMD_PORTABLE_H_

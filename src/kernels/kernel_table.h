@@ -1,0 +1,109 @@
+// A backend: a name and a table of functions over plain structs. The algorithm is written once
+// (cpu/attention.inl) and compiled per instruction set; registry.cc lists the results.
+//
+// The pieces of the algorithm:
+//   block  64 keys, aligned at multiples of 64 of their index in the sequence: one step of the
+//          online softmax
+//   cut    512 keys, aligned likewise: a partial result (max, sum, acc) of its own, whoever
+//          computes it. Cuts are merged in ascending order, so that results depend on no split
+//   tile   the query rows of one KV head that share one pass over its keys
+#ifndef KVCACHE_SRC_KERNELS_KERNEL_TABLE_H_
+#define KVCACHE_SRC_KERNELS_KERNEL_TABLE_H_
+
+#include <cstdint>
+
+#include "kvcache/types.h"
+
+namespace kvcache::internal {
+
+inline constexpr std::int64_t kBlockKeys = 64;
+inline constexpr std::int64_t kCutKeys = 512;
+
+// Rows of scratch are padded with zeros to a multiple of this many floats: the widest vector.
+inline constexpr std::int64_t kRowPadding = 16;
+
+// One part of one sequence for one KV head. Strides count elements. Row r lies in slot
+// r % page_size of page block_table[r / page_size].
+struct KvRows {
+  const void* k = nullptr;  // of this head, page 0
+  const void* v = nullptr;
+  DType k_dtype = DType::kF32;
+  DType v_dtype = DType::kF32;
+  std::int64_t k_page_stride = 0, k_token_stride = 0;
+  std::int64_t v_page_stride = 0, v_token_stride = 0;
+  std::int64_t page_size = 0;
+  const std::int32_t* block_table = nullptr;  // null: k and v are those of the only page
+  std::int64_t num_rows = 0;                  // of the part: those that may be prefetched
+  std::int64_t first_index = 0;               // of row 0 in the sequence
+  const std::int32_t* positions = nullptr;    // of each row; null: first_index + row
+};
+
+// Query rows of one KV head: row r is query r / group, head r % group of the group.
+struct QueryTile {
+  std::int32_t num_queries = 0;
+  std::int32_t group = 0;
+  std::int32_t k_dim = 0;
+  std::int32_t v_dim = 0;
+  const float* q = nullptr;  // [num_queries * group, k_dim up to kRowPadding] times the scale
+  const std::int64_t* position = nullptr;  // [num_queries]
+
+  float softcap = 0;                    // 0: none
+  const float* alibi_slopes = nullptr;  // [group]; null: none
+  std::int64_t window = 0;              // 0: none
+  std::int64_t sink_tokens = 0;
+
+  // mask[head of the group][query][row of the sequence]; null: none. Strides count elements.
+  const float* mask = nullptr;
+  std::int64_t mask_head_stride = 0, mask_query_stride = 0, mask_key_stride = 0;
+};
+
+// Unfinished attention of a tile: out = acc / sum, lse = max + ln(sum). A row that saw no key has
+// max -inf and sum 0.
+struct PartialRows {
+  float* max = nullptr;  // [rows]
+  float* sum = nullptr;  // [rows]
+  float* acc = nullptr;  // [rows, v_dim up to kRowPadding]
+};
+
+// Rows begin .. end of a part, all of one cut.
+struct CutTask {
+  const QueryTile* tile = nullptr;
+  const KvRows* rows = nullptr;
+  std::int64_t begin = 0, end = 0;
+  // Query i sees rows before causal_end + i. What is below every row or above all: not causal.
+  std::int64_t causal_end = 0;
+  std::int64_t mask_key = 0;  // row of the sequence that row 0 of the part is
+  PartialRows partial;        // written
+  void* scratch = nullptr;    // scratch_bytes(), aligned to 64 bytes
+};
+
+struct AttentionKernels {
+  // Scores, softmax and weighted values of one cut for a tile. A row of the result does not depend
+  // on the other rows of the tile. Rows that no query sees are not read.
+  void (*attend_cut)(const CutTask& task);
+
+  // into = into merged with `next`, the partial of later keys. Both [rows, v_dim].
+  void (*merge)(const PartialRows& into, const PartialRows& next, std::int64_t rows,
+                std::int64_t v_dim);
+
+  // Scratch of attend_cut for tiles of up to `rows` rows.
+  std::int64_t (*scratch_bytes)(std::int64_t rows, std::int64_t k_dim, std::int64_t v_dim);
+};
+
+struct Backend {
+  const char* name = nullptr;
+  const char* description = nullptr;
+  bool available = false;
+  const char* reason = nullptr;                 // why, or why not
+  const AttentionKernels* attention = nullptr;  // null: the definition, src/attention/reference.cc
+};
+
+// All backends, best first; "reference" is the last. Thread safety: may be called from any thread.
+const Backend* all_backends(std::int32_t* count) noexcept;
+
+// The one of this name, available or not; null if there is none.
+const Backend* find_backend(const char* name) noexcept;
+
+}  // namespace kvcache::internal
+
+#endif  // KVCACHE_SRC_KERNELS_KERNEL_TABLE_H_

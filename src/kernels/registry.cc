@@ -1,0 +1,55 @@
+// The list of backends of this build.
+#include <cstring>
+
+#include "base/cpu_features.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/kernel_table.h"
+
+namespace kvcache::internal {
+namespace {
+
+struct List {
+  Backend backends[4];
+
+  List() {
+    backends[0] = {"avx512", "f32 arithmetic in 512 bits", false, "not an x86-64 build", nullptr};
+    backends[1] = {"avx2", "f32 arithmetic in 256 bits, fused multiply-add", false,
+                   "not an x86-64 build", nullptr};
+    backends[2] = {"portable", "f32 arithmetic in the vectors of the platform's baseline", true,
+                   "runs everywhere", &portable::attention_kernels()};
+    backends[3] = {"reference", "the definition in float64: slow, readable, the oracle of the rest",
+                   true, "runs everywhere", nullptr};
+#if KVC_X86_64
+    const CpuFeatures& cpu = cpu_features();
+    backends[0].available = cpu.avx512;
+    backends[0].reason = cpu.avx512 ? "the processor has AVX-512 F, BW and VL"
+                                    : "the processor lacks AVX-512 F, BW or VL";
+    backends[0].attention = &avx512::attention_kernels();
+    backends[1].available = cpu.avx2;
+    backends[1].reason =
+        cpu.avx2 ? "the processor has AVX2, FMA and F16C" : "the processor lacks AVX2, FMA or F16C";
+    backends[1].attention = &avx2::attention_kernels();
+#endif
+  }
+};
+
+constexpr std::int32_t kCount = sizeof(List::backends) / sizeof(Backend);
+
+}  // namespace
+
+const Backend* all_backends(std::int32_t* count) noexcept {
+  static const List list;
+  *count = kCount;
+  return list.backends;
+}
+
+const Backend* find_backend(const char* name) noexcept {
+  std::int32_t count = 0;
+  const Backend* backends = all_backends(&count);
+  for (std::int32_t i = 0; i < count; ++i) {
+    if (std::strcmp(backends[i].name, name) == 0) return &backends[i];
+  }
+  return nullptr;
+}
+
+}  // namespace kvcache::internal

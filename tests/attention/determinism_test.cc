@@ -1,0 +1,148 @@
+// The bits of a query row depend on its query, the keys it sees, the options, the storage format
+// and the backend: on nothing else.
+#include <algorithm>
+
+#include "support/random_attention.h"
+
+namespace kvcache::testing {
+namespace {
+
+class AttentionBits : public ::testing::TestWithParam<std::string> {
+ protected:
+  static AttentionCase plain(std::vector<std::int32_t> lengths, std::vector<std::int32_t> queries,
+                             DType dtype = DType::kBF16) {
+    AttentionCase c;
+    c.data = KvRowsData(std::move(lengths), 2, 40, 24);
+    c.num_heads = 6;
+    c.queries = std::move(queries);
+    c.storage.k_dtype = c.storage.v_dtype = dtype;
+    std::mt19937 rng(11);
+    c.randomize(rng);
+    return c;
+  }
+
+  // Sequence `seq` of a batch on its own.
+  static AttentionCase alone(const AttentionCase& batch, std::size_t seq) {
+    AttentionCase c = batch;
+    c.data = KvRowsData({batch.data.lengths[seq]}, batch.data.num_kv_heads, batch.data.k_dim,
+                        batch.data.v_dim);
+    c.data.k[0] = batch.data.k[seq];
+    c.data.v[0] = batch.data.v[seq];
+    c.queries = {batch.queries[seq]};
+    const std::vector<std::int32_t> indptr = batch.qo_indptr();
+    const std::int64_t row = std::int64_t{batch.num_heads} * batch.data.k_dim;
+    c.q.assign(batch.q.begin() + indptr[seq] * row, batch.q.begin() + indptr[seq + 1] * row);
+    return c;
+  }
+
+  static std::vector<float> rows(const std::vector<float>& all, std::int64_t begin,
+                                 std::int64_t end, std::int64_t size) {
+    return {all.begin() + begin * size, all.begin() + end * size};
+  }
+};
+
+TEST_P(AttentionBits, ThreadsDoNotMatter) {
+  const AttentionCase c = plain({2100, 5, 900}, {1, 3, 50});
+  const Attended expected = c.run(GetParam());
+  for (std::int32_t threads = 2; threads <= 4; ++threads) {
+    const std::unique_ptr<Executor> pool = make_thread_pool(threads).value();
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      expect_same_bits(c.run(GetParam(), *pool), expected, std::to_string(threads) + " threads");
+    }
+  }
+}
+
+TEST_P(AttentionBits, ASequenceAloneIsAsInABatch) {
+  const AttentionCase batch = plain({700, 1, 1030, 64}, {1, 1, 20, 4});
+  const Attended together = batch.run(GetParam());
+  const std::vector<std::int32_t> indptr = batch.qo_indptr();
+  for (std::size_t seq = 0; seq < 4; ++seq) {
+    const Attended single = alone(batch, seq).run(GetParam());
+    expect_same_bits(single.out, rows(together.out, indptr[seq], indptr[seq + 1], 6 * 24), "out");
+    expect_same_bits(single.lse, rows(together.lse, indptr[seq], indptr[seq + 1], 6), "lse");
+  }
+}
+
+TEST_P(AttentionBits, StorageDoesNotMatter) {
+  AttentionCase c = plain({700, 130}, {2, 20});
+  const Attended expected = c.run(GetParam());
+  for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
+    for (const std::int32_t page_size : {0, 1, 7, 16, 64, 128, 1000}) {
+      for (const std::uint32_t shuffle : {0u, 3u}) {
+        c.storage.layout = layout;
+        c.storage.page_size = page_size;
+        c.storage.shuffle = shuffle;
+        expect_same_bits(c.run(GetParam()), expected, "page size " + std::to_string(page_size));
+      }
+    }
+  }
+}
+
+TEST_P(AttentionBits, AnySplitOfAPrefillGivesTheSame) {
+  AttentionCase whole = plain({600}, {100});
+  whole.options.reproducible = true;
+  const Attended expected = whole.run(GetParam());
+  for (const std::int32_t chunk : {1, 3, 8, 9, 33}) {
+    for (std::int32_t begin = 0; begin < 100; begin += chunk) {
+      const std::int32_t end = std::min(100, begin + chunk);
+      AttentionCase c = whole;
+      c.data.lengths = {500 + end};
+      c.data.k[0].resize(static_cast<std::size_t>(500 + end) * 2 * 40);
+      c.data.v[0].resize(static_cast<std::size_t>(500 + end) * 2 * 24);
+      c.queries = {end - begin};
+      c.q = rows(whole.q, begin, end, 6 * 40);
+      const Attended found = c.run(GetParam());
+      expect_same_bits(found.out, rows(expected.out, begin, end, 6 * 24),
+                       "chunk " + std::to_string(chunk));
+      expect_same_bits(found.lse, rows(expected.lse, begin, end, 6), "lse");
+    }
+  }
+}
+
+TEST_P(AttentionBits, DroppedAndHiddenRowsAreTheSame) {
+  const std::int32_t dropped = 77;
+  AttentionCase hidden = plain({1200}, {2});
+  AttentionCase gone = hidden;
+  hidden.storage.first_visible = {dropped};
+  gone.storage.first_position = {dropped};
+  gone.data.lengths = {1200 - dropped};
+  gone.data.k[0].erase(gone.data.k[0].begin(), gone.data.k[0].begin() + dropped * 2 * 40);
+  gone.data.v[0].erase(gone.data.v[0].begin(), gone.data.v[0].begin() + dropped * 2 * 24);
+  expect_same_bits(gone.run(GetParam()), hidden.run(GetParam()), "77 rows");
+}
+
+TEST_P(AttentionBits, AWindowIsTheSameWithTheRowsBeforeItDropped) {
+  AttentionCase all = plain({1200}, {1});
+  all.options.window = 300;
+  AttentionCase kept = all;
+  const std::int32_t dropped = 850;
+  kept.storage.first_position = {dropped};
+  kept.data.lengths = {1200 - dropped};
+  kept.data.k[0].erase(kept.data.k[0].begin(), kept.data.k[0].begin() + dropped * 2 * 40);
+  kept.data.v[0].erase(kept.data.v[0].begin(), kept.data.v[0].begin() + dropped * 2 * 24);
+  expect_same_bits(kept.run(GetParam()), all.run(GetParam()), "window");
+}
+
+TEST_P(AttentionBits, PartsThatEndAtCutsAreAsOnePart) {
+  AttentionCase c = plain({1300}, {3});
+  const Attended expected = c.run(GetParam());
+  c.storage.parts = {{512}, {788}};
+  expect_same_bits(c.run(GetParam()), expected, "two parts");
+  c.storage.parts = {{512}, {0}, {512}, {276}};
+  expect_same_bits(c.run(GetParam()), expected, "four parts");
+}
+
+TEST_P(AttentionBits, RandomCallsOnAnyNumberOfThreads) {
+  const std::unique_ptr<Executor> pool = make_thread_pool(4).value();
+  for (std::uint32_t seed = 1000; seed < 1040; ++seed) {
+    const AttentionCase c = random_case(seed);
+    SCOPED_TRACE(describe(c));
+    expect_same_bits(c.run(GetParam(), *pool), c.run(GetParam()), "seed " + std::to_string(seed));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionBits, ::testing::ValuesIn(backend_names(false)),
+                         [](const auto& backend) { return backend.param; });
+
+}  // namespace
+}  // namespace kvcache::testing

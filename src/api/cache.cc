@@ -1,0 +1,387 @@
+// The layered caches: arguments are checked here, once; the work is LayeredStorage's.
+#include "kvcache/cache.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "api/cache_impl.h"
+#include "base/checked_math.h"
+#include "base/door.h"
+#include "tensor/strides.h"
+
+namespace kvcache {
+namespace {
+
+using internal::at_door;
+using internal::ContiguousLayer;
+using internal::kAnyExtent;
+using internal::kv_extents;
+using internal::kv_strides;
+using internal::KvExtents;
+using internal::LayeredStorage;
+using internal::LayerShape;
+using internal::RowTargets;
+
+constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
+
+Status error(StatusCode code, const std::string& message) { return Status(code, message); }
+
+std::string found(const char* name, std::int64_t value) {
+  return std::string(name) + ": found " + std::to_string(value);
+}
+
+// In a cache that grows, every layer that could appear exists.
+Status check_layer(const LayeredStorage& storage, std::int64_t layer) {
+  const std::int64_t end =
+      storage.options().fixed_capacity > 0 ? storage.num_layers() : internal::kMaxLayers;
+  if (layer >= 0 && layer < end) return {};
+  return error(StatusCode::kOutOfRange,
+               found("layer_idx", layer) + ", expected 0 .. " + std::to_string(end - 1));
+}
+
+Status check_not_negative(const char* name, std::int64_t n) {
+  if (n >= 0) return {};
+  return error(StatusCode::kInvalidArgument, found(name, n) + ", expected at least 0");
+}
+
+// Batch, heads and head size may not be empty; the number of tokens may.
+Status check_sizes(const char* name, const TensorView& tensor, Layout layout) {
+  const KvExtents e = kv_extents(tensor, layout);
+  if (e.batch > 0 && e.heads > 0 && e.dim > 0) return {};
+  return error(StatusCode::kInvalidArgument,
+               std::string(name) + ": found " + internal::describe(tensor) +
+                   ", expected a batch, heads and a head size of at least 1");
+}
+
+// Key and value agree with each other, and with the layer if it has a shape.
+Status check_rows(const TensorView& key, const TensorView& value, Layout layout,
+                  const ContiguousLayer* layer) {
+  KvExtents expected{kAnyExtent, kAnyExtent, kAnyExtent, kAnyExtent};
+  if (layer != nullptr) {
+    const LayerShape& s = layer->shape();
+    expected = {s.batch, s.heads, kAnyExtent, s.k_dim};
+  }
+  KVC_RETURN_IF_ERROR(internal::expect_kv("key", key, layout, expected));
+  KVC_RETURN_IF_ERROR(check_sizes("key", key, layout));
+  expected = kv_extents(key, layout);
+  expected.dim = layer != nullptr ? layer->shape().v_dim : kAnyExtent;
+  KVC_RETURN_IF_ERROR(internal::expect_kv("value", value, layout, expected));
+  KVC_RETURN_IF_ERROR(check_sizes("value", value, layout));
+  if (layer == nullptr) return {};
+  for (const TensorView* tensor : {&key, &value}) {
+    if (layer->owns(tensor->data)) {
+      return error(StatusCode::kInvalidArgument,
+                   std::string(tensor == &key ? "key" : "value") +
+                       ": found rows of this layer itself, expected memory outside of it");
+    }
+  }
+  return {};
+}
+
+// Where new tokens go. `rows` holds the positions that `targets` points into.
+Status read_targets(const TensorView& cache_position, const KvExtents& key,
+                    std::vector<std::int64_t>* rows, RowTargets* targets) {
+  constexpr const char* kName = "cache_position";
+  KVC_RETURN_IF_ERROR(internal::expect_tensor(kName, cache_position));
+  switch (cache_position.rank) {
+    case 0:
+      if (key.length != 1) {
+        return error(StatusCode::kInvalidArgument, std::string(kName) + ": found a scalar for " +
+                                                       std::to_string(key.length) +
+                                                       " new tokens, expected one token");
+      }
+      break;
+    case 1:
+      KVC_RETURN_IF_ERROR(internal::expect_shape(kName, cache_position, {key.length}));
+      break;
+    case 2:
+      KVC_RETURN_IF_ERROR(internal::expect_shape(kName, cache_position, {key.batch, key.length}));
+      break;
+    default:
+      return error(StatusCode::kInvalidArgument, std::string(kName) + ": found " +
+                                                     internal::describe(cache_position) +
+                                                     ", expected a scalar, [T] or [B, T]");
+  }
+  KVC_ASSIGN_OR_RETURN(*rows, internal::read_indices(kName, cache_position));
+  for (std::int64_t row : *rows) {
+    KVC_RETURN_IF_ERROR(check_not_negative(kName, row));
+    targets->max_row = std::max(targets->max_row, row);
+  }
+  targets->kind = cache_position.rank == 2 ? RowTargets::kPerBatchRow : RowTargets::kShared;
+  targets->rows = rows->data();
+  return {};
+}
+
+Status check_capacity(const LayeredStorage& storage, std::int64_t layer_idx, std::int64_t count,
+                      const RowTargets& targets) {
+  const std::int64_t capacity = storage.options().fixed_capacity;
+  if (capacity == 0 || storage.length_after(layer_idx, count, targets) <= capacity) return {};
+  const ContiguousLayer* layer = storage.find(layer_idx);
+  const std::string length = std::to_string(layer != nullptr ? layer->length() : 0);
+  if (targets.kind == RowTargets::kAppend) {
+    return error(StatusCode::kOutOfRange, found("key", count) + " new tokens after a length of " +
+                                              length + ", expected at most the capacity of " +
+                                              std::to_string(capacity));
+  }
+  return error(StatusCode::kOutOfRange,
+               found("cache_position", targets.max_row) + " at a length of " + length +
+                   ", expected less than the capacity of " + std::to_string(capacity));
+}
+
+// [B, H, 0, D] of what an update without tokens brought.
+TensorView without_tokens(TensorView tensor, Layout layout, std::optional<DType> dtype) {
+  tensor.shape[internal::axes_of(layout).seq] = 0;
+  tensor.dtype = dtype.value_or(tensor.dtype);
+  tensor.data = nullptr;
+  return tensor;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Cache::Impl>> Cache::Impl::create(const CacheOptions& options,
+                                                         std::int64_t capacity,
+                                                         std::int64_t num_layers) {
+  if (options.dtype && !is_floating(*options.dtype)) {
+    return error(
+        StatusCode::kInvalidArgument,
+        std::string("dtype: found ") + name_of(*options.dtype) + ", expected f32, f16 or bf16");
+  }
+  if (options.layout != Layout::kHND && options.layout != Layout::kNHD) {
+    return error(
+        StatusCode::kInvalidArgument,
+        found("layout", static_cast<std::int64_t>(options.layout)) + ", expected hnd or nhd");
+  }
+  if (options.reserve_tokens < 1) {
+    return error(StatusCode::kInvalidArgument,
+                 found("reserve_tokens", options.reserve_tokens) + ", expected at least 1");
+  }
+  MemoryResource& memory = options.memory != nullptr ? *options.memory : system_memory();
+  if (memory.device().kind != DeviceKind::kCpu) {
+    return error(StatusCode::kUnsupported, "memory: found a device, expected the CPU");
+  }
+  internal::StorageOptions storage;
+  storage.dtype = options.dtype;
+  storage.layout = options.layout;
+  storage.fixed_capacity = capacity;
+  storage.reserve_tokens = options.reserve_tokens;
+  storage.memory = &memory;
+  return std::make_unique<Impl>(storage, num_layers);
+}
+
+Result<std::unique_ptr<Cache::Impl>> Cache::Impl::clone() const {
+  KVC_ASSIGN_OR_RETURN(std::unique_ptr<LayeredStorage> rows, storage.clone(ExecContext{}));
+  return std::make_unique<Impl>(std::move(*rows));
+}
+
+inline namespace v0 {
+
+Cache::Cache(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+Cache::Cache(Cache&&) noexcept = default;
+Cache& Cache::operator=(Cache&&) noexcept = default;
+Cache::~Cache() = default;
+
+Result<KeyValueView> Cache::update(const TensorView& key, const TensorView& value,
+                                   std::int64_t layer_idx, const TensorView& cache_position,
+                                   const ExecContext& context) {
+  return at_door([&]() -> Result<KeyValueView> {
+    LayeredStorage& storage = impl_->storage;
+    const Layout layout = storage.options().layout;
+    KVC_RETURN_IF_ERROR(check_layer(storage, layer_idx));
+    const ContiguousLayer* layer = storage.find(layer_idx);
+    KVC_RETURN_IF_ERROR(check_rows(key, value, layout, layer));
+    const KvExtents extents = kv_extents(key, layout);
+    RowTargets targets;
+    std::vector<std::int64_t> rows;
+    if (cache_position.defined()) {
+      KVC_RETURN_IF_ERROR(read_targets(cache_position, extents, &rows, &targets));
+    }
+    if (extents.length == 0) {
+      if (layer != nullptr) return layer->rows();
+      const std::optional<DType> dtype = storage.options().dtype;
+      return KeyValueView{without_tokens(key, layout, dtype), without_tokens(value, layout, dtype)};
+    }
+    KVC_RETURN_IF_ERROR(check_capacity(storage, layer_idx, extents.length, targets));
+    KVC_RETURN_IF_ERROR(storage.update(layer_idx, key, value, targets, context));
+    return storage.find(layer_idx)->rows();
+  });
+}
+
+Result<KeyValueView> Cache::get(std::int64_t layer_idx) const {
+  return at_door([&]() -> Result<KeyValueView> {
+    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    const ContiguousLayer* layer = impl_->storage.find(layer_idx);
+    return layer != nullptr ? layer->rows() : KeyValueView{};
+  });
+}
+
+Result<OwnedKvView> Cache::view(std::int64_t layer_idx) const {
+  struct Tables {
+    KvPart part;
+    std::vector<std::int32_t> lengths, first_position;
+  };
+  return at_door([&]() -> Result<OwnedKvView> {
+    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    const ContiguousLayer* layer = impl_->storage.find(layer_idx);
+    if (layer == nullptr) {
+      return error(StatusCode::kNotFound,
+                   found("layer_idx", layer_idx) + ", expected a layer with rows");
+    }
+    const LayerShape& s = layer->shape();
+    for (const std::int64_t size :
+         {s.batch, s.heads, s.k_dim, s.v_dim, layer->first_position() + layer->length()}) {
+      if (size > kMaxInt32) {
+        return error(StatusCode::kOutOfRange, found("view", size) +
+                                                  " as a size or position, expected at most " +
+                                                  std::to_string(kMaxInt32));
+      }
+    }
+    const auto batch = static_cast<std::size_t>(s.batch);
+    const auto tables = std::make_shared<Tables>();
+    tables->lengths.assign(batch, static_cast<std::int32_t>(layer->length()));
+    tables->first_position.assign(batch, static_cast<std::int32_t>(layer->first_position()));
+
+    const KeyValueView rows = layer->rows();
+    const KvExtents k_strides = kv_strides(rows.key, s.layout);
+    const KvExtents v_strides = kv_strides(rows.value, s.layout);
+    KvPart& part = tables->part;
+    part.k = rows.key.data;
+    part.v = rows.value.data;
+    part.k_format.dtype = s.k_dtype;
+    part.v_format.dtype = s.v_dtype;
+    part.k_page_stride = k_strides.batch;
+    part.k_head_stride = k_strides.heads;
+    part.k_token_stride = k_strides.length;
+    part.v_page_stride = v_strides.batch;
+    part.v_head_stride = v_strides.heads;
+    part.v_token_stride = v_strides.length;
+    part.page_size = static_cast<std::int32_t>(std::max<std::int64_t>(layer->length(), 1));
+    part.lengths = tables->lengths.data();
+    part.first_position = tables->first_position.data();
+
+    KvView view;
+    view.num_seqs = static_cast<std::int32_t>(s.batch);
+    view.num_kv_heads = static_cast<std::int32_t>(s.heads);
+    view.k_head_dim = static_cast<std::int32_t>(s.k_dim);
+    view.v_head_dim = static_cast<std::int32_t>(s.v_dim);
+    view.num_parts = 1;
+    view.parts = &part;
+    return OwnedKvView(view, tables);
+  });
+}
+
+Result<std::int64_t> Cache::seq_length(std::int64_t layer_idx) const {
+  return at_door([&]() -> Result<std::int64_t> {
+    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    const ContiguousLayer* layer = impl_->storage.find(layer_idx);
+    return layer != nullptr ? layer->length() : 0;
+  });
+}
+
+Result<std::int64_t> Cache::next_position(std::int64_t layer_idx) const {
+  return at_door([&]() -> Result<std::int64_t> {
+    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    const ContiguousLayer* layer = impl_->storage.find(layer_idx);
+    return layer != nullptr ? layer->first_position() + layer->length() : 0;
+  });
+}
+
+std::optional<std::int64_t> Cache::max_length() const noexcept {
+  if (!impl_->fixed()) return std::nullopt;
+  return impl_->storage.options().fixed_capacity;
+}
+
+std::int64_t Cache::num_layers() const noexcept { return impl_->storage.num_layers(); }
+
+Layout Cache::layout() const noexcept { return impl_->storage.options().layout; }
+
+Status Cache::batch_select(const TensorView& indices, const ExecContext& context) {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(internal::expect_tensor("indices", indices));
+    KVC_RETURN_IF_ERROR(internal::expect_rank("indices", indices, 1));
+    KVC_ASSIGN_OR_RETURN(const std::vector<std::int64_t> list,
+                         internal::read_indices("indices", indices));
+    if (list.empty()) {
+      return error(StatusCode::kInvalidArgument, "indices: found none, expected at least one");
+    }
+    const auto [smallest, largest] = std::minmax_element(list.begin(), list.end());
+    if (*smallest < 0) {
+      return error(StatusCode::kOutOfRange, found("indices", *smallest) + ", expected at least 0");
+    }
+    LayeredStorage& storage = impl_->storage;
+    for (std::int64_t i = 0; i < storage.num_layers(); ++i) {
+      const ContiguousLayer* layer = storage.find(i);
+      if (layer != nullptr && *largest >= layer->shape().batch) {
+        return error(StatusCode::kOutOfRange, found("indices", *largest) + ", expected 0 .. " +
+                                                  std::to_string(layer->shape().batch - 1));
+      }
+    }
+    internal::BatchGather gather;
+    gather.count = static_cast<std::int64_t>(list.size());
+    gather.indices = list.data();
+    return storage.gather_batch(gather, context);
+  });
+}
+
+Status Cache::batch_repeat_interleave(std::int64_t n, const ExecContext& context) {
+  return at_door([&]() -> Status {
+    if (n < 1) return error(StatusCode::kInvalidArgument, found("n", n) + ", expected at least 1");
+    if (n == 1) return {};
+    internal::BatchGather gather;
+    gather.repeat = n;
+    return impl_->storage.gather_batch(gather, context);
+  });
+}
+
+Status Cache::crop(std::int64_t n, const ExecContext& context) {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(check_not_negative("n", n));
+    impl_->storage.crop(n, context);
+    return {};
+  });
+}
+
+Status Cache::truncate(std::int64_t n) {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(check_not_negative("n", n));
+    impl_->storage.truncate(n);
+    return {};
+  });
+}
+
+Status Cache::rewind(std::int64_t n) {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(check_not_negative("n", n));
+    const std::int64_t shortest = impl_->storage.shortest_length();
+    if (n > shortest) {
+      return error(StatusCode::kOutOfRange,
+                   found("n", n) + ", expected at most the length of the shortest layer, " +
+                       std::to_string(shortest));
+    }
+    impl_->storage.rewind(n);
+    return {};
+  });
+}
+
+void Cache::reset() noexcept { impl_->storage.reset(); }
+
+void Cache::shrink() noexcept { impl_->storage.shrink(); }
+
+std::int64_t Cache::nbytes() const noexcept { return impl_->storage.stored_bytes(); }
+
+std::int64_t Cache::reserved_bytes() const noexcept { return impl_->storage.committed_bytes(); }
+
+std::int64_t Cache::copied_bytes() const noexcept { return impl_->storage.copied_bytes(); }
+
+Result<std::shared_ptr<const void>> Cache::retain(std::int64_t layer_idx) const {
+  return at_door([&]() -> Result<std::shared_ptr<const void>> {
+    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    const ContiguousLayer* layer = impl_->storage.find(layer_idx);
+    if (layer == nullptr) return std::shared_ptr<const void>();
+    return std::shared_ptr<const void>(layer->mapping());
+  });
+}
+
+}  // namespace v0
+}  // namespace kvcache

@@ -1,0 +1,364 @@
+// PagedCache: arguments are checked here, the work is done in src/cache.
+#include "kvcache/paged_cache.h"
+
+#include <string>
+#include <utility>
+
+#include "base/door.h"
+#include "cache/paged_layout.h"
+#include "cache/paged_rows.h"
+#include "cache/paged_store.h"
+#include "cache/paged_tables.h"
+#include "tensor/strides.h"
+
+namespace kvcache {
+inline namespace v0 {
+
+using internal::at_door;
+using internal::PagedStep;
+using internal::PagedStore;
+
+struct PagedCache::Impl {
+  std::unique_ptr<PagedStore> store;  // none once the cache is gone: open steps may live longer
+
+  Status check_layer(std::int64_t layer) const {
+    const std::int64_t num_layers = store->layout().num_layers();
+    if (layer >= 0 && layer < num_layers) return {};
+    return Status(StatusCode::kOutOfRange, "layer: found " + std::to_string(layer) +
+                                               ", expected 0 .. " + std::to_string(num_layers - 1));
+  }
+};
+
+struct PagedCache::Step::Impl {
+  std::shared_ptr<PagedCache::Impl> owner;
+  std::unique_ptr<PagedStep> step;  // none once it has ended
+
+  ~Impl() {
+    if (step != nullptr && owner->store != nullptr) owner->store->rollback(*step);
+  }
+
+  // The open step of a cache. Errors: kNotFound.
+  static Result<PagedStep*> of(const Step& step, const PagedCache::Impl* cache) {
+    if (step.impl_ == nullptr || step.impl_->step == nullptr) {
+      return Status(StatusCode::kNotFound, "step: found one that has ended, expected an open one");
+    }
+    if (step.impl_->owner.get() != cache) {
+      return Status(StatusCode::kNotFound,
+                    "step: found one of another cache, expected one of this cache");
+    }
+    return step.impl_->step.get();
+  }
+};
+
+namespace {
+
+bool can(Operation operation) noexcept {
+  switch (operation) {
+    case Operation::kFork:
+    case Operation::kTruncate:
+    case Operation::kRewind:
+    case Operation::kReorder:
+    case Operation::kGather:
+      return true;
+    case Operation::kRemove:
+    case Operation::kShift:
+    case Operation::kParents:
+      return false;
+  }
+  return false;
+}
+
+const char* name_of_operation(Operation operation) noexcept {
+  switch (operation) {
+    case Operation::kFork:
+      return "kFork";
+    case Operation::kTruncate:
+      return "kTruncate";
+    case Operation::kRewind:
+      return "kRewind";
+    case Operation::kReorder:
+      return "kReorder";
+    case Operation::kGather:
+      return "kGather";
+    case Operation::kRemove:
+      return "kRemove";
+    case Operation::kShift:
+      return "kShift";
+    case Operation::kParents:
+      return "kParents";
+  }
+  return "unknown";
+}
+
+Status unsupported(Operation operation) {
+  return Status(StatusCode::kUnsupported, std::string("operation: found ") +
+                                              name_of_operation(operation) +
+                                              ", expected one that supports() names");
+}
+
+// num_pages, from the budget where it is not given.
+Result<std::int64_t> pool_size(const CacheConfig& config, const internal::PagedLayout& layout) {
+  const auto invalid = [](const char* name, std::int64_t found, const std::string& expected) {
+    return Status(
+        StatusCode::kInvalidArgument,
+        std::string(name) + ": found " + std::to_string(found) + ", expected " + expected);
+  };
+  if (config.num_pages < 0) return invalid("num_pages", config.num_pages, "at least 0");
+  if (config.budget_bytes < 0) return invalid("budget_bytes", config.budget_bytes, "at least 0");
+  if (config.num_pages == 0 && config.budget_bytes == 0) {
+    return invalid("num_pages", 0, "at least 1, or budget_bytes");
+  }
+  std::int64_t num_pages = config.num_pages;
+  if (config.budget_bytes > 0) {
+    const std::int64_t most = layout.pages_in_budget(config.budget_bytes);
+    if (most == 0) {
+      return invalid("budget_bytes", config.budget_bytes,
+                     "at least " + std::to_string(layout.page_bytes() + layout.page_table_bytes()) +
+                         ", one page with its tables");
+    }
+    if (num_pages > most) {
+      return invalid("num_pages", num_pages,
+                     "at most " + std::to_string(most) + " for budget_bytes " +
+                         std::to_string(config.budget_bytes));
+    }
+    if (num_pages == 0) num_pages = most;
+  }
+  KVC_RETURN_IF_ERROR(layout.check_num_pages(num_pages));
+  return num_pages;
+}
+
+Status expect_rows(const char* name, const TensorView& rows, std::int64_t tokens,
+                   std::int64_t heads, std::int64_t dim) {
+  KVC_RETURN_IF_ERROR(internal::expect_tensor(name, rows));
+  KVC_RETURN_IF_ERROR(internal::expect_dtype_floating(name, rows));
+  return internal::expect_shape(name, rows, {tokens, heads, dim});
+}
+
+}  // namespace
+
+CacheConfig CacheConfig::uniform(std::int64_t num_layers, std::int64_t num_kv_heads,
+                                 std::int64_t head_dim, DType dtype) {
+  LayerSpec spec;
+  spec.num_kv_heads = num_kv_heads;
+  spec.k_head_dim = head_dim;
+  spec.v_head_dim = head_dim;
+  spec.k_format.dtype = dtype;
+  spec.v_format.dtype = dtype;
+  CacheConfig config;
+  if (num_layers > 0) config.layers.assign(static_cast<std::size_t>(num_layers), spec);
+  return config;
+}
+
+PagedCache::Step::Step(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+PagedCache::Step::Step(Step&&) noexcept = default;
+PagedCache::Step& PagedCache::Step::operator=(Step&&) noexcept = default;
+PagedCache::Step::~Step() = default;
+
+std::int64_t PagedCache::Step::num_new_tokens() const noexcept {
+  return impl_ == nullptr || impl_->step == nullptr ? 0 : impl_->step->num_new_tokens;
+}
+
+PagedCache::PagedCache(std::shared_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+PagedCache::PagedCache(PagedCache&&) noexcept = default;
+
+PagedCache& PagedCache::operator=(PagedCache&& other) noexcept {
+  if (this == &other) return *this;
+  if (impl_ != nullptr) impl_->store.reset();
+  impl_ = std::move(other.impl_);
+  return *this;
+}
+
+PagedCache::~PagedCache() {
+  if (impl_ != nullptr) impl_->store.reset();
+}
+
+Result<PagedCache> PagedCache::create(const CacheConfig& config) {
+  return at_door([&]() -> Result<PagedCache> {
+    for (const Operation operation : config.required) {
+      if (!can(operation)) return unsupported(operation);
+    }
+    KVC_ASSIGN_OR_RETURN(
+        internal::PagedLayout layout,
+        internal::make_paged_layout(config.layers, config.page_size, config.layout));
+    KVC_ASSIGN_OR_RETURN(const std::int64_t num_pages, pool_size(config, layout));
+    MemoryResource& memory = config.memory != nullptr ? *config.memory : system_memory();
+    if (memory.device() != Device{}) {
+      return Status(StatusCode::kUnsupported, "memory: found a device's, expected the CPU's");
+    }
+    auto impl = std::make_shared<Impl>();
+    KVC_ASSIGN_OR_RETURN(
+        impl->store, PagedStore::create(std::move(layout), num_pages, config.budget_bytes, memory));
+    return PagedCache(std::move(impl));
+  });
+}
+
+Result<SequenceId> PagedCache::open() {
+  return at_door([&] { return impl_->store->open(); });
+}
+
+Status PagedCache::release(SequenceId seq) {
+  return at_door([&] { return impl_->store->release(seq); });
+}
+
+Result<PagedCache::Step> PagedCache::reserve(std::span<const Append> appends) {
+  return at_door([&]() -> Result<Step> {
+    auto impl = std::make_unique<Step::Impl>();
+    impl->owner = impl_;
+    KVC_ASSIGN_OR_RETURN(impl->step, impl_->store->reserve(appends));
+    return Step(std::move(impl));
+  });
+}
+
+Status PagedCache::write(Step& step, std::int64_t layer, const TensorView& k, const TensorView& v,
+                         const ExecContext& context) {
+  return at_door([&]() -> Status {
+    KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    const LayerSpec& spec = impl_->store->group_of(layer).spec;
+    KVC_RETURN_IF_ERROR(
+        expect_rows("k", k, open->num_new_tokens, spec.num_kv_heads, spec.k_head_dim));
+    KVC_RETURN_IF_ERROR(
+        expect_rows("v", v, open->num_new_tokens, spec.num_kv_heads, spec.v_head_dim));
+    internal::write_rows(*impl_->store, *open, layer, k, v, context);
+    return {};
+  });
+}
+
+Result<OwnedKvView> PagedCache::view(const Step& step, std::int64_t layer) const {
+  return at_door([&]() -> Result<OwnedKvView> {
+    KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    if (open->num_new_tokens > 0 && open->written[static_cast<std::size_t>(layer)] == 0) {
+      return Status(StatusCode::kInvalidArgument,
+                    "layer: found " + std::to_string(layer) + " not written, expected it written");
+    }
+    return internal::step_view(*impl_->store, *open, layer);
+  });
+}
+
+Result<OwnedKvView> PagedCache::view(std::int64_t layer, std::span<const SequenceId> seqs) const {
+  return at_door([&]() -> Result<OwnedKvView> {
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_ASSIGN_OR_RETURN(const auto found, impl_->store->find_all(seqs));
+    return internal::committed_view(*impl_->store, layer, found);
+  });
+}
+
+Status PagedCache::commit(Step& step, std::span<const std::int64_t> accepted) {
+  return at_door([&]() -> Status {
+    KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
+    KVC_RETURN_IF_ERROR(impl_->store->commit(*open, accepted));
+    step.impl_->step.reset();
+    return {};
+  });
+}
+
+Status PagedCache::rollback(Step& step) {
+  return at_door([&]() -> Status {
+    KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
+    impl_->store->rollback(*open);
+    step.impl_->step.reset();
+    return {};
+  });
+}
+
+Result<SequenceId> PagedCache::fork(SequenceId seq, std::int64_t length) {
+  return at_door([&] { return impl_->store->fork(seq, length); });
+}
+
+Status PagedCache::truncate(SequenceId seq, std::int64_t n) {
+  return at_door([&] { return impl_->store->truncate(seq, n); });
+}
+
+Status PagedCache::rewind(SequenceId seq, std::int64_t n) {
+  return at_door([&] { return impl_->store->rewind(seq, n); });
+}
+
+Status PagedCache::reorder(std::span<const SequenceId> seqs, const TensorView& beam_idx) {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(internal::expect_tensor("beam_idx", beam_idx));
+    KVC_RETURN_IF_ERROR(
+        internal::expect_shape("beam_idx", beam_idx, {static_cast<std::int64_t>(seqs.size())}));
+    KVC_ASSIGN_OR_RETURN(const auto beams, internal::read_indices("beam_idx", beam_idx));
+    return impl_->store->reorder(seqs, beams);
+  });
+}
+
+Status PagedCache::remove(SequenceId, std::int64_t, std::int64_t) {
+  return at_door([&] { return unsupported(Operation::kRemove); });
+}
+
+Status PagedCache::shift(SequenceId, std::int64_t, std::int64_t, std::int64_t) {
+  return at_door([&] { return unsupported(Operation::kShift); });
+}
+
+Result<BlockTable> PagedCache::block_table(std::int64_t layer,
+                                           std::span<const SequenceId> seqs) const {
+  return at_door([&]() -> Result<BlockTable> {
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_ASSIGN_OR_RETURN(const auto found, impl_->store->find_all(seqs));
+    return internal::make_block_table(*impl_->store, layer, found);
+  });
+}
+
+Result<PageIndices> PagedCache::page_indices(std::int64_t layer,
+                                             std::span<const SequenceId> seqs) const {
+  return at_door([&]() -> Result<PageIndices> {
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_ASSIGN_OR_RETURN(const auto found, impl_->store->find_all(seqs));
+    return internal::make_page_indices(*impl_->store, layer, found);
+  });
+}
+
+Result<std::vector<std::int32_t>> PagedCache::slot_mapping(const Step& step,
+                                                           std::int64_t layer) const {
+  return at_door([&]() -> Result<std::vector<std::int32_t>> {
+    KVC_ASSIGN_OR_RETURN(const PagedStep* open, Step::Impl::of(step, impl_.get()));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    return internal::make_slot_mapping(*impl_->store, *open, layer);
+  });
+}
+
+Status PagedCache::gather(std::int64_t layer, SequenceId seq, const MutableTensorView& key,
+                          const MutableTensorView& value, const ExecContext& context) const {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_ASSIGN_OR_RETURN(const internal::PagedSequence* found, impl_->store->find(seq));
+    const LayerSpec& spec = impl_->store->group_of(layer).spec;
+    const bool head_first = impl_->store->layout().layout == Layout::kHND;
+    const std::int64_t first = head_first ? spec.num_kv_heads : found->length;
+    const std::int64_t second = head_first ? found->length : spec.num_kv_heads;
+    KVC_RETURN_IF_ERROR(expect_rows("key", key, first, second, spec.k_head_dim));
+    KVC_RETURN_IF_ERROR(expect_rows("value", value, first, second, spec.v_head_dim));
+    internal::gather_rows(*impl_->store, *found, layer, key, value, context);
+    return {};
+  });
+}
+
+Result<std::int64_t> PagedCache::seq_length(SequenceId seq) const {
+  return at_door([&]() -> Result<std::int64_t> {
+    KVC_ASSIGN_OR_RETURN(const internal::PagedSequence* found, impl_->store->find(seq));
+    return found->length;
+  });
+}
+
+// Rows keep the positions they were appended at: first_position is 0 as long as kRemove is missing.
+Result<std::int64_t> PagedCache::next_position(SequenceId seq) const { return seq_length(seq); }
+
+std::int64_t PagedCache::num_layers() const noexcept { return impl_->store->layout().num_layers(); }
+std::int64_t PagedCache::num_groups() const noexcept { return impl_->store->layout().num_groups(); }
+std::int64_t PagedCache::page_size() const noexcept { return impl_->store->page_size(); }
+std::int64_t PagedCache::free_pages(std::int64_t group) const noexcept {
+  return impl_->store->free_pages(group);
+}
+PagedStats PagedCache::stats() const noexcept { return impl_->store->stats(); }
+bool PagedCache::supports(Operation operation) const noexcept { return can(operation); }
+std::int64_t PagedCache::nbytes() const noexcept { return impl_->store->nbytes(); }
+std::int64_t PagedCache::reserved_bytes() const noexcept { return impl_->store->reserved_bytes(); }
+
+Status PagedCache::check_invariants() const {
+  return at_door([&] { return impl_->store->check_invariants(); });
+}
+
+}  // namespace v0
+}  // namespace kvcache

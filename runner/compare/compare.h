@@ -1,0 +1,53 @@
+// The same prompt through no cache and through every kind of cache, with what each run cost.
+#ifndef KVCACHE_RUNNER_COMPARE_COMPARE_H_
+#define KVCACHE_RUNNER_COMPARE_COMPARE_H_
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runner/generate/generate.h"
+
+namespace kvcache::runner {
+
+// One run. The first is without a cache, and the others are compared with it.
+struct CompareRun {
+  StoreKind cache = StoreKind::kNone;
+  bool same_tokens = true;         // as the run without a cache
+  float max_logit_difference = 0;  // of the last step, against the run without a cache
+  GenerateResult generated;
+
+  double prefill_ms() const { return generated.prefill_seconds * 1e3; }
+  // 0 for a run of one token.
+  double decode_tokens_per_s() const {
+    return generated.decode_seconds > 0
+               ? static_cast<double>(generated.decode_steps) / generated.decode_seconds
+               : 0;
+  }
+};
+
+struct CompareCallbacks {
+  std::function<void(StoreKind)> on_run;  // a run begins
+  std::function<void(StoreKind, std::string_view)> on_text;
+  std::function<void(StoreKind, std::int64_t done, std::int64_t total)> on_progress;  // tokens
+};
+
+// Runs none, dynamic, static and paged, in this order. `options.cache` is not looked at, and the
+// end-of-text token does not end a run, so that all have max_tokens tokens or end at the context.
+// Errors: those of generate().
+Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tokenizer,
+                                        std::span<const std::int32_t> prompt,
+                                        GenerateOptions options,
+                                        const CompareCallbacks& callbacks = {});
+
+// K/V rows a layer computes for a prompt of p tokens and m new ones: the sum of n for
+// n = p .. p+m-1 without a cache, p+m-1 with one. What a run counted must equal it.
+std::int64_t expected_rows_computed(StoreKind cache, std::int64_t prompt_tokens,
+                                    std::int64_t new_tokens);
+
+}  // namespace kvcache::runner
+
+#endif  // KVCACHE_RUNNER_COMPARE_COMPARE_H_

@@ -1,0 +1,234 @@
+#include "runner/model/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <utility>
+
+#include "runner/ops/ops.h"
+
+namespace kvcache::runner {
+namespace {
+
+const float* bias_of(const std::vector<float>& bias) {
+  return bias.empty() ? nullptr : bias.data();
+}
+
+Executor& executor_of(const ExecContext& context) {
+  return context.executor != nullptr ? *context.executor : default_executor();
+}
+
+void grow(std::vector<float>& buffer, std::int64_t elements) {
+  if (buffer.size() < static_cast<std::size_t>(elements)) {
+    buffer.resize(static_cast<std::size_t>(elements));
+  }
+}
+
+// An open step of a store: abandoned unless it was ended, whatever goes wrong in between.
+class OpenStep {
+ public:
+  explicit OpenStep(KvStore& store) : store_(&store) {}
+  OpenStep(const OpenStep&) = delete;
+  OpenStep& operator=(const OpenStep&) = delete;
+  ~OpenStep() {
+    if (store_ != nullptr) store_->abandon();
+  }
+
+  Status end() {
+    KVC_RETURN_IF_ERROR(store_->end());
+    store_ = nullptr;
+    return {};
+  }
+
+ private:
+  KvStore* store_;
+};
+
+}  // namespace
+
+std::vector<float> rope_inverse_frequencies(const RopeConfig& rope, std::int64_t head_dim) {
+  std::vector<float> frequencies(static_cast<std::size_t>(head_dim / 2));
+  for (std::size_t i = 0; i < frequencies.size(); ++i) {
+    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(head_dim);
+    double frequency = 1.0 / std::pow(rope.theta, exponent);
+    if (rope.type == RopeConfig::Type::kLlama3) {
+      // Waves longer than the low bound are slowed by `factor`, shorter than the high bound kept,
+      // and those between are blended.
+      const auto context = static_cast<double>(rope.original_max_position_embeddings);
+      const double wavelength = 2.0 * M_PI / frequency;
+      if (wavelength > context / rope.low_freq_factor) {
+        frequency /= rope.factor;
+      } else if (wavelength >= context / rope.high_freq_factor) {
+        const double kept = (context / wavelength - rope.low_freq_factor) /
+                            (rope.high_freq_factor - rope.low_freq_factor);
+        frequency = (1.0 - kept) * frequency / rope.factor + kept * frequency;
+      }
+    }
+    frequencies[i] = static_cast<float>(frequency);
+  }
+  return frequencies;
+}
+
+Model::Model(ModelConfig config, Weights weights)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      inverse_frequencies_(rope_inverse_frequencies(config_.rope, config_.head_dim)) {}
+
+Result<Model> Model::load(const std::string& directory, WeightMode mode) try {
+  KVC_ASSIGN_OR_RETURN(ModelConfig config, load_model_config(directory));
+  KVC_ASSIGN_OR_RETURN(Weights weights, load_weights(directory, config, mode));
+  return Model(std::move(config), std::move(weights));
+} catch (const std::bad_alloc&) {
+  return Status(StatusCode::kOutOfMemory, directory + ": found no memory left to load it");
+}
+
+Result<Model> Model::random(const ModelConfig& config, DType dtype, std::uint64_t seed) {
+  KVC_ASSIGN_OR_RETURN(Weights weights, random_weights(config, dtype, seed));
+  return Model(config, std::move(weights));
+}
+
+Status Model::forward(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
+                      std::vector<float>& logits, LogitRows rows, const AttentionOptions& attention,
+                      const ExecContext& context) const try {
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  if (count == 0) {
+    return Status(StatusCode::kInvalidArgument, "tokens: found none, expected at least one");
+  }
+  for (const std::int32_t token : tokens) {
+    if (token < 0 || token >= config_.vocab_size) {
+      return Status(StatusCode::kInvalidArgument, "tokens: found id " + std::to_string(token) +
+                                                      ", expected 0 .. " +
+                                                      std::to_string(config_.vocab_size - 1));
+    }
+  }
+  const std::int64_t first = store.next_position();
+  if (count > config_.max_position_embeddings - first) {
+    return Status(StatusCode::kOutOfRange, "context: found " + std::to_string(first + count) +
+                                               " tokens, expected at most " +
+                                               std::to_string(config_.max_position_embeddings) +
+                                               " (max_position_embeddings)");
+  }
+  state.positions_.resize(tokens.size());
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    state.positions_[i] = first + static_cast<std::int64_t>(i);
+  }
+  rope_angles(state.positions_, inverse_frequencies_, state.cosines_, state.sines_);
+
+  const std::int64_t first_row = rows == LogitRows::kAll ? 0 : count - 1;
+  const std::int64_t num_rows = count - first_row;
+  logits.resize(static_cast<std::size_t>(num_rows * config_.vocab_size));
+
+  KVC_RETURN_IF_ERROR(store.begin(count));
+  OpenStep step(store);
+  KVC_RETURN_IF_ERROR(run_layers(tokens, store, state, attention, context));
+  float* last = state.hidden_.data() + first_row * config_.hidden_size;
+  rms_norm(last, num_rows, config_.hidden_size, weights_.final_norm.data(),
+           static_cast<float>(config_.rms_norm_eps), last);
+  linear(last, num_rows, weights_.head, nullptr, logits.data(), state.scratch_,
+         executor_of(context));
+  KVC_RETURN_IF_ERROR(step.end());
+  state.counters_.rows_computed += count;
+  state.counters_.rows_read += state.plan_.rows_read();
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status(StatusCode::kOutOfMemory,
+                "forward: found no memory for " + std::to_string(tokens.size()) + " tokens");
+}
+
+Status Model::run_layers(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
+                         const AttentionOptions& attention, const ExecContext& context) const {
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t hidden = config_.hidden_size;
+  const std::int64_t q_size = config_.num_heads * config_.head_dim;
+  const std::int64_t kv_size = config_.num_kv_heads * config_.head_dim;
+  grow(state.hidden_, count * hidden);
+  grow(state.normed_, count * hidden);
+  grow(state.projected_, count * hidden);
+  grow(state.q_, count * q_size);
+  grow(state.attended_, count * q_size);
+  grow(state.k_, count * kv_size);
+  grow(state.v_, count * kv_size);
+  grow(state.gate_, count * config_.intermediate_size);
+  grow(state.up_, count * config_.intermediate_size);
+
+  const Weight& embedding = weights_.embedding;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto* row = static_cast<const std::byte*>(embedding.data) +
+                      tokens[static_cast<std::size_t>(i)] * hidden * size_of(embedding.dtype);
+    widen(row, embedding.dtype, hidden, state.hidden_.data() + i * hidden);
+  }
+  for (std::int64_t index = 0; index < config_.num_layers; ++index) {
+    KVC_RETURN_IF_ERROR(attend_layer(index, count, store, state, attention, context));
+    feed_forward(weights_.layers[static_cast<std::size_t>(index)], count, state,
+                 executor_of(context));
+  }
+  return {};
+}
+
+Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& store,
+                           ForwardState& state, const AttentionOptions& attention,
+                           const ExecContext& context) const {
+  const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(index)];
+  Executor& executor = executor_of(context);
+  const std::int64_t hidden = config_.hidden_size;
+  const std::int64_t head_dim = config_.head_dim;
+  const std::int64_t heads = config_.num_heads;
+  const std::int64_t kv_heads = config_.num_kv_heads;
+  const auto epsilon = static_cast<float>(config_.rms_norm_eps);
+
+  float* normed = state.normed_.data();
+  float* q = state.q_.data();
+  float* k = state.k_.data();
+  float* v = state.v_.data();
+  rms_norm(state.hidden_.data(), count, hidden, layer.attention_norm.data(), epsilon, normed);
+  linear(normed, count, layer.q, bias_of(layer.q_bias), q, state.scratch_, executor);
+  linear(normed, count, layer.k, bias_of(layer.k_bias), k, state.scratch_, executor);
+  linear(normed, count, layer.v, bias_of(layer.v_bias), v, state.scratch_, executor);
+  if (config_.qk_norm) {
+    rms_norm(q, count * heads, head_dim, layer.q_norm.data(), epsilon, q);
+    rms_norm(k, count * kv_heads, head_dim, layer.k_norm.data(), epsilon, k);
+  }
+  const std::int64_t half = head_dim / 2;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float* cosines = state.cosines_.data() + i * half;
+    const float* sines = state.sines_.data() + i * half;
+    rope_rotate(q + i * heads * head_dim, heads, head_dim, cosines, sines);
+    rope_rotate(k + i * kv_heads * head_dim, kv_heads, head_dim, cosines, sines);
+  }
+
+  KVC_ASSIGN_OR_RETURN(
+      const OwnedKvView view,
+      store.write(index, TensorView(k, DType::kF32, {count, kv_heads, head_dim}),
+                  TensorView(v, DType::kF32, {count, kv_heads, head_dim}), context));
+  if (index == 0) {
+    const std::int32_t qo_indptr[2] = {0, static_cast<std::int32_t>(count)};
+    KVC_RETURN_IF_ERROR(state.plan_.plan(view, qo_indptr, heads, attention, context));
+  }
+  float* attended = state.attended_.data();
+  KVC_RETURN_IF_ERROR(state.plan_.run(
+      TensorView(q, DType::kF32, {count, heads, head_dim}), view,
+      MutableTensorView(attended, DType::kF32, {count, heads, head_dim}), {}, attention, context));
+  float* projected = state.projected_.data();
+  linear(attended, count, layer.o, bias_of(layer.o_bias), projected, state.scratch_, executor);
+  add_in_place(state.hidden_.data(), projected, count * hidden);
+  return {};
+}
+
+void Model::feed_forward(const LayerWeights& layer, std::int64_t count, ForwardState& state,
+                         Executor& executor) const {
+  const std::int64_t hidden = config_.hidden_size;
+  float* normed = state.normed_.data();
+  float* projected = state.projected_.data();
+  rms_norm(state.hidden_.data(), count, hidden, layer.feed_forward_norm.data(),
+           static_cast<float>(config_.rms_norm_eps), normed);
+  linear(normed, count, layer.gate, bias_of(layer.gate_bias), state.gate_.data(), state.scratch_,
+         executor);
+  linear(normed, count, layer.up, bias_of(layer.up_bias), state.up_.data(), state.scratch_,
+         executor);
+  silu_multiply(state.gate_.data(), state.up_.data(), count * config_.intermediate_size);
+  linear(state.gate_.data(), count, layer.down, bias_of(layer.down_bias), projected, state.scratch_,
+         executor);
+  add_in_place(state.hidden_.data(), projected, count * hidden);
+}
+
+}  // namespace kvcache::runner

@@ -1,0 +1,91 @@
+// Model: a decoder of the Llama family (Llama 2 / 3.x, Qwen2 / 2.5, Qwen3) over the public caches.
+#ifndef KVCACHE_RUNNER_MODEL_MODEL_H_
+#define KVCACHE_RUNNER_MODEL_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvcache/kvcache.h"
+#include "runner/config/model_config.h"
+#include "runner/model/kv_store.h"
+#include "runner/model/weights.h"
+
+namespace kvcache::runner {
+
+// What a step of the model did, counted (not derived from formulas).
+struct StepCounters {
+  std::int64_t rows_computed = 0;  // K/V rows a layer computed
+  std::int64_t rows_read = 0;      // K/V rows a layer's attention read
+};
+
+// Scratch of forward passes, and what they counted. One per conversation; grows to the largest
+// step. Thread safety: used by one forward pass at a time.
+class ForwardState {
+ public:
+  const StepCounters& counters() const { return counters_; }
+
+ private:
+  friend class Model;
+  AttentionPlan plan_;
+  StepCounters counters_;
+  std::vector<std::int64_t> positions_;
+  std::vector<float> cosines_, sines_;
+  std::vector<float> hidden_, normed_, q_, k_, v_, attended_, projected_, gate_, up_, scratch_;
+};
+
+enum class LogitRows : std::uint8_t { kLast, kAll };
+
+// Immutable after loading. Thread safety: forward passes over distinct stores and states may run
+// together.
+class Model {
+ public:
+  // Loads a model directory as Hugging Face writes it: config.json, generation_config.json,
+  // model.safetensors or shards. Errors: kNotFound, kIo, kCorrupt, kUnsupported, kOutOfMemory; one
+  // line that names file, field, found and expected.
+  static Result<Model> load(const std::string& directory, WeightMode mode = WeightMode::kAuto);
+
+  // A model of the given shape with random weights (normal, seeded; norms near 1), for tests and
+  // benchmarks. Errors: kOutOfMemory.
+  static Result<Model> random(const ModelConfig& config, DType dtype, std::uint64_t seed);
+
+  const ModelConfig& config() const { return config_; }
+  std::int64_t num_parameters() const { return weights_.num_parameters; }
+  std::int64_t weight_bytes() const { return weights_.nbytes; }
+  DType weight_dtype() const { return weights_.dtype; }
+
+  // f32 for f32 weights, else the weights' dtype.
+  DType default_kv_dtype() const { return weights_.dtype; }
+
+  // One step: stores the keys and values of `tokens`, which follow what `store` holds (all tokens
+  // from the first where it keeps no history), and writes logits [vocab_size] of the last token,
+  // or [tokens, vocab_size] of all. Nothing is stored if it fails.
+  // Errors: kInvalidArgument for no tokens or ids outside the vocabulary; kOutOfRange past
+  // max_position_embeddings; what the store reports.
+  Status forward(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
+                 std::vector<float>& logits, LogitRows rows = LogitRows::kLast,
+                 const AttentionOptions& attention = {}, const ExecContext& context = {}) const;
+
+ private:
+  Model(ModelConfig config, Weights weights);
+  Status run_layers(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
+                    const AttentionOptions& attention, const ExecContext& context) const;
+  Status attend_layer(std::int64_t index, std::int64_t count, KvStore& store, ForwardState& state,
+                      const AttentionOptions& attention, const ExecContext& context) const;
+  void feed_forward(const LayerWeights& layer, std::int64_t count, ForwardState& state,
+                    Executor& executor) const;
+
+  ModelConfig config_;
+  Weights weights_;
+  std::vector<float> inverse_frequencies_;  // [head_dim / 2]
+};
+
+// 1 / theta^(2i / head_dim) for i < head_dim / 2, stretched where the config says llama3
+// (transformers, modeling_rope_utils.py; the Llama 3.1 technical report).
+std::vector<float> rope_inverse_frequencies(const RopeConfig& rope, std::int64_t head_dim);
+
+}  // namespace kvcache::runner
+
+#endif  // KVCACHE_RUNNER_MODEL_MODEL_H_

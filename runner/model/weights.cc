@@ -1,0 +1,245 @@
+#include "runner/model/weights.h"
+
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <random>
+#include <utility>
+
+#include "runner/ops/ops.h"
+
+namespace kvcache::runner {
+namespace {
+
+constexpr std::int64_t kWidenBelow = 100'000'000;  // parameters
+
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+// Visits every tensor of a family in one order, whatever then provides them. `Source` has
+// matrix(name, out, in, Weight*) and vector(name, size, std::vector<float>*), both Status.
+template <typename Source>
+Status visit(const ModelConfig& config, Weights& weights, Source& source) {
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t q_size = config.num_heads * config.head_dim;
+  const std::int64_t kv_size = config.num_kv_heads * config.head_dim;
+  const std::int64_t inner = config.intermediate_size;
+  KVC_RETURN_IF_ERROR(
+      source.matrix("model.embed_tokens.weight", config.vocab_size, hidden, &weights.embedding));
+  weights.layers.resize(static_cast<std::size_t>(config.num_layers));
+  for (std::size_t i = 0; i < weights.layers.size(); ++i) {
+    LayerWeights& layer = weights.layers[i];
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    const std::string attention = prefix + "self_attn.";
+    const std::string mlp = prefix + "mlp.";
+    KVC_RETURN_IF_ERROR(
+        source.vector(prefix + "input_layernorm.weight", hidden, &layer.attention_norm));
+    KVC_RETURN_IF_ERROR(source.vector(prefix + "post_attention_layernorm.weight", hidden,
+                                      &layer.feed_forward_norm));
+    KVC_RETURN_IF_ERROR(source.matrix(attention + "q_proj.weight", q_size, hidden, &layer.q));
+    KVC_RETURN_IF_ERROR(source.matrix(attention + "k_proj.weight", kv_size, hidden, &layer.k));
+    KVC_RETURN_IF_ERROR(source.matrix(attention + "v_proj.weight", kv_size, hidden, &layer.v));
+    KVC_RETURN_IF_ERROR(source.matrix(attention + "o_proj.weight", hidden, q_size, &layer.o));
+    if (config.attention_bias) {
+      KVC_RETURN_IF_ERROR(source.vector(attention + "q_proj.bias", q_size, &layer.q_bias));
+      KVC_RETURN_IF_ERROR(source.vector(attention + "k_proj.bias", kv_size, &layer.k_bias));
+      KVC_RETURN_IF_ERROR(source.vector(attention + "v_proj.bias", kv_size, &layer.v_bias));
+    }
+    if (config.attention_output_bias) {
+      KVC_RETURN_IF_ERROR(source.vector(attention + "o_proj.bias", hidden, &layer.o_bias));
+    }
+    if (config.qk_norm) {
+      KVC_RETURN_IF_ERROR(
+          source.vector(attention + "q_norm.weight", config.head_dim, &layer.q_norm));
+      KVC_RETURN_IF_ERROR(
+          source.vector(attention + "k_norm.weight", config.head_dim, &layer.k_norm));
+    }
+    KVC_RETURN_IF_ERROR(source.matrix(mlp + "gate_proj.weight", inner, hidden, &layer.gate));
+    KVC_RETURN_IF_ERROR(source.matrix(mlp + "up_proj.weight", inner, hidden, &layer.up));
+    KVC_RETURN_IF_ERROR(source.matrix(mlp + "down_proj.weight", hidden, inner, &layer.down));
+    if (config.mlp_bias) {
+      KVC_RETURN_IF_ERROR(source.vector(mlp + "gate_proj.bias", inner, &layer.gate_bias));
+      KVC_RETURN_IF_ERROR(source.vector(mlp + "up_proj.bias", inner, &layer.up_bias));
+      KVC_RETURN_IF_ERROR(source.vector(mlp + "down_proj.bias", hidden, &layer.down_bias));
+    }
+  }
+  KVC_RETURN_IF_ERROR(source.vector("model.norm.weight", hidden, &weights.final_norm));
+  if (config.tie_word_embeddings) {
+    weights.head = weights.embedding;
+    return {};
+  }
+  return source.matrix("lm_head.weight", config.vocab_size, hidden, &weights.head);
+}
+
+// Memory for a matrix that is not mapped.
+void* own(Weights& weights, DType dtype, std::int64_t elements) {
+  const std::int64_t words = (elements * size_of(dtype) + 3) / 4;
+  weights.owned.emplace_back(static_cast<std::size_t>(words));
+  return weights.owned.back().data();
+}
+
+void count(Weights& weights, DType dtype, std::int64_t elements) {
+  weights.num_parameters += elements;
+  weights.nbytes += elements * size_of(dtype);
+}
+
+class FileSource {
+ public:
+  FileSource(const Checkpoint& checkpoint, Weights& weights, bool widen_all)
+      : checkpoint_(checkpoint), weights_(weights), widen_all_(widen_all) {}
+
+  Status matrix(const std::string& name, std::int64_t out, std::int64_t in, Weight* weight) {
+    KVC_ASSIGN_OR_RETURN(const TensorView stored, find(name, {out, in}));
+    if (widen_all_) {
+      weights_.dtype = DType::kF32;
+    } else if (first_name_.empty()) {
+      weights_.dtype = stored.dtype;
+      first_name_ = name;
+    } else if (stored.dtype != weights_.dtype) {
+      return Status(StatusCode::kUnsupported, checkpoint_.directory() + ": " + name + ": found " +
+                                                  name_of(stored.dtype) + ", expected " +
+                                                  name_of(weights_.dtype) + " as " + first_name_ +
+                                                  " (--weights f32 takes any mixture)");
+    }
+    *weight = {stored.data, weights_.dtype, out, in};
+    // Mapped tensors may start anywhere in the file; products want aligned elements.
+    const bool aligned = reinterpret_cast<std::uintptr_t>(stored.data) %
+                             static_cast<std::uintptr_t>(size_of(stored.dtype)) ==
+                         0;
+    if (stored.dtype != weights_.dtype || !aligned) {
+      void* copy = own(weights_, weights_.dtype, out * in);
+      KVC_RETURN_IF_ERROR(copy_out(stored, out * in, copy));
+      weight->data = copy;
+    }
+    count(weights_, weights_.dtype, out * in);
+    return {};
+  }
+
+  Status vector(const std::string& name, std::int64_t size, std::vector<float>* values) {
+    KVC_ASSIGN_OR_RETURN(const TensorView stored, find(name, {size}));
+    values->resize(static_cast<std::size_t>(size));
+    KVC_RETURN_IF_ERROR(copy_as_float(stored, size, values->data()));
+    count(weights_, DType::kF32, size);
+    return {};
+  }
+
+ private:
+  Result<TensorView> find(const std::string& name, const std::vector<std::int64_t>& shape) {
+    KVC_ASSIGN_OR_RETURN(const TensorView stored, checkpoint_.find(name));
+    const std::vector<std::int64_t> found(stored.shape, stored.shape + stored.rank);
+    if (found != shape) {
+      return Status(StatusCode::kCorrupt, checkpoint_.directory() + ": " + name + ": found shape " +
+                                              shape_text(found) + ", expected " +
+                                              shape_text(shape) + " by config.json");
+    }
+    return stored;
+  }
+
+  // Unaligned sources go through a buffer, a piece at a time.
+  static Status copy_as_float(const TensorView& stored, std::int64_t elements, float* to) {
+    constexpr std::int64_t kPiece = 4096;
+    std::uint32_t piece[kPiece];
+    const auto* bytes = static_cast<const std::byte*>(stored.data);
+    const std::int64_t size = size_of(stored.dtype);
+    for (std::int64_t at = 0; at < elements; at += kPiece) {
+      const std::int64_t n = elements - at < kPiece ? elements - at : kPiece;
+      std::memcpy(piece, bytes + at * size, static_cast<std::size_t>(n * size));
+      widen(piece, stored.dtype, n, to + at);
+    }
+    return {};
+  }
+
+  Status copy_out(const TensorView& stored, std::int64_t elements, void* to) const {
+    if (stored.dtype == weights_.dtype) {
+      std::memcpy(to, stored.data, static_cast<std::size_t>(elements * size_of(stored.dtype)));
+      return {};
+    }
+    return copy_as_float(stored, elements, static_cast<float*>(to));
+  }
+
+  const Checkpoint& checkpoint_;
+  Weights& weights_;
+  bool widen_all_;
+  std::string first_name_;
+};
+
+class RandomSource {
+ public:
+  RandomSource(Weights& weights, std::uint64_t seed) : weights_(weights), random_(seed) {}
+
+  Status matrix(const std::string&, std::int64_t out, std::int64_t in, Weight* weight) {
+    void* data = own(weights_, weights_.dtype, out * in);
+    const float scale = 1.0f / std::sqrt(static_cast<float>(in));
+    std::vector<float> row(static_cast<std::size_t>(in));
+    for (std::int64_t o = 0; o < out; ++o) {
+      for (float& value : row) value = scale * normal();
+      narrow(row.data(), weights_.dtype, in,
+             static_cast<std::byte*>(data) + o * in * size_of(weights_.dtype));
+    }
+    *weight = {data, weights_.dtype, out, in};
+    count(weights_, weights_.dtype, out * in);
+    return {};
+  }
+
+  Status vector(const std::string& name, std::int64_t size, std::vector<float>* values) {
+    const float center = name.ends_with("norm.weight") ? 1.0f : 0.0f;
+    values->resize(static_cast<std::size_t>(size));
+    for (float& value : *values) value = center + 0.1f * normal();
+    count(weights_, DType::kF32, size);
+    return {};
+  }
+
+ private:
+  // The sum of four uniform numbers: near enough to normal, and the same on every platform.
+  float normal() {
+    const std::uint64_t bits = random_();
+    float sum = 0;
+    for (int i = 0; i < 4; ++i) sum += static_cast<float>((bits >> (16 * i)) & 0xffff) / 65535.0f;
+    return (sum - 2.0f) * 1.7320508f;
+  }
+
+  Weights& weights_;
+  std::mt19937_64 random_;
+};
+
+}  // namespace
+
+Result<WeightMode> parse_weight_mode(std::string_view name) {
+  if (name == "auto") return WeightMode::kAuto;
+  if (name == "f32") return WeightMode::kF32;
+  if (name == "stored") return WeightMode::kStored;
+  return Status(StatusCode::kInvalidArgument,
+                "weights: found " + std::string(name) + ", expected auto, f32 or stored");
+}
+
+Result<Weights> load_weights(const std::string& directory, const ModelConfig& config,
+                             WeightMode mode) try {
+  Weights weights;
+  KVC_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(directory));
+  weights.mapped.emplace(std::move(checkpoint));
+  const bool widen_all =
+      mode == WeightMode::kF32 ||
+      (mode == WeightMode::kAuto && weights.mapped->num_parameters() < kWidenBelow);
+  FileSource source(*weights.mapped, weights, widen_all);
+  KVC_RETURN_IF_ERROR(visit(config, weights, source));
+  return weights;
+} catch (const std::bad_alloc&) {
+  return Status(StatusCode::kOutOfMemory, directory + ": found no memory left for the weights");
+}
+
+Result<Weights> random_weights(const ModelConfig& config, DType dtype, std::uint64_t seed) try {
+  Weights weights;
+  weights.dtype = dtype;
+  RandomSource source(weights, seed);
+  KVC_RETURN_IF_ERROR(visit(config, weights, source));
+  return weights;
+} catch (const std::bad_alloc&) {
+  return Status(StatusCode::kOutOfMemory, "found no memory left for random weights");
+}
+
+}  // namespace kvcache::runner

@@ -1,0 +1,101 @@
+#include "runner/ops/matmul.h"
+
+#if KVC_HAVE_ONEDNN
+
+#include <exception>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <string>
+
+// Declared by hand: clang cannot read the omp.h of g++, whose runtime oneDNN uses.
+extern "C" void omp_set_num_threads(int) noexcept;
+
+namespace kvcache::runner {
+namespace {
+
+using dnnl::memory;
+
+// Primitives are cheap to ask for again: oneDNN caches them by shape. One OpenMP thread per call,
+// because the slices already run on our executor: one pool, no second runtime spinning.
+struct OneThread {
+  OneThread() {
+    omp_set_num_threads(1);
+    engine = dnnl::engine(dnnl::engine::kind::cpu, 0);
+    stream = dnnl::stream(engine);
+  }
+  dnnl::engine engine;
+  dnnl::stream stream;
+};
+
+OneThread& this_thread() {
+  thread_local OneThread one;
+  return one;
+}
+
+// False where oneDNN refuses the product (its errors are exceptions).
+bool multiply(memory::data_type type, const void* x, std::int64_t rows, const void* weight,
+              std::int64_t out, std::int64_t in, float* y) try {
+  OneThread& one = this_thread();
+  const memory::desc x_desc({rows, in}, type, memory::dims{in, 1});
+  const memory::desc w_desc({in, out}, type, memory::dims{1, in});
+  const memory::desc y_desc({rows, out}, memory::data_type::f32, memory::dims{out, 1});
+  const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(x_desc, w_desc, y_desc),
+                                                 one.engine);
+  const dnnl::matmul product(description);
+  product.execute(one.stream,
+                  {{DNNL_ARG_SRC, memory(x_desc, one.engine, const_cast<void*>(x))},
+                   {DNNL_ARG_WEIGHTS, memory(w_desc, one.engine, const_cast<void*>(weight))},
+                   {DNNL_ARG_DST, memory(y_desc, one.engine, y)}});
+  one.stream.wait();
+  return true;
+} catch (const std::exception&) {
+  return false;
+}
+
+// Only where its sums have the order of ours (sum_cut in product.h): measured on AVX-512. Elsewhere
+// one token and many would differ by roundings that 16-bit weights and caches then magnify.
+bool has_f32_product() {
+  const auto isa = dnnl::get_effective_cpu_isa();
+  return isa == dnnl::cpu_isa::avx512_core || isa == dnnl::cpu_isa::avx512_core_vnni ||
+         isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx;
+}
+
+bool has_bf16_product() {
+  const auto isa = dnnl::get_effective_cpu_isa();
+  return isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx;
+}
+
+bool matmul_has_f32() {
+  static const bool available = has_f32_product();
+  return available;
+}
+
+}  // namespace
+
+bool matmul(const float* x, std::int64_t rows, const float* weight, std::int64_t out,
+            std::int64_t in, float* y) {
+  return matmul_has_f32() && multiply(memory::data_type::f32, x, rows, weight, out, in, y);
+}
+
+bool matmul_bf16(const std::uint16_t* x, std::int64_t rows, const std::uint16_t* weight,
+                 std::int64_t out, std::int64_t in, float* y) {
+  return matmul_has_bf16() && multiply(memory::data_type::bf16, x, rows, weight, out, in, y);
+}
+
+bool matmul_has_bf16() {
+  static const bool available = has_bf16_product();
+  return available;
+}
+
+const char* matmul_backend() {
+  static const std::string name = []() -> std::string {
+    if (!matmul_has_f32()) return "ours";
+    const dnnl_version_t* version = dnnl_version();
+    return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
+           std::to_string(version->patch);
+  }();
+  return name.c_str();
+}
+
+}  // namespace kvcache::runner
+
+#endif  // KVC_HAVE_ONEDNN

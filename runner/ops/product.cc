@@ -1,0 +1,36 @@
+#include "runner/ops/product.h"
+
+#include <initializer_list>
+
+namespace kvcache::runner {
+
+bool available(const Products& products) {
+#if KVC_X86_64
+  // The builtin also asks whether the system saves the registers.
+  if (&products == &kAvx2Products) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  }
+  if (&products == &kAvx512Products) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+  }
+  if (&products == &kAvx512Bf16Products) {
+    return available(kAvx512Products) && __builtin_cpu_supports("avx512bf16");
+  }
+#endif
+  return &products == &kPortableProducts;
+}
+
+const Products& products() {
+  static const Products& best = []() -> const Products& {
+#if KVC_X86_64
+    for (const Products* candidate : {&kAvx512Bf16Products, &kAvx512Products, &kAvx2Products}) {
+      if (available(*candidate)) return *candidate;
+    }
+#endif
+    return kPortableProducts;
+  }();
+  return best;
+}
+
+}  // namespace kvcache::runner

@@ -1,0 +1,79 @@
+// Tokens found in text as they are written, before any cutting and merging: <|im_start|>, ...
+#ifndef KVCACHE_RUNNER_TOKENIZER_ADDED_TOKENS_H_
+#define KVCACHE_RUNNER_TOKENIZER_ADDED_TOKENS_H_
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "kvcache/status.h"
+#include "runner/config/json_file.h"
+#include "runner/tokenizer/bpe.h"
+#include "runner/tokenizer/pre_tokenizer.h"
+
+namespace kvcache::runner {
+
+// One entry of "added_tokens".
+struct AddedToken {
+  std::int32_t id = 0;
+  std::string content;
+  bool single_word = false;  // only where no word character touches it
+  bool lstrip = false;       // takes the white space before it
+  bool rstrip = false;       // takes the white space after it
+  bool normalized = false;   // searched in the normalised text
+  bool special = false;      // left out of decoded text on request
+};
+
+// One added token, or the text between two.
+struct TextPart {
+  std::string_view text;  // never empty, unused for a token
+  std::int32_t id = -1;   // -1: ordinary text
+};
+
+// Finds many tokens at once: the leftmost, and of several there the longest.
+class TokenFinder {
+ public:
+  // A pattern added twice keeps its first index.
+  void add(std::string_view pattern, std::int32_t index);
+
+  // The match at `at`, or length 0.
+  struct Match {
+    std::size_t length = 0;
+    std::int32_t index = -1;
+  };
+  Match match_at(std::string_view text, std::size_t at) const;
+
+ private:
+  bool starts_[256] = {};
+  std::vector<std::int32_t> index_of_node_ = {-1};
+  std::unordered_map<std::uint64_t, std::uint32_t> edges_;  // node << 8 | byte -> node
+};
+
+class AddedTokens {
+ public:
+  // Reads "added_tokens". Errors: kCorrupt: an id or content twice, or one that contradicts the
+  // vocabulary, ...
+  static Result<AddedTokens> create(const JsonObject& root, const TokenMap& vocabulary,
+                                    const Normalizer& normalizer);
+
+  // Appends the parts of `text`, in order. The first looks for tokens that are not
+  // `normalized` in text as it came, the second for the others in normalised text.
+  // REQUIRES: `text` is UTF-8.
+  void split_raw(std::string_view text, std::vector<TextPart>* parts) const;
+  void split_normalized(std::string_view text, std::vector<TextPart>* parts) const;
+
+  const std::vector<AddedToken>& tokens() const { return tokens_; }
+
+ private:
+  void split(std::string_view text, const TokenFinder& finder, std::vector<TextPart>* parts) const;
+
+  std::vector<AddedToken> tokens_;
+  TokenFinder raw_;
+  TokenFinder normalized_;
+};
+
+}  // namespace kvcache::runner
+
+#endif  // KVCACHE_RUNNER_TOKENIZER_ADDED_TOKENS_H_

@@ -1,0 +1,84 @@
+// Text to token ids and back, as the tokenizer.json of a model directory says.
+#ifndef KVCACHE_RUNNER_TOKENIZER_TOKENIZER_H_
+#define KVCACHE_RUNNER_TOKENIZER_TOKENIZER_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvcache/status.h"
+#include "runner/tokenizer/added_tokens.h"
+#include "runner/tokenizer/bpe.h"
+#include "runner/tokenizer/pre_tokenizer.h"
+
+namespace kvcache::runner {
+
+// Byte-level BPE, the kind Qwen and Llama 3 use: NFC or no normalizer, Split and ByteLevel
+// pre-tokenizers, BPE with merges, added tokens, TemplateProcessing and ByteLevel post-processors,
+// the ByteLevel decoder. A part it does not know is refused by name. Ids and text are those of
+// Hugging Face tokenizers. Truncation and padding in the file are ignored, as transformers does
+// for a single text. Thread safety: const.
+class Tokenizer {
+ public:
+  // `path` is the file. Errors: kNotFound, kIo; kCorrupt: malformed, or contradicts itself;
+  // kUnsupported: a part it does not know; kOutOfMemory. Each names file, field, found, expected.
+  static Result<Tokenizer> load(const std::string& path);
+
+  // The same from the text of the file; `name` is what errors call it.
+  static Result<Tokenizer> parse(std::string_view json, const std::string& name);
+
+  // Ids of `text`. Added tokens written in the text become their ids; `add_special_tokens` adds
+  // what the post-processor puts around a single text (Llama 3: <|begin_of_text|>). Errors:
+  // kInvalidArgument: not UTF-8, naming the byte; kUnsupported: the pattern gives up on it;
+  // kOutOfMemory.
+  Result<std::vector<std::int32_t>> encode(std::string_view text,
+                                           bool add_special_tokens = true) const;
+
+  // The text of `ids`: always UTF-8, with U+FFFD where their bytes are not. Ids that do not exist
+  // are left out, and special tokens too with `skip_special`.
+  std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const;
+
+  // The bytes a token adds to the text, which may be part of a character. Empty for an id that does
+  // not exist. Valid until the tokenizer is destroyed.
+  std::string_view token_bytes(std::int32_t id) const;
+
+  bool contains(std::int32_t id) const { return kind_of(id) != Kind::kNone; }
+  bool is_special(std::int32_t id) const { return kind_of(id) == Kind::kSpecial; }
+
+  // The id of a token by its content: an added token as written ("<|im_end|>"), any other in
+  // byte-level characters.
+  std::optional<std::int32_t> find_token(std::string_view content) const;
+
+  // One more than the highest id. Ids below it may be missing.
+  std::int64_t vocab_size() const { return static_cast<std::int64_t>(kinds_.size()); }
+
+  // Ids of the special tokens, ascending.
+  std::vector<std::int32_t> special_ids() const;
+
+ private:
+  enum class Kind : std::uint8_t { kNone, kOrdinary, kSpecial };
+
+  Tokenizer() = default;
+
+  static Result<Tokenizer> parse_document(const JsonObject& root);
+  void name_token(std::int32_t id, std::string_view content, Kind kind);
+  Status read_post_processor(const JsonObject& root);
+  Status read_template(const JsonObject& component);
+  Kind kind_of(std::int32_t id) const;
+
+  Normalizer normalizer_;
+  PreTokenizer pre_tokenizer_;
+  Bpe bpe_;
+  AddedTokens added_;
+  std::vector<std::int32_t> prefix_;  // what the post-processor puts around a single text
+  std::vector<std::int32_t> suffix_;
+  std::vector<Kind> kinds_;         // [vocab_size]
+  std::vector<std::string> bytes_;  // [vocab_size]
+};
+
+}  // namespace kvcache::runner
+
+#endif  // KVCACHE_RUNNER_TOKENIZER_TOKENIZER_H_

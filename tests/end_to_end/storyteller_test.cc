@@ -1,0 +1,75 @@
+// The model that ships: the same words through every cache.
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "runner/generate/generate.h"
+#include "support/model_runs.h"
+
+namespace kvcache::runner {
+namespace {
+
+std::string directory() { return std::string(KVC_SOURCE_DIR) + "/models/storyteller"; }
+
+class StorytellerTest : public ::testing::Test {
+ protected:
+  static Model load(WeightMode mode) {
+    auto model = Model::load(directory(), mode);
+    EXPECT_TRUE(model.ok()) << model.status().to_string();
+    return std::move(model).value();
+  }
+
+  std::vector<std::int32_t> prompt() const {
+    const auto tokenizer = Tokenizer::load(directory() + "/tokenizer.json");
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status().to_string();
+    const auto ids = tokenizer->encode("One rainy morning, Mira walked to the harbour. She");
+    EXPECT_TRUE(ids.ok());
+    return *ids;
+  }
+};
+
+TEST_F(StorytellerTest, EveryCacheTellsTheStoryOfNone) {
+  const Model model = load(WeightMode::kF32);
+  const auto ids = prompt();
+  const auto pool = make_thread_pool(2);
+  ASSERT_TRUE(pool.ok());
+  ExecContext context;
+  context.executor = pool->get();
+  KvStoreOptions none;
+  none.kind = StoreKind::kNone;
+  const auto expected = testing::greedy_of(model, ids, 24, {none, {}, {}, context});
+  std::vector<std::int32_t> all = ids;
+  all.insert(all.end(), expected.begin(), expected.end());
+  const auto logits = testing::logits_of(model, all, {none, {}, {}, context});
+  for (const auto& store : testing::every_store(static_cast<std::int64_t>(all.size()))) {
+    const testing::ModelRun run{store, {5}, {}, context};
+    EXPECT_EQ(testing::greedy_of(model, ids, 24, run), expected) << describe(run);
+    EXPECT_LE(testing::max_difference(testing::logits_of(model, all, run), logits), 1e-4f)
+        << describe(run);
+  }
+}
+
+TEST_F(StorytellerTest, WeightsAsStoredTellItToo) {
+  const Model model = load(WeightMode::kStored);
+  EXPECT_EQ(model.weight_dtype(), DType::kBF16);
+  const auto ids = prompt();
+  AttentionOptions reproducible;
+  reproducible.reproducible = true;
+  KvStoreOptions none;
+  none.kind = StoreKind::kNone;
+  none.dtype = model.default_kv_dtype();
+  const auto expected = testing::greedy_of(model, ids, 16, {none, {}, reproducible, {}});
+  const auto logits = testing::logits_of(model, ids, {none, {}, reproducible, {}});
+  for (const auto& store : testing::every_store(64, model.default_kv_dtype())) {
+    const testing::ModelRun run{store, {1}, reproducible, {}};
+    EXPECT_EQ(testing::greedy_of(model, ids, 16, run), expected) << describe(run);
+    EXPECT_LE(testing::max_difference(testing::logits_of(model, ids, run), logits), 1e-4f)
+        << describe(run);
+  }
+}
+
+}  // namespace
+}  // namespace kvcache::runner

@@ -1,0 +1,102 @@
+#include "runner/compare/compare.h"
+
+#include <cstdint>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "support/golden_checkpoint.h"
+#include "support/model_runs.h"
+
+namespace kvcache::runner {
+namespace {
+
+class CompareTest : public ::testing::Test {
+ protected:
+  std::vector<CompareRun> run(std::int64_t prompt_tokens, GenerateOptions options,
+                              const CompareCallbacks& callbacks = {}) {
+    const auto model = Model::load(testing::golden_directory("qwen2_tied"));
+    const auto tokenizer =
+        Tokenizer::load(testing::golden_directory("qwen2_tied") + "/tokenizer.json");
+    EXPECT_TRUE(model.ok() && tokenizer.ok());
+    options.context.executor = &serial_executor();
+    const auto prompt = testing::some_tokens(prompt_tokens, model->config().vocab_size);
+    auto runs = compare(*model, *tokenizer, prompt, options, callbacks);
+    EXPECT_TRUE(runs.ok()) << runs.status().to_string();
+    return runs.ok() ? std::move(runs).value() : std::vector<CompareRun>();
+  }
+};
+
+TEST_F(CompareTest, EveryRunHasTheTokensOfNoneAndCountsByTheFormulas) {
+  for (const std::int64_t prompt : {1, 23}) {
+    for (const std::int64_t tokens : {1, 20}) {
+      GenerateOptions options;
+      options.max_tokens = tokens;
+      const auto runs = run(prompt, options);
+      ASSERT_EQ(runs.size(), 4u);
+      std::int64_t read = 0;
+      for (std::int64_t n = prompt; n < prompt + tokens; ++n) read += n;
+      for (const CompareRun& one : runs) {
+        const GenerateResult& result = one.generated;
+        EXPECT_TRUE(one.same_tokens) << name_of(one.cache);
+        EXPECT_LE(one.max_logit_difference, 1e-4f) << name_of(one.cache);
+        EXPECT_EQ(static_cast<std::int64_t>(result.tokens.size()), tokens);
+        EXPECT_EQ(result.counters.rows_computed, expected_rows_computed(one.cache, prompt, tokens));
+        // Full causal attention reads every row up to its newest token, once a step.
+        EXPECT_EQ(result.counters.rows_read, read) << name_of(one.cache);
+        EXPECT_EQ(result.usage.copied_bytes, 0);
+        std::int64_t computed = 0;
+        std::int64_t position = prompt;
+        for (const TokenTrace& trace : result.trace) {
+          computed += trace.rows_computed;
+          EXPECT_EQ(trace.rows_read, position);
+          EXPECT_EQ(trace.position, position++);
+        }
+        EXPECT_EQ(computed, result.counters.rows_computed);
+      }
+      EXPECT_EQ(runs[0].cache, StoreKind::kNone);
+      EXPECT_EQ(runs[0].generated.usage.nbytes, 0);
+      for (std::size_t i = 1; i < runs.size(); ++i) {
+        // f32 rows of 2 layers x 2 heads x (K and V of 16), for all tokens but the last.
+        EXPECT_EQ(runs[i].generated.usage.nbytes, (prompt + tokens - 1) * 2 * 2 * 32 * 4)
+            << name_of(runs[i].cache);
+        EXPECT_GE(runs[i].generated.usage.reserved_bytes, runs[i].generated.usage.nbytes);
+      }
+      EXPECT_EQ(runs[3].generated.usage.pages, (prompt + tokens - 1 + 15) / 16);
+    }
+  }
+}
+
+TEST_F(CompareTest, TheFormulaIsTheSumItStandsFor) {
+  for (std::int64_t prompt = 1; prompt < 5; ++prompt) {
+    for (std::int64_t tokens = 1; tokens < 6; ++tokens) {
+      std::int64_t sum = 0;
+      for (std::int64_t n = prompt; n <= prompt + tokens - 1; ++n) sum += n;
+      EXPECT_EQ(expected_rows_computed(StoreKind::kNone, prompt, tokens), sum);
+      for (const StoreKind kind : {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+        EXPECT_EQ(expected_rows_computed(kind, prompt, tokens), prompt + tokens - 1);
+      }
+    }
+  }
+}
+
+TEST_F(CompareTest, TellsOfEveryRunAndToken) {
+  GenerateOptions options;
+  options.max_tokens = 5;
+  std::vector<StoreKind> begun;
+  std::int64_t tokens = 0;
+  CompareCallbacks callbacks;
+  callbacks.on_run = [&](StoreKind kind) { begun.push_back(kind); };
+  callbacks.on_progress = [&](StoreKind kind, std::int64_t done, std::int64_t total) {
+    EXPECT_EQ(kind, begun.back());
+    EXPECT_EQ(done, tokens++ % 5 + 1);
+    EXPECT_EQ(total, 5);
+  };
+  run(4, options, callbacks);
+  EXPECT_EQ(begun, (std::vector<StoreKind>{StoreKind::kNone, StoreKind::kDynamic,
+                                           StoreKind::kStatic, StoreKind::kPaged}));
+  EXPECT_EQ(tokens, 20);
+}
+
+}  // namespace
+}  // namespace kvcache::runner

@@ -1,0 +1,328 @@
+#include "runner/model/model.h"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "support/model_runs.h"
+#include "support/refusing_memory.h"
+
+namespace kvcache::runner {
+namespace {
+
+using testing::describe;
+using testing::every_store;
+using testing::logits_of;
+using testing::max_difference;
+using testing::ModelRun;
+using testing::small_config;
+using testing::some_tokens;
+
+ExecContext serially() {
+  ExecContext context;
+  context.executor = &serial_executor();
+  return context;
+}
+
+Model random_model(DType dtype = DType::kF32, const ModelConfig& config = small_config()) {
+  auto model = Model::random(config, dtype, 7);
+  EXPECT_TRUE(model.ok()) << model.status().to_string();
+  return std::move(model).value();
+}
+
+KvStoreOptions no_cache(DType dtype = DType::kF32) {
+  KvStoreOptions store;
+  store.kind = StoreKind::kNone;
+  store.dtype = dtype;
+  return store;
+}
+
+TEST(ModelTest, EveryCacheAndSplitHasTheLogitsOfNone) {
+  const Model model = random_model();
+  const auto tokens = some_tokens(70, model.config().vocab_size);
+  const auto expected = logits_of(model, tokens, {no_cache(), {}, {}, serially()});
+  for (const auto& store : every_store(70)) {
+    for (const std::vector<std::int64_t>& steps :
+         std::vector<std::vector<std::int64_t>>{{}, {1}, {16}, {33, 1}}) {
+      const ModelRun run{store, steps, {}, serially()};
+      EXPECT_LE(max_difference(logits_of(model, tokens, run), expected), 1e-4f) << describe(run);
+    }
+  }
+}
+
+TEST(ModelTest, EveryCacheChoosesTheTokensOfNone) {
+  for (const bool qwen : {true, false}) {
+    ModelConfig config = small_config();
+    if (!qwen) {
+      config.qk_norm = config.attention_bias = config.attention_output_bias = config.mlp_bias =
+          false;
+      config.tie_word_embeddings = true;
+    }
+    const Model model = random_model(DType::kF32, config);
+    const auto prompt = some_tokens(20, config.vocab_size);
+    const auto expected = testing::greedy_of(model, prompt, 20, {no_cache(), {}, {}, serially()});
+    for (const auto& store : every_store(40)) {
+      for (const std::int64_t chunk : {20, 6, 1}) {
+        const ModelRun run{store, {chunk}, {}, serially()};
+        EXPECT_EQ(testing::greedy_of(model, prompt, 20, run), expected) << describe(run);
+      }
+    }
+  }
+}
+
+TEST(ModelTest, ThreadsDoNotChangeABit) {
+  const Model model = random_model();
+  const auto tokens = some_tokens(40, model.config().vocab_size);
+  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kPaged}) {
+    KvStoreOptions store;
+    store.kind = kind;
+    store.max_length = 40;
+    const auto expected = logits_of(model, tokens, {store, {30, 1}, {}, serially()});
+    for (const std::int32_t threads : {1, 2, 3, 4}) {
+      const auto pool = make_thread_pool(threads);
+      ASSERT_TRUE(pool.ok());
+      ExecContext context;
+      context.executor = pool->get();
+      EXPECT_EQ(logits_of(model, tokens, {store, {30, 1}, {}, context}), expected)
+          << name_of(kind) << " threads " << threads;
+    }
+  }
+}
+
+TEST(ModelTest, SixteenBitCachesEqualTheSameRoundingWithoutOne) {
+  const Model model = random_model();
+  const auto prompt = some_tokens(40, model.config().vocab_size);
+  AttentionOptions reproducible;
+  reproducible.reproducible = true;
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    const auto none = no_cache(dtype);
+    const auto expected = logits_of(model, prompt, {none, {}, reproducible, serially()});
+    const auto greedy = testing::greedy_of(model, prompt, 10, {none, {}, reproducible, serially()});
+    for (const auto& store : every_store(50, dtype)) {
+      for (const std::int64_t step : {1, 9, 40}) {
+        const ModelRun run{store, {step}, reproducible, serially()};
+        EXPECT_LE(max_difference(logits_of(model, prompt, run), expected), 1e-4f) << describe(run);
+      }
+      const ModelRun run{store, {11}, reproducible, serially()};
+      EXPECT_EQ(testing::greedy_of(model, prompt, 10, run), greedy) << describe(run);
+    }
+  }
+}
+
+// With 16-bit weights the activations are rounded before every product, for one token as for many.
+// A sum in another order would move a rounding here and there, and logits by several 1e-2.
+TEST(ModelTest, SixteenBitWeightsGiveOneTokenWhatTheyGiveMany) {
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    const Model model = random_model(dtype);
+    EXPECT_EQ(model.weight_dtype(), dtype);
+    EXPECT_EQ(model.default_kv_dtype(), dtype);
+    const auto tokens = some_tokens(40, model.config().vocab_size);
+    AttentionOptions reproducible;
+    reproducible.reproducible = true;
+    for (const DType kv : {DType::kF32, dtype}) {
+      const auto expected = logits_of(model, tokens, {no_cache(kv), {}, reproducible, serially()});
+      for (const std::int64_t step : {1, 13}) {
+        KvStoreOptions store;
+        store.dtype = kv;
+        const ModelRun run{store, {step}, reproducible, serially()};
+        EXPECT_LE(max_difference(logits_of(model, tokens, run), expected), 1e-4f)
+            << name_of(dtype) << " " << describe(run);
+      }
+    }
+  }
+}
+
+TEST(ModelTest, TheLastRowIsTheLastOfAllRows) {
+  const Model model = random_model();
+  const auto tokens = some_tokens(12, model.config().vocab_size);
+  const auto all = logits_of(model, tokens, {no_cache(), {}, {}, serially()});
+  auto store = make_kv_store(model.config(), no_cache());
+  ASSERT_TRUE(store.ok());
+  ForwardState state;
+  std::vector<float> last;
+  ASSERT_TRUE(model.forward(tokens, **store, state, last, LogitRows::kLast, {}, serially()).ok());
+  ASSERT_EQ(static_cast<std::int64_t>(last.size()), model.config().vocab_size);
+  EXPECT_LE(max_difference(last, std::span(all).last(last.size())), 1e-4f);
+}
+
+TEST(ModelTest, CountsTheRowsItComputesAndReads) {
+  const Model model = random_model();
+  const auto tokens = some_tokens(20, model.config().vocab_size);
+  for (const auto& options : every_store(20)) {
+    auto store = make_kv_store(model.config(), options);
+    ASSERT_TRUE(store.ok());
+    ForwardState state;
+    std::vector<float> logits;
+    std::int64_t computed = 0;
+    std::int64_t read = 0;
+    for (std::int64_t n = 15; n <= 20; ++n) {  // a prompt of 15, then one token at a time
+      const bool keeps = (*store)->keeps_history();
+      const std::int64_t first = keeps && n > 15 ? n - 1 : 0;
+      ASSERT_TRUE(model
+                      .forward(std::span(tokens).subspan(static_cast<std::size_t>(first),
+                                                         static_cast<std::size_t>(n - first)),
+                               **store, state, logits, LogitRows::kLast, {}, serially())
+                      .ok());
+      computed += n - first;
+      read += n;
+      EXPECT_EQ(state.counters().rows_computed, computed);
+      EXPECT_EQ(state.counters().rows_read, read);
+    }
+    EXPECT_EQ((*store)->usage().copied_bytes, 0);
+  }
+}
+
+class ModelErrorTest : public ::testing::TestWithParam<StoreKind> {
+ protected:
+  KvStoreOptions options(MemoryResource* memory = nullptr) const {
+    KvStoreOptions store;
+    store.kind = GetParam();
+    store.max_length = 200;
+    store.page_size = 4;
+    store.memory = memory;
+    return store;
+  }
+
+  Status forward(KvStore& store, std::span<const std::int32_t> tokens) {
+    return model_.forward(tokens, store, state_, logits_, LogitRows::kLast, {}, serially());
+  }
+
+  Model model_ = random_model();
+  ForwardState state_;
+  std::vector<float> logits_;
+};
+
+TEST_P(ModelErrorTest, BadTokensAreNamedAndNothingIsStored) {
+  auto made = make_kv_store(model_.config(), options());
+  ASSERT_TRUE(made.ok());
+  KvStore& store = **made;
+  const auto tokens = some_tokens(8, model_.config().vocab_size);
+  ASSERT_TRUE(forward(store, tokens).ok());
+  const std::int64_t length = store.length();
+
+  const Status none = forward(store, {});
+  EXPECT_EQ(none.code(), StatusCode::kInvalidArgument);
+  for (const std::int32_t id : {-1, 131, INT32_MAX}) {
+    const std::int32_t ids[] = {3, id};
+    const Status status = forward(store, ids);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_NE(status.message().find("found id " + std::to_string(id)), std::string::npos)
+        << status.message();
+    EXPECT_NE(status.message().find("0 .. 130"), std::string::npos);
+  }
+  const auto many = some_tokens(257, model_.config().vocab_size);
+  const Status past = forward(store, many);
+  EXPECT_EQ(past.code(), StatusCode::kOutOfRange);
+  EXPECT_NE(past.message().find("256"), std::string::npos) << past.message();
+  EXPECT_EQ(store.length(), length);
+  EXPECT_EQ(state_.counters().rows_computed, 8);
+  EXPECT_TRUE(forward(store, tokens).ok());
+}
+
+// The n-th request for memory is refused, for every n, in the first step of a store and in a later
+// one: the step fails whole, and the next gives what it would have given.
+TEST_P(ModelErrorTest, MemoryRefusedAnywhereInAStepLeavesTheStoreAsItWas) {
+  const auto prompt = some_tokens(11, model_.config().vocab_size);
+  const auto more = some_tokens(150, model_.config().vocab_size);
+  int failures = 0;
+  for (const bool first_step : {true, false}) {
+    auto undisturbed = make_kv_store(model_.config(), options());
+    ASSERT_TRUE(undisturbed.ok());
+    if (!first_step) {
+      ASSERT_TRUE(forward(**undisturbed, prompt).ok());
+    }
+    ASSERT_TRUE(forward(**undisturbed, more).ok());
+    const std::vector<float> expected = logits_;
+
+    bool refused = true;
+    for (std::int64_t n = 1; refused && n < 100; ++n) {
+      testing::RefusingMemory memory;
+      auto made = make_kv_store(model_.config(), options(&memory));
+      ASSERT_TRUE(made.ok());
+      KvStore& store = **made;
+      if (!first_step) {
+        ASSERT_TRUE(forward(store, prompt).ok());
+      }
+      const std::int64_t length = store.length();
+      memory.refuse(n);
+      const Status status = forward(store, more);
+      refused = memory.refused();
+      memory.refuse(0);
+      // A refused reservation may be asked for again, smaller.
+      if (!status.ok()) {
+        ++failures;
+        EXPECT_TRUE(refused);
+        EXPECT_EQ(status.code(), StatusCode::kOutOfMemory) << status.to_string();
+        EXPECT_EQ(store.length(), length) << "refusal " << n;
+        ASSERT_TRUE(forward(store, more).ok());
+      }
+      EXPECT_EQ(logits_, expected) << "refusal " << n;
+    }
+    EXPECT_FALSE(refused);
+  }
+  EXPECT_GE(failures, 2) << "the memory was hardly asked";
+}
+
+INSTANTIATE_TEST_SUITE_P(Stores, ModelErrorTest,
+                         ::testing::Values(StoreKind::kNone, StoreKind::kDynamic,
+                                           StoreKind::kStatic, StoreKind::kPaged),
+                         [](const auto& kind) { return std::string(name_of(kind.param)); });
+
+TEST(ModelTest, FullStoresRefuseAndGoOn) {
+  const Model model = random_model();
+  const auto tokens = some_tokens(20, model.config().vocab_size);
+  for (const StoreKind kind : {StoreKind::kStatic, StoreKind::kPaged}) {
+    KvStoreOptions options;
+    options.kind = kind;
+    options.page_size = 4;
+    options.max_length = 20;
+    auto store = make_kv_store(model.config(), options);
+    ASSERT_TRUE(store.ok());
+    ForwardState state;
+    std::vector<float> logits;
+    const auto forward = [&](std::size_t begin, std::size_t count) {
+      return model.forward(std::span(tokens).subspan(begin, count), **store, state, logits,
+                           LogitRows::kLast, {}, serially());
+    };
+    ASSERT_TRUE(forward(0, 16).ok());
+    const Status status = forward(0, 5);
+    EXPECT_FALSE(status.ok());
+    EXPECT_EQ((*store)->length(), 16) << name_of(kind);
+    EXPECT_EQ(status.code(),
+              kind == StoreKind::kPaged ? StatusCode::kNeverFits : StatusCode::kOutOfRange)
+        << status.to_string();
+    EXPECT_TRUE(forward(16, 4).ok());
+    EXPECT_EQ((*store)->length(), 20);
+  }
+}
+
+TEST(ModelTest, AStepThatFailsAtALaterLayerIsAbandonedWhole) {
+  // A backend of no such name fails the plan, after layer 0 was written.
+  const Model model = random_model();
+  const auto tokens = some_tokens(9, model.config().vocab_size);
+  for (const auto& options : every_store(30)) {
+    auto store = make_kv_store(model.config(), options);
+    ASSERT_TRUE(store.ok());
+    ForwardState state;
+    std::vector<float> logits;
+    ASSERT_TRUE(
+        model.forward(tokens, **store, state, logits, LogitRows::kLast, {}, serially()).ok());
+    const std::int64_t length = (*store)->length();
+    AttentionOptions unknown;
+    unknown.backend = "no such backend";
+    EXPECT_EQ(
+        model.forward(tokens, **store, state, logits, LogitRows::kLast, unknown, serially()).code(),
+        StatusCode::kUnavailable);
+    EXPECT_EQ((*store)->length(), length);
+    EXPECT_TRUE(
+        model.forward(tokens, **store, state, logits, LogitRows::kLast, {}, serially()).ok());
+    EXPECT_EQ((*store)->length(), 2 * length);
+  }
+}
+
+}  // namespace
+}  // namespace kvcache::runner

@@ -1,0 +1,170 @@
+#include "runner/model/weights.h"
+
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "runner/model/model.h"
+#include "runner/ops/ops.h"
+#include "support/golden_checkpoint.h"
+#include "support/temp_dir.h"
+
+namespace kvcache::runner {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// A copy of a golden checkpoint whose tensors a test may change first.
+struct Tensor {
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  std::string bytes;
+};
+using Tensors = std::map<std::string, Tensor>;
+
+class WeightsTest : public ::testing::Test {
+ protected:
+  static constexpr const char* kName = "llama_bias";
+
+  // Writes the checkpoint as `change` leaves it and loads it.
+  Status load(const std::function<void(Tensors&)>& change, WeightMode mode = WeightMode::kAuto) {
+    const std::string from = testing::golden_directory(kName);
+    const auto file = SafetensorsFile::open(from + "/model.safetensors");
+    EXPECT_TRUE(file.ok());
+    Tensors tensors;
+    for (const auto& [name, entry] : file->tensors()) {
+      const TensorView view = *file->find(name);
+      tensors[name] = {entry.dtype, entry.shape,
+                       std::string(static_cast<const char*>(view.data),
+                                   static_cast<std::size_t>(entry.end - entry.begin))};
+    }
+    change(tensors);
+    Json header = Json::object();
+    std::string data;
+    for (const auto& [name, tensor] : tensors) {
+      header[name] = {{"dtype", tensor.dtype},
+                      {"shape", tensor.shape},
+                      {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
+      data += tensor.bytes;
+    }
+    const std::string text = header.dump();
+    const auto length = static_cast<std::uint64_t>(text.size());
+    std::string bytes(8, '\0');
+    std::memcpy(bytes.data(), &length, sizeof(length));
+    directory_.write("model.safetensors", bytes + text + data);
+    directory_.write("config.json", test::read_file(from + "/config.json"));
+    auto model = Model::load(directory_.path(), mode);
+    if (!model.ok()) return model.status();
+    dtype_ = model->weight_dtype();
+    return {};
+  }
+
+  static void narrow_to_bf16(Tensor& tensor) {
+    const auto count = static_cast<std::int64_t>(tensor.bytes.size() / sizeof(float));
+    std::vector<float> floats(static_cast<std::size_t>(count));
+    std::memcpy(floats.data(), tensor.bytes.data(), tensor.bytes.size());
+    tensor.bytes.resize(static_cast<std::size_t>(2 * count));
+    narrow(floats.data(), DType::kBF16, count, tensor.bytes.data());
+    tensor.dtype = "BF16";
+  }
+
+  test::TempDir directory_;
+  DType dtype_ = DType::kF32;
+};
+
+constexpr const char* kQuery = "model.layers.1.self_attn.q_proj.weight";
+
+TEST_F(WeightsTest, AnUnchangedCopyLoads) {
+  const Status status = load([](Tensors&) {});
+  EXPECT_TRUE(status.ok()) << status.to_string();
+}
+
+TEST_F(WeightsTest, AMissingTensorIsNamed) {
+  for (const std::string& name : {std::string(kQuery), std::string("model.norm.weight"),
+                                  std::string("model.layers.0.mlp.up_proj.bias")}) {
+    const Status status = load([&](Tensors& tensors) { tensors.erase(name); });
+    EXPECT_EQ(status.code(), StatusCode::kNotFound) << status.to_string();
+    EXPECT_NE(status.message().find(name), std::string::npos) << status.message();
+  }
+}
+
+TEST_F(WeightsTest, AWrongShapeNamesWhatWasFoundAndExpected) {
+  const Status status = load([](Tensors& tensors) {
+    auto& shape = tensors.at(kQuery).shape;
+    shape = {shape[0] * 2, shape[1] / 2};
+  });
+  EXPECT_EQ(status.code(), StatusCode::kCorrupt);
+  EXPECT_NE(status.message().find(kQuery), std::string::npos) << status.message();
+  EXPECT_NE(status.message().find("found shape"), std::string::npos);
+  EXPECT_NE(status.message().find("expected ["), std::string::npos);
+  EXPECT_EQ(status.message().find('\n'), std::string::npos);
+
+  const Status flat = load([](Tensors& tensors) {
+    auto& shape = tensors.at(kQuery).shape;
+    shape = {shape[0] * shape[1]};
+  });
+  EXPECT_EQ(flat.code(), StatusCode::kCorrupt);
+}
+
+TEST_F(WeightsTest, ADtypeThatNoProductTakesIsRefused) {
+  const Status status = load([](Tensors& tensors) {
+    Tensor& tensor = tensors.at(kQuery);
+    tensor.dtype = "I32";
+  });
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported) << status.to_string();
+  EXPECT_NE(status.message().find(kQuery), std::string::npos) << status.message();
+}
+
+TEST_F(WeightsTest, MixedDtypesAreRefusedAsStoredAndWidenedOtherwise) {
+  const auto mix = [](Tensors& tensors) { narrow_to_bf16(tensors.at(kQuery)); };
+  const Status stored = load(mix, WeightMode::kStored);
+  EXPECT_EQ(stored.code(), StatusCode::kUnsupported) << stored.to_string();
+  EXPECT_NE(stored.message().find(kQuery), std::string::npos) << stored.message();
+  for (const WeightMode mode : {WeightMode::kAuto, WeightMode::kF32}) {
+    const Status widened = load(mix, mode);
+    EXPECT_TRUE(widened.ok()) << widened.to_string();
+    EXPECT_EQ(dtype_, DType::kF32);
+  }
+}
+
+TEST_F(WeightsTest, NormsMayHaveAnotherDtypeThanMatrices) {
+  const Status status = load(
+      [](Tensors& tensors) {
+        for (auto& [name, tensor] : tensors) {
+          if (tensor.shape.size() == 2) narrow_to_bf16(tensor);
+        }
+      },
+      WeightMode::kStored);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_EQ(dtype_, DType::kBF16);
+}
+
+TEST(WeightModeTest, NamesAreReadBack) {
+  EXPECT_EQ(*parse_weight_mode("auto"), WeightMode::kAuto);
+  EXPECT_EQ(*parse_weight_mode("f32"), WeightMode::kF32);
+  EXPECT_EQ(*parse_weight_mode("stored"), WeightMode::kStored);
+  EXPECT_EQ(parse_weight_mode("int8").status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST(WeightsOfGoldenTest, StoredWeightsAreMappedAndCountedOnce) {
+  for (const std::string& name : testing::golden_names()) {
+    const auto stored = Model::load(testing::golden_directory(name), WeightMode::kStored);
+    const auto widened = Model::load(testing::golden_directory(name), WeightMode::kF32);
+    ASSERT_TRUE(stored.ok()) << stored.status().to_string();
+    ASSERT_TRUE(widened.ok()) << widened.status().to_string();
+    EXPECT_EQ(stored->num_parameters(), widened->num_parameters());
+    EXPECT_EQ(widened->weight_bytes(), 4 * widened->num_parameters());
+    EXPECT_LE(stored->weight_bytes(), widened->weight_bytes());
+    const auto checkpoint = Checkpoint::open(testing::golden_directory(name));
+    ASSERT_TRUE(checkpoint.ok());
+    EXPECT_EQ(stored->num_parameters(), checkpoint->num_parameters()) << name;
+  }
+}
+
+}  // namespace
+}  // namespace kvcache::runner

@@ -1,0 +1,368 @@
+#include "runner/tokenizer/tokenizer.h"
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "runner/tokenizer/byte_alphabet.h"
+#include "runner/tokenizer/stream_decoder.h"
+#include "support/mutate.h"
+#include "support/temp_dir.h"
+
+namespace kvcache::runner {
+namespace {
+
+using Ids = std::vector<std::int32_t>;
+
+// Bytes are tokens 0 .. 255, then "ab" (256), "abc" (257), "bc" (258) and added tokens from 300.
+Json small() {
+  Json file = Json::parse(R"({
+    "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+    "added_tokens": [
+      {"id": 300, "content": "<s>", "special": true, "normalized": false},
+      {"id": 301, "content": "<s>!", "special": false, "normalized": false}],
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+      {"type": "Split", "pattern": {"Regex": "\\s+|\\S+"}, "behavior": "Isolated",
+       "invert": false},
+      {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+       "use_regex": false}]},
+    "post_processor": null, "decoder": {"type": "ByteLevel"},
+    "model": {"type": "BPE", "vocab": {"ab": 256, "abc": 257, "bc": 258},
+              "merges": [["b", "c"], ["a", "b"], "ab c"]}})");
+  for (int byte = 0; byte < 256; ++byte) {
+    file["model"]["vocab"][character_of_byte(static_cast<unsigned char>(byte))] = byte;
+  }
+  return file;
+}
+
+Tokenizer good(const Json& file) {
+  Result<Tokenizer> result = Tokenizer::parse(file.dump(), "t");
+  EXPECT_TRUE(result.ok()) << result.status().to_string();
+  return std::move(result).value();
+}
+
+Ids ids_of(const Json& file, const std::string& text, bool special = false) {
+  return *good(file).encode(text, special);
+}
+
+Status error(const Json& file) {
+  const Status status = Tokenizer::parse(file.dump(), "t").status();
+  EXPECT_FALSE(status.ok());
+  EXPECT_EQ(status.message().rfind("t: ", 0), 0u) << status.message();
+  EXPECT_EQ(status.message().find('\n'), std::string::npos);
+  return status;
+}
+
+// The refusal of `file` with the value at `pointer` replaced.
+std::string refused(const char* pointer, const Json& value) {
+  Json file = small();
+  file[Json::json_pointer(pointer)] = value;
+  const Status status = error(file);
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported) << status.to_string();
+  return status.message();
+}
+std::string corrupt(const char* pointer, const Json& value) {
+  Json file = small();
+  file[Json::json_pointer(pointer)] = value;
+  const Status status = error(file);
+  EXPECT_EQ(status.code(), StatusCode::kCorrupt) << status.to_string();
+  return status.message();
+}
+
+TEST(Tokenizer, MergesByRankThenFromTheLeft) {
+  EXPECT_EQ(ids_of(small(), "abc"), (Ids{'a', 258}));  // "b c" ranks before "a b"
+  EXPECT_EQ(ids_of(small(), "abab"), (Ids{256, 256}));
+  Json file = small();
+  file["model"]["merges"] = {"a b", "b c", "ab c"};
+  EXPECT_EQ(ids_of(file, "abc"), Ids{257});
+  file["model"]["vocab"]["aa"] = 260;
+  file["model"]["merges"] = Json::array({"a a"});
+  EXPECT_EQ(ids_of(file, "aaa"), (Ids{260, 'a'}));
+}
+
+TEST(Tokenizer, AWordThatIsATokenIsThatTokenOnlyWithIgnoreMerges) {
+  Json file = small();
+  file["model"]["merges"] = Json::array();
+  EXPECT_EQ(ids_of(file, "abc"), (Ids{'a', 'b', 'c'}));
+  file["model"]["ignore_merges"] = true;
+  EXPECT_EQ(ids_of(file, "abc"), Ids{257});
+  EXPECT_EQ(ids_of(file, "abcabc"), (Ids{'a', 'b', 'c', 'a', 'b', 'c'}));
+}
+
+TEST(Tokenizer, MergesDoNotCrossTheCutsOfThePattern) {
+  EXPECT_EQ(ids_of(small(), "a b"), (Ids{'a', ' ', 'b'}));
+  Json file = small();
+  file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "b";  // gaps are words too
+  EXPECT_EQ(ids_of(file, "abca"), (Ids{'a', 'b', 'c', 'a'}));
+}
+
+TEST(Tokenizer, AddedTokensAreFoundLeftmostAndLongest) {
+  EXPECT_EQ(ids_of(small(), "a<s>b<s>!<<s>"), (Ids{'a', 300, 'b', 301, '<', 300}));
+  EXPECT_EQ(ids_of(small(), "<s"), (Ids{'<', 's'}));
+}
+
+// Checked against tokenizers 0.23, which numbers added tokens on without a gap: 300 is 259 there.
+TEST(Tokenizer, AddedTokensTakeSpaceAndRespectWords) {
+  Json file = small();
+  Json& token = file["added_tokens"][0];
+  token["lstrip"] = true;
+  EXPECT_EQ(ids_of(file, "a \n <s> b"), (Ids{'a', 300, ' ', 'b'}));
+  token["rstrip"] = true;
+  EXPECT_EQ(ids_of(file, "a <s> \t b"), (Ids{'a', 300, 'b'}));
+  EXPECT_EQ(ids_of(file, "<s> <s>"), (Ids{300, 300}));
+  // A token within the space another takes, and the text after it; one that takes space is lost.
+  token["lstrip"] = false;
+  file["added_tokens"][1]["content"] = "\n";
+  EXPECT_EQ(ids_of(file, "<s>\n b"), (Ids{300, 301, ' ', 'b'}));
+  file["added_tokens"][1]["lstrip"] = true;
+  EXPECT_EQ(ids_of(file, "<s>\nb"), (Ids{300, 'b'}));
+  token["lstrip"] = token["rstrip"] = false;
+  token["content"] = "ab";
+  token["id"] = 256;
+  token["single_word"] = true;
+  EXPECT_EQ(ids_of(file, "ab cab abé é́ab ab."), (Ids{256, ' ', 'c', 256, ' ', 256, 0xC3, 0xA9, ' ',
+                                                     0xC3, 0xA9, 0xCC, 0x81, 256, ' ', 256, '.'}));
+  file["model"]["merges"] = Json::array();
+  EXPECT_EQ(ids_of(file, "ab cab _ab ab_ (ab)"), (Ids{256, ' ', 'c', 'a', 'b', ' ', '_', 'a', 'b',
+                                                      ' ', 'a', 'b', '_', ' ', '(', 256, ')'}));
+}
+
+TEST(Tokenizer, NormalizedAddedTokensAreSearchedAfterNfc) {
+  Json file = small();
+  file["normalizer"] = {{"type", "NFC"}};
+  file["added_tokens"][0]["content"] = "e\u0301";  // NFC: é
+  EXPECT_EQ(ids_of(file, "\u00e9"), (Ids{0xC3, 0xA9}));
+  EXPECT_EQ(ids_of(file, "e\u0301"), Ids{300});
+  file["added_tokens"][0]["normalized"] = true;
+  EXPECT_EQ(ids_of(file, "\u00e9e\u0301"), (Ids{300, 300}));
+  // Its text is the normalised one, whose character is a byte of the alphabet: as in tokenizers.
+  EXPECT_EQ(good(file).token_bytes(300), "\xe9");
+  file["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFC"}}}}};
+  EXPECT_EQ(ids_of(file, "\u00e9"), Ids{300});
+}
+
+TEST(Tokenizer, TemplatesPutTokensAround) {
+  Json file = small();
+  const Json text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+  const Json mark = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
+  const Json around = {{"type", "TemplateProcessing"},
+                       {"single", {mark, text, mark, mark}},
+                       {"pair", Json::array()},
+                       {"special_tokens", {{"<s>", {{"id", "<s>"}, {"ids", {300}}}}}}};
+  file["post_processor"] = around;
+  EXPECT_EQ(ids_of(file, "a", true), (Ids{300, 'a', 300, 300}));
+  EXPECT_EQ(ids_of(file, "", true), (Ids{300, 300, 300}));
+  EXPECT_EQ(ids_of(file, "a", false), Ids{'a'});
+  file["post_processor"] = {{"type", "Sequence"},
+                            {"processors", {{{"type", "ByteLevel"}}, around}}};
+  EXPECT_EQ(ids_of(file, "a", true), (Ids{300, 'a', 300, 300}));
+
+  file["post_processor"]["processors"][1]["single"] = Json::array({mark});
+  EXPECT_EQ(error(file).message(),
+            "t: post_processor: processors[1]: single: found a list of 1, expected the text A in "
+            "it");
+  file["post_processor"] = around;
+  file["post_processor"]["special_tokens"]["<s>"]["ids"] = {299};
+  EXPECT_EQ(error(file).message(),
+            "t: post_processor: special_tokens: <s>: ids: found 299, expected the id of a token");
+}
+
+TEST(Tokenizer, ByteLevelAddsASpaceAndCutsByItsOwnPattern) {
+  Json file = small();
+  file["pre_tokenizer"] = {{"type", "ByteLevel"},
+                           {"add_prefix_space", true},
+                           {"trim_offsets", true},
+                           {"use_regex", true}};
+  EXPECT_EQ(ids_of(file, "ab"), (Ids{' ', 256}));
+  EXPECT_EQ(ids_of(file, " ab"), (Ids{' ', 256}));
+  EXPECT_EQ(ids_of(file, ""), Ids{});
+  EXPECT_EQ(ids_of(file, "ab<s>b"), (Ids{' ', 256, 300, ' ', 'b'}));
+}
+
+TEST(Tokenizer, TextThatIsNotUtf8IsRefusedWithItsByte) {
+  const Tokenizer tokenizer = good(small());
+  const auto message = [&](const std::string& text) {
+    const Status status = tokenizer.encode(text).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    return status.message();
+  };
+  EXPECT_EQ(message("ab\xff"), "text: at byte 2: found byte 0xff, expected UTF-8");
+  EXPECT_EQ(message("\xc3"), "text: at byte 0: found byte 0xc3, expected UTF-8");
+  message("a\xed\xa0\x80");     // a surrogate
+  message("\xc0\x80");          // overlong
+  message("\xf4\x90\x80\x80");  // beyond U+10FFFF
+  EXPECT_TRUE(tokenizer.encode(std::string("a\0b", 3)).ok());
+}
+
+TEST(Tokenizer, DecodingReplacesWhatIsNotUtf8AndSkipsWhatDoesNotExist) {
+  const Tokenizer tokenizer = good(small());
+  const auto text = [&](const Ids& ids) { return tokenizer.decode(ids); };
+  EXPECT_EQ(text({0xE2, 0x82, 0xAC}), "\u20ac");
+  EXPECT_EQ(text({0xE2, 0x82}), "\ufffd");
+  EXPECT_EQ(text({0xE2, 'a', 0x82, 0xFF}), "\ufffda\ufffd\ufffd");
+  EXPECT_EQ(text({0xE2, 300, 0x82}), "\ufffd<s>\ufffd");
+  EXPECT_EQ(text({'a', -1, 299, 100000, 'b'}), "ab");
+  EXPECT_EQ(tokenizer.decode(Ids{'a', 300, 301, 'b'}, true), "a<s>!b");
+  EXPECT_EQ(tokenizer.token_bytes(257), "abc");
+  EXPECT_EQ(tokenizer.token_bytes(299), "");
+  EXPECT_EQ(tokenizer.vocab_size(), 302);
+  EXPECT_EQ(tokenizer.special_ids(), Ids{300});
+  EXPECT_EQ(tokenizer.find_token("<s>!"), 301);
+  EXPECT_EQ(tokenizer.find_token("abc"), 257);
+  EXPECT_EQ(tokenizer.find_token("<t>"), std::nullopt);
+}
+
+TEST(StreamDecoder, HoldsBackAnUnfinishedCharacterAndStartsAnewAfterFlush) {
+  const Tokenizer tokenizer = good(small());
+  StreamDecoder decoder(tokenizer);
+  EXPECT_EQ(decoder.push(0xF0), "");
+  EXPECT_EQ(decoder.push(0x9F), "");
+  EXPECT_EQ(decoder.push(0x98), "");
+  EXPECT_EQ(decoder.push(0x80), "\U0001F600");
+  EXPECT_EQ(decoder.push(0xE2), "");
+  EXPECT_EQ(decoder.push('a'), "\ufffda");
+  EXPECT_EQ(decoder.push(0xE2), "");
+  EXPECT_EQ(decoder.flush(), "\ufffd");
+  EXPECT_EQ(decoder.flush(), "");
+  EXPECT_EQ(decoder.push('b'), "b");
+}
+
+TEST(Tokenizer, AWordOfAHundredThousandCharactersIsNoTrouble) {
+  Json file = small();
+  std::string token = "a";
+  int id = 260;
+  file["model"]["merges"] = Json::array();
+  while (token.size() < 1024) {  // "aa", "aaaa", ...: every merge makes new candidates
+    file["model"]["merges"].push_back({token, token});
+    token += token;
+    file["model"]["vocab"][token] = id++;
+  }
+  file["added_tokens"] = Json::array();
+  const Tokenizer tokenizer = good(file);
+  const Ids ids = *tokenizer.encode(std::string(200 * 1024 + 1, 'a'));
+  ASSERT_EQ(ids.size(), 201u);
+  EXPECT_EQ(ids[0], 269);
+  EXPECT_EQ(ids[200], 'a');
+  for (const char* unit : {" ", "\n", "<", "b", "1", "\u00e9", "a b", "\U0001F600"}) {
+    std::string text;
+    while (text.size() < 100000) text += unit;
+    const Result<Ids> long_ids = tokenizer.encode(text);
+    ASSERT_TRUE(long_ids.ok());
+    EXPECT_EQ(tokenizer.decode(*long_ids), text);
+  }
+}
+
+TEST(Tokenizer, PartsItDoesNotKnowAreRefusedByName) {
+  EXPECT_EQ(refused("/model/type", "Unigram"), "t: model: type: found \"Unigram\", expected BPE");
+  EXPECT_EQ(refused("/model/dropout", 0.1), "t: model: dropout: found 0.1, expected none");
+  EXPECT_EQ(refused("/model/byte_fallback", true),
+            "t: model: byte_fallback: found true, expected false with ByteLevel");
+  EXPECT_EQ(refused("/model/end_of_word_suffix", "</w>"),
+            "t: model: end_of_word_suffix: found \"</w>\", expected none");
+  EXPECT_EQ(refused("/model/new_option", 1),
+            "t: model: found the unknown key \"new_option\", expected only keys it knows");
+  EXPECT_EQ(refused("/extra", 1),
+            "t: found the unknown key \"extra\", expected only keys it knows");
+  EXPECT_EQ(refused("/version", "2.0"), "t: version: found \"2.0\", expected 1.0");
+  EXPECT_EQ(refused("/normalizer", {{"type", "NFKC"}}),
+            "t: normalizer: type: found \"NFKC\", expected NFC, or no normalizer");
+  EXPECT_EQ(refused("/pre_tokenizer", {{"type", "Metaspace"}}),
+            "t: pre_tokenizer: type: found \"Metaspace\", expected Split or ByteLevel");
+  EXPECT_EQ(refused("/pre_tokenizer/pretokenizers/0", {{"type", "Digits"}}),
+            "t: pre_tokenizer: pretokenizers[0]: type: found \"Digits\", expected Split or "
+            "ByteLevel");
+  EXPECT_EQ(refused("/pre_tokenizer/pretokenizers/0/behavior", "Removed"),
+            "t: pre_tokenizer: pretokenizers[0]: behavior: found \"Removed\", expected Isolated");
+  EXPECT_EQ(refused("/pre_tokenizer/pretokenizers/0/invert", true),
+            "t: pre_tokenizer: pretokenizers[0]: invert: found true, expected false");
+  refused("/pre_tokenizer/pretokenizers/0/pattern", {{"String", " "}});
+  refused("/pre_tokenizer/pretokenizers", Json::array());
+  refused("/pre_tokenizer/pretokenizers/0", {{"type", "ByteLevel"}, {"add_prefix_space", false}});
+  EXPECT_EQ(refused("/post_processor", {{"type", "RobertaProcessing"}}),
+            "t: post_processor: type: found \"RobertaProcessing\", expected TemplateProcessing or "
+            "ByteLevel");
+  EXPECT_EQ(refused("/decoder", {{"type", "WordPiece"}}),
+            "t: decoder: type: found \"WordPiece\", expected ByteLevel");
+  refused("/added_tokens/0/new_option", true);
+  Json file = small();
+  file["model"]["unk_token"] = "ab";
+  EXPECT_TRUE(Tokenizer::parse(file.dump(), "t").ok());
+  file["model"]["vocab"].erase("x");
+  EXPECT_EQ(error(file).code(), StatusCode::kUnsupported);
+}
+
+TEST(Tokenizer, AByteWithoutATokenIsLeftOutAsInTokenizers) {
+  Json file = small();
+  file["model"]["vocab"].erase("x");
+  EXPECT_EQ(ids_of(file, "axb"), Ids{256});
+}
+
+TEST(Tokenizer, FilesThatContradictThemselvesAreRefused) {
+  EXPECT_EQ(corrupt("/model/merges/0", {"b", "zz"}),
+            "t: model: merges[0]: found \"zz\", expected a token of the vocabulary");
+  EXPECT_EQ(corrupt("/model/merges/0", {"c", "c"}),
+            "t: model: merges[0]: found \"cc\", expected a token of the vocabulary");
+  for (const Json& merge : {Json("a"), Json("a b c"), Json(1), Json{"a"}, Json{"a", 1},
+                            Json{"a", "b", "c"}, Json(nullptr)}) {
+    corrupt("/model/merges/0", merge);
+  }
+  corrupt("/model/merges", {{"a", "b"}});
+  corrupt("/model/vocab", Json::array());
+  EXPECT_EQ(corrupt("/model/vocab/ab", 257),
+            "t: model: vocab: abc: found 257, expected an id no "
+            "other token has");
+  for (const Json& id : {Json(-1), Json(1.5), Json("1"), Json(nullptr), Json(1LL << 31),
+                         Json(2097152), Json(UINT64_MAX)}) {
+    corrupt("/model/vocab/ab", id);
+    corrupt("/added_tokens/0/id", id);
+  }
+  EXPECT_EQ(corrupt("/added_tokens/0/id", 257),
+            "t: added_tokens[0]: id: found 257, expected one that is not the id of \"abc\"");
+  EXPECT_EQ(corrupt("/added_tokens/0/content", "ab"),
+            "t: added_tokens[0]: id: found 300, expected 256, its id in the vocabulary");
+  EXPECT_EQ(corrupt("/added_tokens/1/content", "<s>"),
+            "t: added_tokens[1]: content: found \"<s>\", expected one that is not listed already");
+  corrupt("/added_tokens/1/id", 300);
+  corrupt("/added_tokens/0/content", "");
+  corrupt("/added_tokens", {{"a", 1}});
+  for (const char* key : {"model", "pre_tokenizer", "decoder"}) {
+    Json file = small();
+    file.erase(key);
+    EXPECT_EQ(error(file).message(),
+              std::string("t: ") + key + ": found nothing, expected an object");
+  }
+  for (const char* text : {"", "[]", "1", "{\"model\":", "\xff"}) {
+    EXPECT_EQ(Tokenizer::parse(text, "t").status().code(), StatusCode::kCorrupt);
+  }
+  EXPECT_EQ(Tokenizer::load("/nonexistent/tokenizer.json").status().code(), StatusCode::kNotFound);
+}
+
+TEST(Tokenizer, DamagedFilesNeverCrash) {
+  std::mt19937_64 random(20260104);
+  Json file = small();
+  file["normalizer"] = {{"type", "NFC"}};
+  const std::string text = file.dump();
+  // Damage to the 256 byte tokens alone would teach little; half the edits fall elsewhere.
+  const std::size_t vocab = text.find("\"vocab\"");
+  int accepted = 0;
+  for (int i = 0; i < 3000; ++i) {
+    const std::string damaged =
+        i % 2 == 0 ? test::mutate(text, random)
+                   : test::mutate(text.substr(0, vocab), random) + text.substr(vocab);
+    const Result<Tokenizer> tokenizer = Tokenizer::parse(damaged, "t");
+    if (!tokenizer.ok()) {
+      EXPECT_EQ(tokenizer.status().message().rfind("t: ", 0), 0u);
+      continue;
+    }
+    ++accepted;
+    const Result<Ids> ids = tokenizer->encode("abc <s>! e\u0301 \U0001F600 1234\r\n  x<s>");
+    if (ids.ok()) tokenizer->decode(*ids);
+  }
+  EXPECT_GT(accepted, 20);
+}
+
+}  // namespace
+}  // namespace kvcache::runner

@@ -1,0 +1,1 @@
+"""Makes the goldens under tests/golden; the command is tools/golden.py."""

@@ -1,0 +1,209 @@
+#include <fmt/format.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "apps/cli/commands.h"
+#include "apps/cli/console.h"
+#include "apps/cli/options.h"
+#include "runner/compare/compare.h"
+
+namespace kvcache::cli {
+namespace {
+
+using runner::CompareRun;
+using runner::StoreKind;
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kDefaultPrompt = "Once upon a time";
+
+struct Flags {
+  ModelFlags model;
+  PromptFlags prompt;
+  StorageFlags storage;
+  runner::GenerateOptions options;
+  std::string plot;
+  bool json = false;
+};
+
+Json to_json(const std::vector<CompareRun>& runs, bool with_trace) {
+  Json json;
+  json["prompt_tokens"] = runs.front().generated.prompt_tokens;
+  json["runs"] = Json::array();
+  for (const CompareRun& run : runs) {
+    Json entry;
+    entry["cache"] = name_of(run.cache);
+    entry["same_tokens"] = run.same_tokens;
+    entry["prefill_ms"] = run.prefill_ms();
+    entry["decode_tokens_per_s"] = run.decode_tokens_per_s();
+    entry["kv_bytes"] = run.generated.usage.nbytes;
+    entry["rows_computed"] = run.generated.counters.rows_computed;
+    entry["rows_read"] = run.generated.counters.rows_read;
+    entry["bytes_copied"] = run.generated.usage.copied_bytes;
+    if (with_trace) {
+      entry["trace"] = Json::array();
+      for (const runner::TokenTrace& token : run.generated.trace) {
+        entry["trace"].push_back({{"position", token.position},
+                                  {"ms", token.seconds * 1e3},
+                                  {"rows_computed", token.rows_computed}});
+      }
+    }
+    json["runs"].push_back(std::move(entry));
+  }
+  return json;
+}
+
+void print_table(const std::vector<CompareRun>& runs) {
+  std::vector<std::vector<std::string>> rows = {{"cache", "same words", "prefill ms",
+                                                 "decode tokens/s", "KV bytes", "rows computed",
+                                                 "rows read", "bytes copied"}};
+  for (const CompareRun& run : runs) {
+    rows.push_back({name_of(run.cache),
+                    run.cache == StoreKind::kNone ? "-"
+                    : run.same_tokens             ? "yes"
+                                                  : "NO",
+                    fmt::format("{:.1f}", run.prefill_ms()),
+                    fmt::format("{:.1f}", run.decode_tokens_per_s()),
+                    with_thousands(run.generated.usage.nbytes),
+                    with_thousands(run.generated.counters.rows_computed),
+                    with_thousands(run.generated.counters.rows_read),
+                    with_thousands(run.generated.usage.copied_bytes)});
+  }
+  fmt::print("\n{}", table(rows));
+  const auto& without = runs[0].generated;
+  const auto& with = runs[1].generated;
+  fmt::print(
+      "\nPrompt of {} tokens, {} new ones. Rows are counted, per layer: without a cache every "
+      "step\n"
+      "computes the keys and values of the whole text again, {} rows in all; with one a step\n"
+      "computes its own, {} in all: {:.0f} times fewer.\n",
+      without.prompt_tokens, without.tokens.size(), with_thousands(without.counters.rows_computed),
+      with_thousands(with.counters.rows_computed),
+      static_cast<double>(without.counters.rows_computed) /
+          static_cast<double>(with.counters.rows_computed));
+}
+
+// Hands the runs to tools/plot.py, which draws them.
+Status draw(const std::vector<CompareRun>& runs, const std::string& picture) {
+  KVC_ASSIGN_OR_RETURN(std::string script, shared_file("tools/plot.py"));
+  const std::string data = picture + ".json";
+  {
+    std::ofstream file(data);
+    file << to_json(runs, true).dump();
+    if (!file.flush()) return Status(StatusCode::kIo, data + ": cannot be written");
+  }
+  std::string words[] = {"python3", std::move(script), "compare", data, picture};
+  char* arguments[] = {words[0].data(), words[1].data(), words[2].data(),
+                       words[3].data(), words[4].data(), nullptr};
+  // What the script prints belongs to stderr: with --json, stdout holds JSON only.
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
+  pid_t child = 0;
+  const int error = posix_spawnp(&child, "python3", &actions, nullptr, arguments, environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) {
+    return Status(StatusCode::kUnavailable, std::string("python3: ") + std::strerror(error));
+  }
+  int state = 0;
+  while (waitpid(child, &state, 0) < 0 && errno == EINTR) {
+  }
+  std::remove(data.c_str());
+  if (!WIFEXITED(state) || WEXITSTATUS(state) != 0) {
+    return Status(StatusCode::kIo,
+                  picture + ": could not be drawn (tools/plot.py needs matplotlib)");
+  }
+  fmt::print(stderr, "wrote {}\n", picture);
+  return {};
+}
+
+Status run(Flags& flags) {
+  KVC_ASSIGN_OR_RETURN(const std::string prompt, flags.prompt.read(kDefaultPrompt));
+  flags.options.layout = flags.storage.parsed_layout();
+  flags.options.kv_dtype = flags.storage.parsed_dtype();
+  flags.options.page_size = flags.storage.page_size;
+  KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
+  flags.options.context = threads.context();
+  KVC_ASSIGN_OR_RETURN(const LoadedModel loaded, load(flags.model));
+  KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, loaded.tokenizer.encode(prompt));
+
+  std::unique_ptr<ProgressBar> bar;
+  runner::CompareCallbacks callbacks;
+  // The words appear as they are written, first without a cache and then with one; the other kinds
+  // show a bar.
+  const auto written = [&](StoreKind cache) {
+    return !flags.json && (cache == StoreKind::kNone || cache == StoreKind::kDynamic);
+  };
+  callbacks.on_run = [&](StoreKind cache) {
+    bar = std::make_unique<ProgressBar>(name_of(cache));
+    if (!written(cache)) return;
+    fmt::print("{}{}:\n{}", cache == StoreKind::kNone ? "" : "\n\n",
+               cache == StoreKind::kNone ? "Without a cache" : "With a cache", prompt);
+    std::fflush(stdout);
+  };
+  callbacks.on_text = [&](StoreKind cache, std::string_view text) {
+    if (!written(cache)) return;
+    fmt::print("{}", text);
+    std::fflush(stdout);
+  };
+  callbacks.on_progress = [&](StoreKind cache, std::int64_t done, std::int64_t total) {
+    if (!written(cache)) bar->update(done, total);
+  };
+  KVC_ASSIGN_OR_RETURN(
+      const std::vector<CompareRun> runs,
+      runner::compare(loaded.model, loaded.tokenizer, tokens, flags.options, callbacks));
+  bar.reset();
+  if (flags.json) {
+    fmt::print("{}\n", to_json(runs, false).dump());
+  } else {
+    fmt::print("\n");
+    print_table(runs);
+  }
+  std::fflush(stdout);
+  if (!flags.plot.empty()) KVC_RETURN_IF_ERROR(draw(runs, flags.plot));
+  for (const CompareRun& each : runs) {
+    if (!each.same_tokens) {
+      return Status(StatusCode::kInternal,
+                    std::string(name_of(each.cache)) + ": found other tokens than without a cache");
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+void add_compare(CLI::App& app, int* exit_code) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* command = app.add_subcommand(
+      "compare", "The same prompt without a cache and with each kind: same words, other cost");
+  flags->prompt.add(*command);
+  command->add_option("--max-tokens", flags->options.max_tokens, "New tokens of each run")
+      ->type_name("N")
+      ->capture_default_str();
+  flags->model.add_model(*command);
+  flags->storage.add(*command);
+  command
+      ->add_option("--prefill-chunk", flags->options.prefill_chunk,
+                   "Prompt tokens a step takes; 0: all at once")
+      ->type_name("C")
+      ->capture_default_str();
+  flags->model.add_threads(*command);
+  command
+      ->add_option("--plot", flags->plot,
+                   "Draw time per token and rows computed against position (needs matplotlib)")
+      ->type_name("FILE.png");
+  command->add_flag("--json", flags->json, "Print one JSON object instead");
+  command->callback([flags, exit_code] {
+    const Status status = run(*flags);
+    *exit_code = status.ok() ? 0 : fail(status);
+  });
+}
+
+}  // namespace kvcache::cli

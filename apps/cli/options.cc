@@ -1,0 +1,101 @@
+#include "apps/cli/options.h"
+
+#include <utility>
+
+#include "apps/cli/console.h"
+
+namespace kvcache::cli {
+
+void ModelFlags::add_model(CLI::App& app) {
+  app.add_option("--model", directory,
+                 "Model directory as Hugging Face writes it [the one that ships]")
+      ->type_name("DIR");
+  app.add_option("--weights", weights,
+                 "Precision of the weights: auto widens to f32 below 100 M parameters")
+      ->check(CLI::IsMember({"auto", "f32", "stored"}))
+      ->capture_default_str();
+}
+
+void ModelFlags::add_threads(CLI::App& app) {
+  app.add_option("--threads", threads, "Threads [KVCACHE_NUM_THREADS, else one a core]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024));
+}
+
+void PromptFlags::add(CLI::App& app) {
+  auto* prompt = app.add_option("--prompt", text, "The text to continue")->type_name("TEXT");
+  app.add_option("-f,--file", file, "Read the prompt from a file (- for stdin)")
+      ->type_name("FILE")
+      ->excludes(prompt);
+}
+
+Result<std::string> PromptFlags::read(const std::optional<std::string>& otherwise) const {
+  if (!file.empty()) return read_input(file);
+  if (!text.empty()) return text;
+  if (otherwise.has_value()) return *otherwise;
+  return Status(StatusCode::kInvalidArgument,
+                "prompt: found none, expected --prompt TEXT or -f FILE");
+}
+
+void StorageFlags::add(CLI::App& app) {
+  app.add_option("--layout", layout, "Axes of the stored rows: head first or sequence first")
+      ->check(CLI::IsMember({"hnd", "nhd"}))
+      ->capture_default_str();
+  app.add_option("--kv-dtype", kv_dtype, "Type of the stored rows [that of the weights]")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  app.add_option("--page-size", page_size, "Tokens a page of the paged cache holds")
+      ->type_name("P")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+}
+
+std::optional<DType> StorageFlags::parsed_dtype() const {
+  if (kv_dtype == "f32") return DType::kF32;
+  if (kv_dtype == "f16") return DType::kF16;
+  if (kv_dtype == "bf16") return DType::kBF16;
+  return std::nullopt;
+}
+
+Result<std::string> model_directory(const ModelFlags& flags) {
+  if (!flags.directory.empty()) return flags.directory;
+  auto shipped = shared_file("models/storyteller");
+  if (shipped.ok()) return shipped;
+  return Status(StatusCode::kNotFound, "model: found none beside this program (" +
+                                           shipped.status().message() + "), expected --model DIR");
+}
+
+Result<runner::Model> load_model(const ModelFlags& flags) {
+  KVC_ASSIGN_OR_RETURN(const std::string directory, model_directory(flags));
+  KVC_ASSIGN_OR_RETURN(const runner::WeightMode mode, runner::parse_weight_mode(flags.weights));
+  return runner::Model::load(directory, mode);
+}
+
+Result<LoadedModel> load(const ModelFlags& flags) {
+  KVC_ASSIGN_OR_RETURN(std::string directory, model_directory(flags));
+  KVC_ASSIGN_OR_RETURN(runner::Model model, load_model(flags));
+  KVC_ASSIGN_OR_RETURN(runner::Tokenizer tokenizer,
+                       runner::Tokenizer::load(directory + "/tokenizer.json"));
+  if (tokenizer.vocab_size() > model.config().vocab_size) {
+    return Status(StatusCode::kCorrupt,
+                  directory + "/tokenizer.json: found " + std::to_string(tokenizer.vocab_size()) +
+                      " tokens, expected at most " + std::to_string(model.config().vocab_size) +
+                      " (vocab_size of config.json)");
+  }
+  return LoadedModel{std::move(directory), std::move(model), std::move(tokenizer)};
+}
+
+Result<Threads> Threads::create(const std::optional<int>& count) {
+  Threads threads;
+  if (count.has_value()) {
+    KVC_ASSIGN_OR_RETURN(threads.pool_, make_thread_pool(*count));
+  }
+  return threads;
+}
+
+ExecContext Threads::context() const {
+  ExecContext context;
+  context.executor = pool_ != nullptr ? pool_.get() : &default_executor();
+  return context;
+}
+
+}  // namespace kvcache::cli

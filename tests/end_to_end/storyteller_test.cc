@@ -8,11 +8,12 @@
 
 #include "runner/generate/generate.h"
 #include "support/model_runs.h"
+#include "support/paths.h"
 
 namespace kvcache::runner {
 namespace {
 
-std::string directory() { return std::string(KVC_SOURCE_DIR) + "/models/storyteller"; }
+std::string directory() { return testing::source_dir() + "/models/storyteller"; }
 
 class StorytellerTest : public ::testing::Test {
  protected:

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runner/safetensors/safetensors_file.h"
+#include "support/paths.h"
 #include "support/tensors.h"
 
 namespace kvcache::testing {
@@ -24,7 +25,7 @@ inline const std::vector<std::string>& golden_names() {
 }
 
 inline std::string golden_directory(const std::string& name) {
-  return std::string(KVC_SOURCE_DIR) + "/tests/golden/" + name;
+  return source_dir() + "/tests/golden/" + name;
 }
 
 struct GoldenPrompt {

@@ -7,6 +7,7 @@
 
 #include "runner/config/json_file.h"
 #include "support/mutate.h"
+#include "support/paths.h"
 #include "support/temp_dir.h"
 
 namespace kvcache::runner {
@@ -16,7 +17,7 @@ const char* const kGoldens[] = {"llama2_plain", "llama3_grouped", "llama3_tied",
                                 "qwen2_tied",   "qwen2_untied",   "qwen3_explicit", "qwen3_tied"};
 
 std::string golden(const std::string& name) {
-  return std::string(KVC_SOURCE_DIR) + "/tests/golden/" + name;
+  return testing::source_dir() + "/tests/golden/" + name;
 }
 
 Json llama() {

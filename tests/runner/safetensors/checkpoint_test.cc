@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "support/paths.h"
 #include "support/temp_dir.h"
 
 namespace kvcache::runner {
@@ -120,7 +121,7 @@ TEST(Checkpoint, EveryGoldenOpensAndIsWhole) {
   for (const char* name : {"llama2_plain", "llama3_grouped", "llama3_tied", "llama_bias",
                            "qwen2_tied", "qwen2_untied", "qwen3_explicit", "qwen3_tied"}) {
     const Result<Checkpoint> opened =
-        Checkpoint::open(std::string(KVC_SOURCE_DIR) + "/tests/golden/" + name);
+        Checkpoint::open(testing::source_dir() + "/tests/golden/" + name);
     ASSERT_TRUE(opened.ok()) << opened.status().to_string();
     EXPECT_GT(opened->num_parameters(), 0);
     EXPECT_TRUE(opened->contains("model.embed_tokens.weight"));

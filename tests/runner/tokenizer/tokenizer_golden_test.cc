@@ -10,6 +10,7 @@
 #include "runner/tokenizer/stream_decoder.h"
 #include "runner/tokenizer/tokenizer.h"
 #include "runner/tokenizer/utf8.h"
+#include "support/paths.h"
 #include "support/temp_dir.h"
 
 namespace kvcache::runner {
@@ -19,7 +20,7 @@ using Json = nlohmann::json;
 using Ids = std::vector<std::int32_t>;
 
 std::string folder(const std::string& name) {
-  return std::string(KVC_SOURCE_DIR) + "/tests/golden/" + name + "/";
+  return testing::source_dir() + "/tests/golden/" + name + "/";
 }
 
 class TokenizerGolden : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {

@@ -3,6 +3,7 @@
 #ifndef KVCACHE_SRC_CACHE_LAYERED_STORAGE_H_
 #define KVCACHE_SRC_CACHE_LAYERED_STORAGE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -65,6 +66,10 @@ class LayeredStorage {
   void crop(std::int64_t n, const ExecContext& context) noexcept;
   void truncate(std::int64_t n) noexcept;
   void rewind(std::int64_t n) noexcept;  // REQUIRES: n <= shortest_length()
+  // Of a populated layer. REQUIRES: length <= its length.
+  void set_length(std::int64_t layer, std::int64_t length) noexcept {
+    layers_[static_cast<std::size_t>(layer)].set_length(length);
+  }
   void reset() noexcept;
   void shrink() noexcept;
 

@@ -2,11 +2,11 @@
 #include "kvcache/cache.h"
 
 #include <algorithm>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "api/cache_impl.h"
+#include "api/contiguous_view.h"
 #include "base/checked_math.h"
 #include "base/door.h"
 #include "tensor/strides.h"
@@ -18,13 +18,10 @@ using internal::at_door;
 using internal::ContiguousLayer;
 using internal::kAnyExtent;
 using internal::kv_extents;
-using internal::kv_strides;
 using internal::KvExtents;
 using internal::LayeredStorage;
 using internal::LayerShape;
 using internal::RowTargets;
-
-constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 
 Status error(StatusCode code, const std::string& message) { return Status(code, message); }
 
@@ -225,10 +222,6 @@ Result<KeyValueView> Cache::get(std::int64_t layer_idx) const {
 }
 
 Result<OwnedKvView> Cache::view(std::int64_t layer_idx) const {
-  struct Tables {
-    KvPart part;
-    std::vector<std::int32_t> lengths, first_position;
-  };
   return at_door([&]() -> Result<OwnedKvView> {
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
@@ -236,46 +229,7 @@ Result<OwnedKvView> Cache::view(std::int64_t layer_idx) const {
       return error(StatusCode::kNotFound,
                    found("layer_idx", layer_idx) + ", expected a layer with rows");
     }
-    const LayerShape& s = layer->shape();
-    for (const std::int64_t size :
-         {s.batch, s.heads, s.k_dim, s.v_dim, layer->first_position() + layer->length()}) {
-      if (size > kMaxInt32) {
-        return error(StatusCode::kOutOfRange, found("view", size) +
-                                                  " as a size or position, expected at most " +
-                                                  std::to_string(kMaxInt32));
-      }
-    }
-    const auto batch = static_cast<std::size_t>(s.batch);
-    const auto tables = std::make_shared<Tables>();
-    tables->lengths.assign(batch, static_cast<std::int32_t>(layer->length()));
-    tables->first_position.assign(batch, static_cast<std::int32_t>(layer->first_position()));
-
-    const KeyValueView rows = layer->rows();
-    const KvExtents k_strides = kv_strides(rows.key, s.layout);
-    const KvExtents v_strides = kv_strides(rows.value, s.layout);
-    KvPart& part = tables->part;
-    part.k = rows.key.data;
-    part.v = rows.value.data;
-    part.k_format.dtype = s.k_dtype;
-    part.v_format.dtype = s.v_dtype;
-    part.k_page_stride = k_strides.batch;
-    part.k_head_stride = k_strides.heads;
-    part.k_token_stride = k_strides.length;
-    part.v_page_stride = v_strides.batch;
-    part.v_head_stride = v_strides.heads;
-    part.v_token_stride = v_strides.length;
-    part.page_size = static_cast<std::int32_t>(std::max<std::int64_t>(layer->length(), 1));
-    part.lengths = tables->lengths.data();
-    part.first_position = tables->first_position.data();
-
-    KvView view;
-    view.num_seqs = static_cast<std::int32_t>(s.batch);
-    view.num_kv_heads = static_cast<std::int32_t>(s.heads);
-    view.k_head_dim = static_cast<std::int32_t>(s.k_dim);
-    view.v_head_dim = static_cast<std::int32_t>(s.v_dim);
-    view.num_parts = 1;
-    view.parts = &part;
-    return OwnedKvView(view, tables);
+    return internal::view_of(layer->rows(), layer->shape().layout, layer->first_position());
   });
 }
 

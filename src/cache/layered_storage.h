@@ -58,6 +58,20 @@ class LayeredStorage {
   Status update(std::int64_t layer, const TensorView& key, const TensorView& value,
                 const RowTargets& targets, const ExecContext& context);
 
+  // --- The halves of an append, for callers that append to several caches in one transaction. ---
+
+  // Room for rows 0 .. `length` of a layer, which takes `shape` if it has none.
+  // Errors: kOutOfMemory. May throw bad_alloc, unchanged.
+  Status make_room(std::int64_t layer, const LayerShape& shape, std::int64_t length);
+
+  // Stores key and value behind the layer's rows. REQUIRES: room for them.
+  void append(std::int64_t layer, const TensorView& key, const TensorView& value,
+              const ExecContext& context) noexcept;
+
+  // What a layer holds now; take_back() undoes what the two calls above did to it since.
+  ContiguousLayer::Mark mark(std::int64_t layer) const noexcept;
+  void take_back(std::int64_t layer, const ContiguousLayer::Mark& mark) noexcept;
+
   // A new batch in every populated layer. REQUIRES: sources within every layer's batch.
   // Errors: kOutOfMemory. May throw bad_alloc, unchanged.
   // For a repeat, gather.count is ignored and follows from each layer's batch.

@@ -96,10 +96,10 @@ Result<std::unique_ptr<Subject>> Subject::create(const AttentionShape& shape, st
 
 // Seconds of one call.
 template <typename Fn>
-Result<double> timed(Fn&& fn) {
-  const double start = seconds_now();
+Result<double> timed(const Meter& meter, Fn&& fn) {
+  const double start = meter.now();
   KVC_RETURN_IF_ERROR(fn());
-  return seconds_now() - start;
+  return meter.now() - start;
 }
 
 // What the turns found, one element each.
@@ -117,13 +117,13 @@ bool uses_dot(const AttentionShape& shape, const char* backend, const RoofKernel
 
 Result<Turns> take_turns(Subject& subject, const AttentionRun& run, const AttentionCounts& counts,
                          const RoofKernels& kernels, bool dot) {
-  Executor& executor = subject.executor();
+  const Meter meter{&subject.executor(), run.clock};
   std::int64_t entry = 0;
   const auto read_once = [&] {
     const auto memory = subject.ring().memory(entry++);
-    return static_cast<double>(memory.size()) / read_seconds(kernels, memory, executor);
+    return static_cast<double>(memory.size()) / read_seconds(kernels, memory, meter);
   };
-  const auto attend_once = [&] { return timed([&] { return subject.attend(entry++); }); };
+  const auto attend_once = [&] { return timed(meter, [&] { return subject.attend(entry++); }); };
   // Warms code and threads, and says how long a turn is.
   read_once();
   KVC_ASSIGN_OR_RETURN(double once, attend_once());
@@ -139,11 +139,11 @@ Result<Turns> take_turns(Subject& subject, const AttentionRun& run, const Attent
   for (int turn = 0; turn < repeats; ++turn) {
     Rates rates;
     rates.read = read_once();
-    rates.compute =
-        dot ? dot_bf16_rate(kernels, executor, burst) : fma_rate(kernels, executor, burst);
-    rates.widen = widen_rate(kernels, subject.shape().dtype, executor, burst);
+    rates.compute = dot ? dot_bf16_rate(kernels, meter, burst) : fma_rate(kernels, meter, burst);
+    rates.widen = widen_rate(kernels, subject.shape().dtype, meter, burst);
     KVC_ASSIGN_OR_RETURN(const double seconds, attend_once());
-    KVC_ASSIGN_OR_RETURN(const double cached, timed([&] { return subject.attend_cached(); }));
+    KVC_ASSIGN_OR_RETURN(const double cached,
+                         timed(meter, [&] { return subject.attend_cached(); }));
     const Bound bound = bound_of(counts, rates);
     turns.case_seconds.push_back(seconds);
     turns.cached_seconds.push_back(cached);
@@ -158,10 +158,6 @@ Result<Turns> take_turns(Subject& subject, const AttentionRun& run, const Attent
   return turns;
 }
 
-double most(const std::vector<double>& values) {
-  return *std::max_element(values.begin(), values.end());
-}
-
 Case summary(const AttentionShape& shape, const AttentionCounts& counts, const Turns& turns,
              bool dot) {
   Case result;
@@ -174,9 +170,6 @@ Case summary(const AttentionShape& shape, const AttentionCounts& counts, const T
   result.roof = work / median(turns.bounds) / 1e9;
   result.ratio = median(turns.ratios);
   result.tolerance = dot ? 5e-3 : 1e-5;
-  // Neighbours only ever take away: the best of each is the machine alone.
-  const Bound best = bound_of(
-      counts, {most(turns.read_rates), most(turns.compute_rates), most(turns.widen_rates)});
   const double compute_rate = median(turns.compute_rates);
   result.details = {
       {"ms", seconds.median * 1e3},
@@ -185,7 +178,6 @@ Case summary(const AttentionShape& shape, const AttentionCounts& counts, const T
       {"ms in L2", median(turns.cached_seconds) * 1e3},
       {"read ms", median(turns.read_bounds) * 1e3},
       {"compute ms", median(turns.compute_bounds) * 1e3},
-      {"best ratio", best.seconds() / seconds.least},
       {"read GB/s", median(turns.read_rates) / 1e9},
       {dot ? "dot GFLOP/s" : "fma GFLOP/s", compute_rate / 1e9},
       {"of compute", counts.operations / seconds.median / compute_rate},
@@ -218,7 +210,8 @@ Result<Case> run_attention(const AttentionShape& shape, const AttentionRun& run)
 
   Case result = summary(shape, counts, turns, dot);
   result.error = error;
-  KVC_ASSIGN_OR_RETURN(const double plan_seconds, timed([&] { return subject->plan(); }));
+  KVC_ASSIGN_OR_RETURN(const double plan_seconds,
+                       timed(Meter{&subject->executor()}, [&] { return subject->plan(); }));
   result.details.emplace_back("plan us", plan_seconds * 1e6);
   result.details.emplace_back("rows counted", static_cast<double>(subject->planned().rows_read()));
   result.details.emplace_back("rows needed", static_cast<double>(counts.rows));

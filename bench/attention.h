@@ -6,13 +6,15 @@
 
 #include "bench/attention_shape.h"
 #include "bench/case.h"
+#include "bench/meter.h"
 #include "kvcache/status.h"
 
 namespace kvcache::bench {
 
 struct AttentionRun {
-  int repeats = 0;         // medians of so many; 0: what fits `seconds`, at least 5
-  double seconds = 0.6;    // of a case
+  int repeats = 0;       // medians of so many; 0: what fits `seconds`, at least 5
+  double seconds = 0.6;  // of a case
+  Clock clock = Clock::kWall;
   std::uint64_t seed = 0;  // of the rows and queries
 };
 

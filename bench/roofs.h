@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "bench/case.h"
+#include "bench/meter.h"
 #include "bench/roof_kernels.h"
-#include "kvcache/executor.h"
 #include "kvcache/status.h"
 #include "kvcache/types.h"
 
@@ -38,22 +38,23 @@ class Pages {
   std::int64_t bytes_ = 0;
 };
 
-// Seconds to load each byte of `memory` once, in pieces over all threads of the executor.
+// Seconds to load each byte of `memory` once, in pieces over all threads.
 double read_seconds(const RoofKernels& kernels, std::span<const std::byte> memory,
-                    Executor& executor);
+                    const Meter& meter);
 
-// Operations a second with all threads of the executor, for about `seconds`. Memory is not touched.
-double fma_rate(const RoofKernels& kernels, Executor& executor, double seconds);
-double dot_bf16_rate(const RoofKernels& kernels, Executor& executor, double seconds);
-double dot_int8_rate(const RoofKernels& kernels, Executor& executor, double seconds);
+// Operations a second with all threads, for about `seconds`. Memory is not touched.
+double fma_rate(const RoofKernels& kernels, const Meter& meter, double seconds);
+double dot_bf16_rate(const RoofKernels& kernels, const Meter& meter, double seconds);
+double dot_int8_rate(const RoofKernels& kernels, const Meter& meter, double seconds);
 
 // Elements a second widened to float32 from rows in the first level of cache; infinite for kF32.
 // REQUIRES: `dtype` is floating.
-double widen_rate(const RoofKernels& kernels, DType dtype, Executor& executor, double seconds);
+double widen_rate(const RoofKernels& kernels, DType dtype, const Meter& meter, double seconds);
 
 struct RoofOptions {
   std::vector<std::int32_t> threads = {1, 2};
   int repeats = 7;
+  Clock clock = Clock::kWall;
 };
 
 // Every roof, for each number of threads: DRAM, L3, L2 and L1 read, copy, multiply-add, dot

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "apps/cli/commands.h"
 #include "apps/cli/console.h"
@@ -39,6 +40,18 @@ void add_layout(CLI::App& command, std::string& layout) {
   command.add_option("--layout", layout, "Axes of the rows")
       ->check(CLI::IsMember({"hnd", "nhd"}))
       ->capture_default_str();
+}
+void add_clock(CLI::App& command, bench::Clock& clock) {
+  command
+      .add_option_function<std::string>(
+          "--clock",
+          [&clock](const std::string& name) {
+            clock = name == "cpu" ? bench::Clock::kCpu : bench::Clock::kWall;
+          },
+          "wall; or cpu, for roofs and cases alike: time the threads ran, where neighbours are "
+          "busy")
+      ->check(CLI::IsMember({"wall", "cpu"}))
+      ->default_str("wall");
 }
 void add_json(CLI::App& command, bool& json) {
   command.add_flag("--json", json, "Print one JSON object instead");
@@ -151,8 +164,8 @@ Cases measure_attention(AttentionFlags& flags) {
     fmt::print(
         "{}; backend {}; seed {}\n"
         "Cold rows; the roof is max(read, compute) of the same turn; medians of turns; error "
-        "against\n"
-        "float64; \"best ratio\" takes the best turn of each.\n\n",
+        "against "
+        "float64.\n\n",
         cpu, backend, flags.run.seed);
     std::fflush(stdout);
   }
@@ -199,6 +212,7 @@ void add_attention(CLI::App& bench, const char* name, const char* about, std::in
   command->add_option("--repeats", flags->run.repeats,
                       "Turns the medians are taken over [by time]");
   command->add_option("--seconds", flags->run.seconds, "Time of a case")->capture_default_str();
+  add_clock(*command, flags->run.clock);
   command->add_option("--seed", flags->seed, "Of the random rows and queries [a fresh one]");
   add_json(*command, flags->json);
   command->callback([flags, exit_code] {
@@ -224,6 +238,7 @@ void add_roofs(CLI::App& bench, int* exit_code) {
       ->capture_default_str();
   command->add_option("--repeats", flags->options.repeats, "Runs the median is taken over")
       ->capture_default_str();
+  add_clock(*command, flags->options.clock);
   add_json(*command, flags->json);
   command->callback([flags, exit_code] {
     ProgressBar bar("roofs");

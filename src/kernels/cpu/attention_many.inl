@@ -11,8 +11,9 @@
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
-// The register tile, rows by vectors: as many accumulators as leave room for the operands.
-constexpr int kTileRows = kRegisters == 32 || kLanes == 8 ? 6 : 4;
+// The register tile, rows by vectors: as many accumulators as leave room for the operands (NEON takes
+// the element of each row from a register of its own).
+constexpr int kTileRows = kLanes >= 8 ? 6 : 4;
 constexpr int kTileVecs = kRegisters == 32 ? 4 : 2;
 constexpr int kPanel = kTileVecs * kLanes;
 static_assert(kBlock % kPanel == 0);

@@ -1,5 +1,5 @@
 // Vectors of floats over the compiler's vector extension: what every instruction set shares.
-// Included by portable.h, avx2.h and avx512.h, which set KVC_SIMD (their namespace) and
+// Included by portable.h and the others, which set KVC_SIMD (their namespace) and
 // KVC_SIMD_BYTES first; everything has internal linkage, so that no code for one instruction set
 // can be linked in the place of another's.
 //
@@ -23,6 +23,13 @@ using F32 = float __attribute__((vector_size(KVC_SIMD_BYTES)));
 using U32 = std::uint32_t __attribute__((vector_size(KVC_SIMD_BYTES)));
 
 inline constexpr int kLanes = KVC_SIMD_BYTES / 4;
+
+// Vectors that the processor holds in registers.
+#if defined(__aarch64__) || KVC_SIMD_BYTES == 64
+inline constexpr int kRegisters = 32;
+#else
+inline constexpr int kRegisters = 16;
+#endif
 
 KVC_SIMD_FN F32 zero() { return F32{}; }
 KVC_SIMD_FN F32 set1(float x) { return x - F32{}; }

@@ -29,8 +29,8 @@ constexpr int kBlock = static_cast<int>(kBlockKeys);
 constexpr int kBlockVecs = kBlock / kLanes;
 
 // The register tile, rows by vectors: as many accumulators as leave room for the operands in 32
-// (AVX-512, NEON) or 16 registers.
-constexpr int kTileRows = kRegisters == 32 ? 6 : 4;
+// (AVX-512, NEON) or 16 registers. NEON takes the element of each row from a register of its own.
+constexpr int kTileRows = kLanes == 16 ? 6 : 4;
 constexpr int kTileVecs = kRegisters == 32 ? 4 : 2;
 
 constexpr uint64_t kAllKeys = ~uint64_t{0};

@@ -9,6 +9,7 @@
 #include "runner/tokenizer/stream_decoder.h"
 #include "runner/tokenizer/tokenizer.h"
 #include "runner/tokenizer/utf8.h"
+#include "support/paths.h"
 #include "support/temp_dir.h"
 
 namespace kvcache::runner {
@@ -19,7 +20,7 @@ using Ids = std::vector<std::int32_t>;
 
 Json parts() {
   return Json::parse(
-      test::read_file(std::string(KVC_SOURCE_DIR) + "/tests/golden/tokenizer_parts/parts.json"));
+      test::read_file(testing::source_dir() + "/tests/golden/tokenizer_parts/parts.json"));
 }
 
 std::string streamed(const Tokenizer& tokenizer, const Ids& ids, bool skip_special) {

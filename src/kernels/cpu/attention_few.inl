@@ -65,10 +65,11 @@ KVC_SIMD_FN void for_few(int n, F f) {
   }
 }
 
-// Scores of kRows rows with kLanes keys: scores[r * kBlock + key].
+// Scores of kRows rows with kLanes keys: scores[r * kBlock + key]. `next` (or null): the rows of a
+// block later.
 template <DType kType, int kRows>
 KVC_SIMD_FN void score_keys(const float* q, int64_t stride, int64_t dim, const char* const* k_rows,
-                            float* scores) {
+                            const char* const* next, float* scores) {
   constexpr int kPerRow = kFewSums / kRows;
   constexpr int kKeys = kPerRow >= kLanes ? kLanes : kPerRow >= 8 ? 8 : kPerRow >= 4 ? 4 : 2;
   F32 sums[kRows][kLanes];
@@ -87,9 +88,15 @@ KVC_SIMD_FN void score_keys(const float* q, int64_t stride, int64_t dim, const c
         for (int i = 0; i < kKeys; ++i) sum[r][i] = fma(element, x[i], sum[r][i]);
       }
     };
+    // Line by line as the keys are used: asking for whole rows at once stalls on the misses before.
+    const auto ask = [&](int64_t at) __attribute__((always_inline)) {
+      if (next == nullptr || at * kSize<kType> % 64 != 0) return;
+      for (int i = 0; i < kKeys; ++i) prefetch(next[key + i] + at * kSize<kType>, 64);
+    };
     int64_t d = 0;
     if constexpr (kType == DType::kBF16) {
       for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+        ask(d);
         F32 even[kKeys];
         F32 odd[kKeys];
 #pragma GCC unroll 16
@@ -101,6 +108,7 @@ KVC_SIMD_FN void score_keys(const float* q, int64_t stride, int64_t dim, const c
       }
     }
     for (; d + kLanes <= dim; d += kLanes) {
+      ask(d);
       F32 x[kKeys];
 #pragma GCC unroll 16
       for (int i = 0; i < kKeys; ++i) x[i] = load_as<kType>(k_rows[key + i], d);
@@ -130,10 +138,10 @@ void score_few(const float* q, const QueryTile& tile, int rows, const BlockRows&
   const int64_t stride = pad(tile.k_dim);
   for (int key = 0; key < kBlock; key += kLanes) {
     if (((block.bits >> key) & (kAllKeys >> (kBlock - kLanes))) == 0) continue;
-    for (int i = key; i < key + kLanes; ++i) prefetch(next.k[i], tile.k_dim * kSize<kType>);
     for (int r = 0; r < rows; r += kFewRows) {
       for_few(static_cast<int>(min_of(kFewRows, rows - r)), [&]<int kRows>() {
         score_keys<kType, kRows>(q + r * stride, stride, tile.k_dim, block.k + key,
+                                 r == 0 ? next.k + key : nullptr,
                                  scores + r * kBlock + key);
       });
     }

@@ -130,8 +130,9 @@ class Subject {
       difference += error * error;
       norm += static_cast<double>(expected[i]) * expected[i];
     }
-    const double error = difference == 0 ? 0 : std::sqrt(difference / norm);
-    return std::isfinite(norm) ? error : std::numeric_limits<double>::infinity();
+    // Nothing but zeros is no answer either.
+    if (!std::isfinite(norm) || norm == 0) return std::numeric_limits<double>::infinity();
+    return std::sqrt(difference / norm);
   }
 
   Meter meter() const { return {context().executor, options_.clock}; }
@@ -231,7 +232,9 @@ Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
                                            const std::function<void(int, int)>& on_progress) {
   KVC_RETURN_IF_ERROR(check_options(options));
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject, Subject::create(options));
-  KVC_ASSIGN_OR_RETURN(const Pages pages, Pages::create(8 * last_level_bytes()));
+  KVC_ASSIGN_OR_RETURN(
+      const Pages pages,
+      Pages::create(options.roof_bytes > 0 ? options.roof_bytes : 8 * last_level_bytes()));
   const RoofKernels& kernels = roof_kernels(nullptr);
   const Meter meter = subject->meter();
   const std::int64_t total = options.repeats * static_cast<std::int64_t>(options.depths.size() + 1);

@@ -31,6 +31,7 @@ struct DecodeModelOptions {
   int repeats = 5;                                      // medians of so many
   std::int32_t threads = 0;                             // 0: those of the default executor
   Clock clock = Clock::kWall;
+  std::int64_t roof_bytes = 0;  // that the read roof reads; 0: 8 times the last level of cache
   std::uint64_t seed = 0;
 };
 

@@ -213,6 +213,12 @@ void add_attention(CLI::App& bench, const char* name, const char* about, std::in
   command->add_option("--repeats", flags->run.repeats,
                       "Turns the medians are taken over [by time]");
   command->add_option("--seconds", flags->run.seconds, "Time of a case")->capture_default_str();
+  command
+      ->add_option_function<std::int64_t>(
+          "--ring-mib", [flags](std::int64_t mib) { flags->run.ring_bytes = mib << 20; },
+          "Memory for rows at most; below 8 times the last cache they are not cold")
+      ->check(CLI::Range(1, 1 << 20))
+      ->default_str("1024");
   add_clock(*command, flags->run.clock);
   command->add_option("--seed", flags->seed, "Of the random rows and queries [a fresh one]");
   add_json(*command, flags->json);

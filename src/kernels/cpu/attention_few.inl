@@ -160,8 +160,9 @@ KVC_SIMD_FN void few_columns(const float* weights, uint64_t bits, const char* co
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) sum[r][i] = load(acc + r * stride + at + i * kLanes);
   }
+  const bool ask = next != nullptr && at * kSize<kType> % 64 == 0;  // once a line
   const auto add = [&](int key) __attribute__((always_inline)) {
-    if (next != nullptr) prefetch(next[key] + at * kSize<kType>, kVecs * kLanes * kSize<kType>);
+    if (ask) prefetch(next[key] + at * kSize<kType>, kVecs * kLanes * kSize<kType>);
     const char* row = v_rows[key];
     F32 x[kVecs];
     if constexpr (kType == DType::kBF16 && kVecs > 1) {

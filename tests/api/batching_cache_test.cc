@@ -197,8 +197,6 @@ TEST_P(BatchingBits, SlotsLaidOutInEveryWayGiveTheBitsOfTheRequestAlone) {
 }
 
 TEST(BatchingView, SlotsLaidOutAlikeShareAPartAndOthersGetTheirOwn) {
-  const Model m;
-  std::mt19937 random(3);
   std::vector<internal::ContiguousLayer> layers(5);
   internal::Placement growing, fixed;
   growing.memory = fixed.memory = &system_memory();

@@ -126,8 +126,7 @@ TEST(Functional, AFailingAttentionThatBranchedGivesTheBufferBack) {
   EXPECT_EQ(newer.copied_bytes(), 0);
 }
 
-TEST(Functional, AttentionOverAStateGivesTheBitsOfTheWholePrefixEveryStep) {
-  // Token by token through the states equals one prefill, row by row within float rounding.
+TEST(Functional, AttentionTokenByTokenAgreesWithOnePrefill) {
   const std::int64_t length = 40;
   fn::InitOptions options;
   options.num_heads = 2;

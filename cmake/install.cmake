@@ -14,6 +14,7 @@ install(TARGETS kvcache EXPORT kvcache-targets)
 foreach(header IN LISTS KVC_INSTALLED_HEADERS)
   install(FILES include/kvcache/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvcache)
 endforeach()
+install(FILES include/kvcache_c.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 
 # find_package(kvcache): the target kvcache::kvcache, which links nothing but threads. Versions below
 # 1.0 promise no compatibility beyond their minor number.

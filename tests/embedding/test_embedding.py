@@ -145,6 +145,30 @@ class Embedding(unittest.TestCase):
                      "vtable for kvcache::v0::Executor"):
             self.assertIn(name, readable)
 
+    def test_the_shared_library_exports_the_c_header_and_no_other_c_name(self):
+        header = (self.shared / "include" / "kvcache_c.h").read_text()
+        declared = set(re.findall(r"^KVC_API [\w* ]*?\b(kvc_\w+)\(", header, re.MULTILINE))
+        names = exported(next(self.shared.rglob("libkvcache.so")))
+        self.assertEqual({name for name in names if name.startswith("kvc_")}, declared)
+        self.assertIn("kvc_attend", declared)
+
+    def test_a_program_in_plain_c_links_the_shared_library_alone(self):
+        where = next(self.shared.rglob("kvcache.pc")).parent
+        flags = run("pkg-config", "--cflags", "--libs", "kvcache",
+                    env={"PKG_CONFIG_PATH": str(where)}).split()
+        program = SCRATCH / "from_c"
+        run("cc", "-std=c11", "-pedantic", "-Wall", "-Wextra", "-Werror",
+            ROOT / "examples" / "09_from_c.c", "-o", program, *flags)
+        said = run(program, env={"LD_LIBRARY_PATH": str(where.parent)})
+        self.assertIn("mean of rows 0, 1, 2: 1.00", said)
+        self.assertIn("2 texts of 5 tokens in 2 pages", said)
+
+    def test_python_reaches_it_with_its_standard_library(self):
+        library = next(self.shared.rglob("libkvcache.so"))
+        said = run(sys.executable, "-I", ROOT / "examples" / "10_from_python.py", library)
+        self.assertIn("mean of rows 0, 1, 2: 1.00", said)
+        self.assertIn("refused: invalid argument: q: ", said)
+
 
 if __name__ == "__main__":
     unittest.main()

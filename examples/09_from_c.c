@@ -69,10 +69,8 @@ static kvc_status pages(kvc_paged* cache) {
 }
 
 int main(void) {
-  const kvc_layer_spec layer = {.struct_size = sizeof(layer),
-                                .num_kv_heads = kHeads,
-                                .k_head_dim = kDim,
-                                .v_head_dim = kDim};
+  const kvc_layer_spec layer = {
+      .struct_size = sizeof(layer), .num_kv_heads = kHeads, .k_head_dim = kDim, .v_head_dim = kDim};
   const kvc_paged_config config = {.struct_size = sizeof(config),
                                    .layers = &layer,
                                    .num_layers = 1,

@@ -68,14 +68,15 @@ Status for_each_struct(const char* name, const Struct* array, std::int64_t count
   const auto* bytes = reinterpret_cast<const std::byte*>(array);
   const std::size_t stride = count == 0 ? 0 : array->struct_size;
   for (std::int64_t i = 0; i < count; ++i, bytes += stride) {
+    std::uint32_t struct_size = 0;
+    std::memcpy(&struct_size, bytes, sizeof(struct_size));
+    if (struct_size != stride) {
+      return Status(StatusCode::kInvalidArgument,
+                    std::string(name) + ": found struct_size " + std::to_string(struct_size) +
+                        ", expected " + std::to_string(stride) + " as in the first element");
+    }
     Struct element;
     KVC_RETURN_IF_ERROR(read_struct(name, reinterpret_cast<const Struct*>(bytes), &element));
-    if (element.struct_size != stride) {
-      return Status(StatusCode::kInvalidArgument, std::string(name) + ": found struct_size " +
-                                                      std::to_string(element.struct_size) +
-                                                      ", expected " + std::to_string(stride) +
-                                                      " as in the first element");
-    }
     KVC_RETURN_IF_ERROR(fn(i, element));
   }
   return {};

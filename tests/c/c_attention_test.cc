@@ -8,12 +8,12 @@
 #include <thread>
 #include <vector>
 
-#include "c/header_test.h"
 #include "gtest/gtest.h"
 #include "kvcache/attention.h"
 #include "kvcache/status.h"
 #include "kvcache/version.h"
 #include "kvcache_c.h"
+#include "support/c_header.h"
 #include "support/kv_fixture.h"
 
 namespace kvcache {

@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-#include "c/header_test.h"
+#include "support/c_header.h"
 
 size_t header_test_sizes(size_t* sizes, size_t room) {
   const size_t seen[] = {sizeof(kvc_tensor),

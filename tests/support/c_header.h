@@ -1,6 +1,6 @@
-/* What header_test.c compiles as C, called from the tests in C++. */
-#ifndef KVCACHE_TESTS_C_HEADER_TEST_H_
-#define KVCACHE_TESTS_C_HEADER_TEST_H_
+/* What tests/c/header_test.c compiles as C, called from the tests in C++. */
+#ifndef KVCACHE_TESTS_SUPPORT_C_HEADER_H_
+#define KVCACHE_TESTS_SUPPORT_C_HEADER_H_
 
 #include <stddef.h>
 
@@ -20,4 +20,4 @@ kvc_status header_test_call_from_c(void);
 }
 #endif
 
-#endif /* KVCACHE_TESTS_C_HEADER_TEST_H_ */
+#endif /* KVCACHE_TESTS_SUPPORT_C_HEADER_H_ */

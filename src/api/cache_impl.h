@@ -21,16 +21,18 @@ struct Cache::Impl {
   Impl(internal::LayeredStorage&& rows, std::int64_t num_layers) noexcept
       : storage(std::move(rows)), fixed_layers(num_layers) {}
 
+  // Hidden one by one: a class within an exported class is exported too.
+
   // Checks what all kinds of cache are given. `capacity` is 0 for rows that grow, `num_layers` for
   // layers that appear when they are used. May throw bad_alloc.
-  static Result<std::unique_ptr<Impl>> create(const CacheOptions& options, std::int64_t capacity,
-                                              std::int64_t num_layers);
+  [[gnu::visibility("hidden")]] static Result<std::unique_ptr<Impl>> create(
+      const CacheOptions& options, std::int64_t capacity, std::int64_t num_layers);
 
-  Result<std::unique_ptr<Impl>> clone() const;
+  [[gnu::visibility("hidden")]] Result<std::unique_ptr<Impl>> clone() const;
 
   // Where layers appear when they are used, every layer that could appear exists. May throw
   // bad_alloc.
-  Status check_layer(std::int64_t layer) const;
+  [[gnu::visibility("hidden")]] Status check_layer(std::int64_t layer) const;
 
   internal::LayeredStorage storage;
   std::int64_t fixed_layers = 0;  // as given to create()

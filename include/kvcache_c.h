@@ -1,0 +1,275 @@
+/* kvcache from C, and from every language that can call C.
+ *
+ * Each call is one of include/kvcache with the same name, rules and errors: see attention.h,
+ * kv_view.h and paged_cache.h. What a call returns is a status; KVC_OK is 0. A failing call leaves
+ * everything as if it had not been made, and kvc_last_message() says what was found and expected.
+ *
+ * Structs begin with struct_size, their sizeof where the caller was compiled: they may grow at
+ * their end, and a field that is 0 or null means what its comment says. A size that this library
+ * does not know is accepted as long as what lies beyond its own is 0.
+ *
+ * Handles are opaque; what creates one says what frees it, and freeing null does nothing.
+ *
+ * Thread safety: distinct handles are independent. On one cache, calls that take it as const may
+ * run together; the others are serialised by the caller. A plan is used by one thread at a time.
+ */
+#ifndef KVCACHE_C_H_
+#define KVCACHE_C_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+#include "kvcache/version.h"
+extern "C" {
+#elif !defined(KVC_API)
+#ifdef __GNUC__
+#define KVC_API __attribute__((visibility("default")))
+#else
+#define KVC_API
+#endif
+#endif
+
+/* Status codes: those of kvcache::StatusCode. Added, never renumbered. */
+typedef int32_t kvc_status;
+enum {
+  KVC_OK = 0,
+  KVC_INVALID_ARGUMENT = 1,
+  KVC_OUT_OF_RANGE = 2,
+  KVC_NOT_FOUND = 3,
+  KVC_RETRY_LATER = 4,
+  KVC_NEVER_FITS = 5,
+  KVC_UNSUPPORTED = 6,
+  KVC_OUT_OF_MEMORY = 7,
+  KVC_CORRUPT = 8,
+  KVC_IO = 9,
+  KVC_UNAVAILABLE = 10,
+  KVC_INTERNAL = 11
+};
+
+/* Element types and layouts: those of kvcache::DType and kvcache::Layout. */
+enum { KVC_F32 = 0, KVC_F16 = 1, KVC_BF16 = 2, KVC_I32 = 3, KVC_I64 = 4 };
+enum { KVC_HND = 0, KVC_NHD = 1 };
+
+KVC_API const char* kvc_version(void);                /* "major.minor.patch" */
+KVC_API const char* kvc_status_name(kvc_status code); /* "out of range" */
+
+/* What the last failing call of this thread said, one line; "" before the first. Valid until the
+ * next call of this thread fails. */
+KVC_API const char* kvc_last_message(void);
+
+/* A strided tensor in the caller's memory. Shape and strides count elements; strides that are all 0
+ * mean row-major. Tensors that go in are not written to. Where a tensor is optional, null. */
+typedef struct kvc_tensor {
+  uint32_t struct_size;
+  int32_t dtype;
+  int32_t rank; /* 0 .. 4 */
+  void* data;
+  int64_t shape[4];
+  int64_t strides[4];
+} kvc_tensor;
+
+/* Where work runs: the host's own threads. parallel_for calls fn(context, task, worker) once for
+ * each task of 0 .. num_tasks-1, and returns when all are done; `worker` is 0 .. concurrency-1, and
+ * no two tasks run under the same worker at once. Several threads may call it at once. */
+typedef void (*kvc_task_fn)(void* context, int64_t task, int32_t worker);
+typedef struct kvc_executor {
+  uint32_t struct_size;
+  int32_t concurrency; /* at least 1 */
+  void* self;          /* handed back to parallel_for */
+  void (*parallel_for)(void* self, int64_t num_tasks, kvc_task_fn fn, void* context);
+} kvc_executor;
+
+/* ---- Views: what attention reads ---- */
+
+typedef struct kvc_view kvc_view;
+
+/* Rows in pages: see KvPart in kv_view.h. Row r of sequence s lies in slot r % page_size of page
+ * block_table[s][r / page_size]; head h of it starts at
+ *   k + page * k_page_stride + h * k_head_stride + slot * k_token_stride.
+ * Contiguous K [num_seqs, num_kv_heads, S, D] is a part without a table whose page_size is S, with
+ * strides H * S * D, S * D and D. Strides count elements, lengths tokens. */
+typedef struct kvc_part {
+  uint32_t struct_size;
+  int32_t k_dtype;
+  int32_t v_dtype;
+  int32_t page_size;
+  const void* k;
+  const void* v;
+  int64_t k_page_stride, k_head_stride, k_token_stride;
+  int64_t v_page_stride, v_head_stride, v_token_stride;
+  const int32_t* block_table; /* [num_seqs, block_table_stride]; null: sequence s is page s */
+  int64_t block_table_stride;
+  const int32_t* lengths;        /* [num_seqs] */
+  const int32_t* first_position; /* [num_seqs]; null: all 0 */
+  const int32_t* first_visible;  /* [num_seqs]; null: all 0 */
+  const int32_t* positions;      /* [num_seqs, positions_stride]; null: first_position + row */
+  int64_t positions_stride;
+} kvc_part;
+
+typedef struct kvc_view_desc {
+  uint32_t struct_size;
+  int32_t num_seqs;
+  int32_t num_kv_heads;
+  int32_t k_head_dim;
+  int32_t v_head_dim;
+  int32_t num_parts;
+  const kvc_part* parts; /* [num_parts], in key order */
+} kvc_view_desc;
+
+/* A view of the caller's rows and tables. It refers to both and copies neither: they must outlive
+ * it, and lengths may change between calls. Freed by kvc_view_free. */
+KVC_API kvc_status kvc_view_create(const kvc_view_desc* desc, kvc_view** view);
+KVC_API void kvc_view_free(kvc_view* view);
+
+/* ---- Attention ---- */
+
+typedef struct kvc_attention_options {
+  uint32_t struct_size;
+  float scale;           /* 0: 1 / sqrt(k_head_dim) */
+  float softcap;         /* 0: none */
+  int32_t bidirectional; /* 0: causal, bottom-right */
+  int32_t window;        /* 0: none */
+  int32_t sink_tokens;
+  int32_t partial;           /* 1: the sinks are left to kvc_finish */
+  int32_t reproducible;      /* 1: one path for every query count */
+  const float* alibi_slopes; /* [num_heads] or null */
+  const float* sinks;        /* [num_heads] or null */
+  const kvc_tensor* mask;    /* float32 [B or 1, num_heads or 1, L, S_max] or null */
+  const char* backend;       /* null: KVCACHE_BACKEND, else the best */
+} kvc_attention_options;
+
+/* q [total_q, num_heads, k_head_dim], whose rows of sequence i are qo_indptr[i] .. qo_indptr[i+1]:
+ * [num_seqs + 1], starting at 0. out [total_q, num_heads, v_head_dim]; lse [total_q, num_heads]
+ * float32 or null. kvc_attend without a qo_indptr takes a dense q [num_seqs, num_heads, L, D].
+ * options null: the defaults; executor null: the library's own threads. */
+KVC_API kvc_status kvc_attend(const kvc_tensor* q, const int32_t* qo_indptr, const kvc_view* kv,
+                              const kvc_tensor* out, const kvc_tensor* lse,
+                              const kvc_attention_options* options, const kvc_executor* executor);
+
+/* Plan once a step, run once a layer: AttentionPlan. Running allocates nothing. */
+typedef struct kvc_plan kvc_plan;
+KVC_API kvc_status kvc_plan_create(kvc_plan** plan);
+KVC_API void kvc_plan_free(kvc_plan* plan);
+KVC_API kvc_status kvc_plan_prepare(kvc_plan* plan, const kvc_view* like, const int32_t* qo_indptr,
+                                    int64_t num_heads, const kvc_attention_options* options,
+                                    const kvc_executor* executor);
+KVC_API kvc_status kvc_plan_run(kvc_plan* plan, const kvc_tensor* q, const kvc_view* kv,
+                                const kvc_tensor* out, const kvc_tensor* lse,
+                                const kvc_attention_options* options, const kvc_executor* executor);
+KVC_API int64_t kvc_plan_rows_read(const kvc_plan* plan);   /* 0 for null and before a plan */
+KVC_API const char* kvc_plan_backend(const kvc_plan* plan); /* "" likewise */
+
+/* Joins attention over two disjoint sets of keys / applies sinks [num_heads] to merged parts. */
+KVC_API kvc_status kvc_merge(const kvc_tensor* out_a, const kvc_tensor* lse_a,
+                             const kvc_tensor* out_b, const kvc_tensor* lse_b,
+                             const kvc_tensor* out, const kvc_tensor* lse);
+KVC_API kvc_status kvc_finish(const kvc_tensor* out, const kvc_tensor* lse, const float* sinks,
+                              int64_t num_heads);
+
+/* ---- PagedCache ---- */
+
+typedef struct kvc_paged kvc_paged;
+typedef struct kvc_step kvc_step;
+
+typedef struct kvc_layer_spec {
+  uint32_t struct_size;
+  int32_t k_dtype;
+  int32_t v_dtype;
+  int64_t num_kv_heads;
+  int64_t k_head_dim;
+  int64_t v_head_dim;
+} kvc_layer_spec;
+
+typedef struct kvc_paged_config {
+  uint32_t struct_size;
+  int32_t layout; /* of the tokens within a page */
+  const kvc_layer_spec* layers;
+  int64_t num_layers;
+  int64_t page_size;    /* tokens; 0: 16 */
+  int64_t num_pages;    /* in each group; 0: as many as budget_bytes allows */
+  int64_t budget_bytes; /* 0: as many as num_pages needs */
+} kvc_paged_config;
+
+typedef struct kvc_append {
+  uint32_t struct_size;
+  int64_t seq;
+  int64_t count;         /* new tokens */
+  const int32_t* tokens; /* [count] their ids, or null */
+} kvc_append;
+
+/* Freed by kvc_paged_free. Steps that are open then may only be freed; views end. */
+KVC_API kvc_status kvc_paged_create(const kvc_paged_config* config, kvc_paged** cache);
+KVC_API void kvc_paged_free(kvc_paged* cache);
+
+/* A new sequence; its pages go back. */
+KVC_API kvc_status kvc_paged_open(kvc_paged* cache, int64_t* seq);
+KVC_API kvc_status kvc_paged_release(kvc_paged* cache, int64_t seq);
+
+/* reserve -> write each layer -> attend over the step's view -> commit. Only reserve can fail for
+ * space (KVC_RETRY_LATER, KVC_NEVER_FITS). kvc_step_free rolls an open step back, and is called for
+ * an ended one too. accepted null: all. */
+KVC_API kvc_status kvc_paged_reserve(kvc_paged* cache, const kvc_append* appends,
+                                     int64_t num_appends, kvc_step** step);
+KVC_API kvc_status kvc_paged_write(kvc_paged* cache, kvc_step* step, int64_t layer,
+                                   const kvc_tensor* k, const kvc_tensor* v,
+                                   const kvc_executor* executor);
+KVC_API kvc_status kvc_paged_step_view(const kvc_paged* cache, const kvc_step* step, int64_t layer,
+                                       kvc_view** view);
+KVC_API kvc_status kvc_paged_commit(kvc_paged* cache, kvc_step* step, const int64_t* accepted,
+                                    int64_t num_accepted);
+KVC_API kvc_status kvc_paged_rollback(kvc_paged* cache, kvc_step* step);
+KVC_API int64_t kvc_step_num_new_tokens(const kvc_step* step); /* 0 for null and an ended one */
+KVC_API void kvc_step_free(kvc_step* step);
+
+/* Committed rows. Freed by kvc_view_free, valid until one of the sequences changes. */
+KVC_API kvc_status kvc_paged_view(const kvc_paged* cache, int64_t layer, const int64_t* seqs,
+                                  int64_t num_seqs, kvc_view** view);
+
+KVC_API kvc_status kvc_paged_fork(kvc_paged* cache, int64_t seq, int64_t length, int64_t* forked);
+KVC_API kvc_status kvc_paged_truncate(kvc_paged* cache, int64_t seq, int64_t n);
+KVC_API kvc_status kvc_paged_rewind(kvc_paged* cache, int64_t seq, int64_t n);
+/* Sequence seqs[i] becomes what seqs[beam_idx[i]] was. */
+KVC_API kvc_status kvc_paged_reorder(kvc_paged* cache, const int64_t* seqs, int64_t num_seqs,
+                                     const int64_t* beam_idx);
+
+/* A dense copy of one sequence: key and value [H, S, D] for KVC_HND, [S, H, D] for KVC_NHD. */
+KVC_API kvc_status kvc_paged_gather(const kvc_paged* cache, int64_t layer, int64_t seq,
+                                    const kvc_tensor* key, const kvc_tensor* value,
+                                    const kvc_executor* executor);
+
+/* Writes [num_seqs, *max_pages] page ids, -1 for unused, into `pages`, which has room for
+ * `capacity` of them. With pages null only *max_pages is written; too little room is
+ * KVC_OUT_OF_RANGE. */
+KVC_API kvc_status kvc_paged_block_table(const kvc_paged* cache, int64_t layer, const int64_t* seqs,
+                                         int64_t num_seqs, int32_t* pages, int64_t capacity,
+                                         int64_t* max_pages);
+/* The slots (page * page_size + offset) of a step's new tokens: kvc_step_num_new_tokens of them. */
+KVC_API kvc_status kvc_paged_slot_mapping(const kvc_paged* cache, const kvc_step* step,
+                                          int64_t layer, int32_t* slots, int64_t capacity);
+
+/* Committed tokens of each sequence: [num_seqs]. */
+KVC_API kvc_status kvc_paged_lengths(const kvc_paged* cache, const int64_t* seqs, int64_t num_seqs,
+                                     int64_t* lengths);
+
+/* PagedStats, and the bytes of committed rows and those held for them. The caller sets struct_size;
+ * fields beyond it are not written. */
+typedef struct kvc_paged_stats {
+  uint32_t struct_size;
+  int64_t pages_total;
+  int64_t pages_held;
+  int64_t pages_reserved;
+  int64_t pages_high_water;
+  int64_t pages_copied;
+  int64_t rows_copied;
+  int64_t sequences;
+  int64_t open_steps;
+  int64_t nbytes;
+  int64_t reserved_bytes;
+} kvc_paged_stats;
+KVC_API kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* KVCACHE_C_H_ */

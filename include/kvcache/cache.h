@@ -1,5 +1,5 @@
-// Cache: the keys and values of a batch, layer by layer. The interface of DynamicCache and
-// StaticCache, which differ in their bound alone.
+// Cache: the keys and values of a batch, layer by layer. The interface of DynamicCache, StaticCache
+// and FullCache, which differ in their bounds alone.
 #ifndef KVCACHE_CACHE_H_
 #define KVCACHE_CACHE_H_
 
@@ -9,6 +9,7 @@
 
 #include "kvcache/executor.h"
 #include "kvcache/kv_view.h"
+#include "kvcache/layer_handle.h"
 #include "kvcache/memory.h"
 #include "kvcache/status.h"
 #include "kvcache/tensor_view.h"
@@ -85,6 +86,9 @@ class KVC_API Cache {
 
   Layout layout() const noexcept;
 
+  // One layer for use inside an attention layer: update_and_fetch, offset, key_values, rewind.
+  LayerHandle layer(std::int64_t layer_idx) noexcept { return {this, layer_idx}; }
+
   // Gathers batch rows: row i becomes what row indices[i] was, in every populated layer, and the
   // batch size becomes the number of indices (repeats and shrinking allowed). `indices` is 1-D,
   // kI32 or kI64. Errors: kOutOfRange for an index outside the batch, kInvalidArgument for none.
@@ -138,7 +142,11 @@ class KVC_API Cache {
  private:
   friend class DynamicCache;
   friend class StaticCache;
+  friend class FullCache;
+  friend class LayerHandle;
   friend class BatchingCache;  // takes over the storage of a prefilled request
+
+  Status rewind_layer(std::int64_t layer_idx, std::int64_t n);
 
   std::unique_ptr<Impl> impl_;
 };

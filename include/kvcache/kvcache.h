@@ -1,15 +1,19 @@
 // Everything that is built of the public API. The headers of designs whose code has not landed yet
-// (batching_cache.h, functional.h, prefix.h, tier.h) are not installed and not included here.
+// (functional.h, prefix.h, tier.h) are not installed and not included here.
 #ifndef KVCACHE_KVCACHE_H_
 #define KVCACHE_KVCACHE_H_
 
 #include "kvcache/attention.h"
 #include "kvcache/backend.h"
+#include "kvcache/batching_cache.h"
 #include "kvcache/cache.h"
 #include "kvcache/dynamic_cache.h"
 #include "kvcache/executor.h"
+#include "kvcache/full_cache.h"
 #include "kvcache/kv_view.h"
+#include "kvcache/layer_handle.h"
 #include "kvcache/layer_spec.h"
+#include "kvcache/mask.h"
 #include "kvcache/memory.h"
 #include "kvcache/memory_plan.h"
 #include "kvcache/paged_cache.h"

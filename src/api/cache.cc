@@ -2,11 +2,11 @@
 #include "kvcache/cache.h"
 
 #include <algorithm>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "api/cache_impl.h"
+#include "api/contiguous_view.h"
 #include "base/checked_math.h"
 #include "base/door.h"
 #include "tensor/strides.h"
@@ -18,27 +18,15 @@ using internal::at_door;
 using internal::ContiguousLayer;
 using internal::kAnyExtent;
 using internal::kv_extents;
-using internal::kv_strides;
 using internal::KvExtents;
 using internal::LayeredStorage;
 using internal::LayerShape;
 using internal::RowTargets;
 
-constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
-
 Status error(StatusCode code, const std::string& message) { return Status(code, message); }
 
 std::string found(const char* name, std::int64_t value) {
   return std::string(name) + ": found " + std::to_string(value);
-}
-
-// In a cache that grows, every layer that could appear exists.
-Status check_layer(const LayeredStorage& storage, std::int64_t layer) {
-  const std::int64_t end =
-      storage.options().fixed_capacity > 0 ? storage.num_layers() : internal::kMaxLayers;
-  if (layer >= 0 && layer < end) return {};
-  return error(StatusCode::kOutOfRange,
-               found("layer_idx", layer) + ", expected 0 .. " + std::to_string(end - 1));
 }
 
 Status check_not_negative(const char* name, std::int64_t n) {
@@ -170,9 +158,26 @@ Result<std::unique_ptr<Cache::Impl>> Cache::Impl::create(const CacheOptions& opt
   return std::make_unique<Impl>(storage, num_layers);
 }
 
+Status Cache::Impl::check_layer(std::int64_t layer) const {
+  const std::int64_t end = fixed_layers > 0 ? fixed_layers : internal::kMaxLayers;
+  if (layer >= 0 && layer < end) return {};
+  return error(StatusCode::kOutOfRange,
+               found("layer_idx", layer) + ", expected 0 .. " + std::to_string(end - 1));
+}
+
 Result<std::unique_ptr<Cache::Impl>> Cache::Impl::clone() const {
   KVC_ASSIGN_OR_RETURN(std::unique_ptr<LayeredStorage> rows, storage.clone(ExecContext{}));
-  return std::make_unique<Impl>(std::move(*rows));
+  return std::make_unique<Impl>(std::move(*rows), fixed_layers);
+}
+
+Status internal::check_mask_length(std::optional<std::int64_t> mask_length, const TensorView& key,
+                                   Layout layout) {
+  if (!mask_length || key.rank != 4) return {};
+  const std::int64_t count = kv_extents(key, layout).length;
+  if (*mask_length == count) return {};
+  return error(StatusCode::kInvalidArgument, found("mask_length", *mask_length) +
+                                                 ", expected none or the " + std::to_string(count) +
+                                                 " new tokens of key");
 }
 
 inline namespace v0 {
@@ -188,7 +193,7 @@ Result<KeyValueView> Cache::update(const TensorView& key, const TensorView& valu
   return at_door([&]() -> Result<KeyValueView> {
     LayeredStorage& storage = impl_->storage;
     const Layout layout = storage.options().layout;
-    KVC_RETURN_IF_ERROR(check_layer(storage, layer_idx));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = storage.find(layer_idx);
     KVC_RETURN_IF_ERROR(check_rows(key, value, layout, layer));
     const KvExtents extents = kv_extents(key, layout);
@@ -210,70 +215,27 @@ Result<KeyValueView> Cache::update(const TensorView& key, const TensorView& valu
 
 Result<KeyValueView> Cache::get(std::int64_t layer_idx) const {
   return at_door([&]() -> Result<KeyValueView> {
-    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
     return layer != nullptr ? layer->rows() : KeyValueView{};
   });
 }
 
 Result<OwnedKvView> Cache::view(std::int64_t layer_idx) const {
-  struct Tables {
-    KvPart part;
-    std::vector<std::int32_t> lengths, first_position;
-  };
   return at_door([&]() -> Result<OwnedKvView> {
-    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
     if (layer == nullptr) {
       return error(StatusCode::kNotFound,
                    found("layer_idx", layer_idx) + ", expected a layer with rows");
     }
-    const LayerShape& s = layer->shape();
-    for (const std::int64_t size :
-         {s.batch, s.heads, s.k_dim, s.v_dim, layer->first_position() + layer->length()}) {
-      if (size > kMaxInt32) {
-        return error(StatusCode::kOutOfRange, found("view", size) +
-                                                  " as a size or position, expected at most " +
-                                                  std::to_string(kMaxInt32));
-      }
-    }
-    const auto batch = static_cast<std::size_t>(s.batch);
-    const auto tables = std::make_shared<Tables>();
-    tables->lengths.assign(batch, static_cast<std::int32_t>(layer->length()));
-    tables->first_position.assign(batch, static_cast<std::int32_t>(layer->first_position()));
-
-    const KeyValueView rows = layer->rows();
-    const KvExtents k_strides = kv_strides(rows.key, s.layout);
-    const KvExtents v_strides = kv_strides(rows.value, s.layout);
-    KvPart& part = tables->part;
-    part.k = rows.key.data;
-    part.v = rows.value.data;
-    part.k_format.dtype = s.k_dtype;
-    part.v_format.dtype = s.v_dtype;
-    part.k_page_stride = k_strides.batch;
-    part.k_head_stride = k_strides.heads;
-    part.k_token_stride = k_strides.length;
-    part.v_page_stride = v_strides.batch;
-    part.v_head_stride = v_strides.heads;
-    part.v_token_stride = v_strides.length;
-    part.page_size = static_cast<std::int32_t>(std::max<std::int64_t>(layer->length(), 1));
-    part.lengths = tables->lengths.data();
-    part.first_position = tables->first_position.data();
-
-    KvView view;
-    view.num_seqs = static_cast<std::int32_t>(s.batch);
-    view.num_kv_heads = static_cast<std::int32_t>(s.heads);
-    view.k_head_dim = static_cast<std::int32_t>(s.k_dim);
-    view.v_head_dim = static_cast<std::int32_t>(s.v_dim);
-    view.num_parts = 1;
-    view.parts = &part;
-    return OwnedKvView(view, tables);
+    return internal::view_of(layer->rows(), layer->shape().layout, layer->first_position());
   });
 }
 
 Result<std::int64_t> Cache::seq_length(std::int64_t layer_idx) const {
   return at_door([&]() -> Result<std::int64_t> {
-    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
     return layer != nullptr ? layer->length() : 0;
   });
@@ -281,15 +243,15 @@ Result<std::int64_t> Cache::seq_length(std::int64_t layer_idx) const {
 
 Result<std::int64_t> Cache::next_position(std::int64_t layer_idx) const {
   return at_door([&]() -> Result<std::int64_t> {
-    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
     return layer != nullptr ? layer->first_position() + layer->length() : 0;
   });
 }
 
 std::optional<std::int64_t> Cache::max_length() const noexcept {
-  if (!impl_->fixed()) return std::nullopt;
-  return impl_->storage.options().fixed_capacity;
+  const std::int64_t capacity = impl_->storage.options().fixed_capacity;
+  return capacity > 0 ? std::optional<std::int64_t>(capacity) : std::nullopt;
 }
 
 std::int64_t Cache::num_layers() const noexcept { return impl_->storage.num_layers(); }
@@ -364,6 +326,22 @@ Status Cache::rewind(std::int64_t n) {
   });
 }
 
+Status Cache::rewind_layer(std::int64_t layer_idx, std::int64_t n) {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
+    KVC_RETURN_IF_ERROR(check_not_negative("n", n));
+    const ContiguousLayer* layer = impl_->storage.find(layer_idx);
+    const std::int64_t length = layer != nullptr ? layer->length() : 0;
+    if (n > length) {
+      return error(StatusCode::kOutOfRange,
+                   found("n", n) + ", expected at most the length of layer " +
+                       std::to_string(layer_idx) + ", " + std::to_string(length));
+    }
+    if (layer != nullptr) impl_->storage.set_length(layer_idx, length - n);
+    return {};
+  });
+}
+
 void Cache::reset() noexcept { impl_->storage.reset(); }
 
 void Cache::shrink() noexcept { impl_->storage.shrink(); }
@@ -376,7 +354,7 @@ std::int64_t Cache::copied_bytes() const noexcept { return impl_->storage.copied
 
 Result<std::shared_ptr<const void>> Cache::retain(std::int64_t layer_idx) const {
   return at_door([&]() -> Result<std::shared_ptr<const void>> {
-    KVC_RETURN_IF_ERROR(check_layer(impl_->storage, layer_idx));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
     if (layer == nullptr) return std::shared_ptr<const void>();
     return std::shared_ptr<const void>(layer->mapping());

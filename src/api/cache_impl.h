@@ -1,38 +1,50 @@
-// What is behind a layered cache. Shared by cache.cc and the two classes derived there.
+// What is behind a layered cache. Shared by cache.cc, the classes derived from Cache, and those
+// that take a cache's rows over.
 #ifndef KVCACHE_SRC_API_CACHE_IMPL_H_
 #define KVCACHE_SRC_API_CACHE_IMPL_H_
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "cache/layered_storage.h"
 #include "kvcache/cache.h"
 #include "kvcache/status.h"
+#include "kvcache/tensor_view.h"
 
 namespace kvcache {
 
 struct Cache::Impl {
   Impl(const internal::StorageOptions& options, std::int64_t num_layers)
-      : storage(options, num_layers) {}
-  explicit Impl(internal::LayeredStorage&& rows) noexcept : storage(std::move(rows)) {}
+      : storage(options, num_layers), fixed_layers(num_layers) {}
+  Impl(internal::LayeredStorage&& rows, std::int64_t num_layers) noexcept
+      : storage(std::move(rows)), fixed_layers(num_layers) {}
 
-  // Checks what both kinds of cache are given. `capacity` and `num_layers` are 0 for one that
-  // grows. May throw bad_alloc.
+  // Checks what all kinds of cache are given. `capacity` is 0 for rows that grow, `num_layers` for
+  // layers that appear when they are used. May throw bad_alloc.
   static Result<std::unique_ptr<Impl>> create(const CacheOptions& options, std::int64_t capacity,
                                               std::int64_t num_layers);
 
   Result<std::unique_ptr<Impl>> clone() const;
 
-  bool fixed() const noexcept { return storage.options().fixed_capacity > 0; }
+  // Where layers appear when they are used, every layer that could appear exists. May throw
+  // bad_alloc.
+  Status check_layer(std::int64_t layer) const;
 
   internal::LayeredStorage storage;
+  std::int64_t fixed_layers = 0;  // as given to create()
 };
 
 namespace internal {
 
 // Layers of one cache: bounds what a wrong index may allocate.
 inline constexpr std::int64_t kMaxLayers = 1 << 16;
+
+// mask_length of update_and_fetch: none, or the number of new tokens of `key`. A key that is no
+// tensor of rank 4 is left to the checks that follow. May throw bad_alloc.
+Status check_mask_length(std::optional<std::int64_t> mask_length, const TensorView& key,
+                         Layout layout);
 
 }  // namespace internal
 }  // namespace kvcache

@@ -274,13 +274,27 @@ void ContiguousLayer::shrink() noexcept {
     ready_length_ = committed_length_ = touched_ = 0;
     return;
   }
-  if (!geometry_.growing || committed_length_ <= length_) return;
-  const auto give_back = [this](std::int64_t row_offset, std::int64_t token_bytes) {
+  decommit_behind(length_);
+}
+
+void ContiguousLayer::take_back(const Mark& mark) noexcept {
+  if (!mark.mapped) {
+    mapping_.reset();
+    ready_length_ = committed_length_ = touched_ = 0;
+  }
+  populated_ = mark.populated;
+  length_ = mark.length;
+  if (mapping_) decommit_behind(mark.committed_length);
+}
+
+void ContiguousLayer::decommit_behind(std::int64_t length) noexcept {
+  if (!geometry_.growing || committed_length_ <= length) return;
+  const auto give_back = [this, length](std::int64_t row_offset, std::int64_t token_bytes) {
     // Whole pages between the rows that stay and the last byte ever written.
-    const std::int64_t begin = row_offset + length_ * token_bytes;
+    const std::int64_t begin = row_offset + length * token_bytes;
     const std::int64_t end = round_up(row_offset + touched_ * token_bytes, page_bytes());
     const std::int64_t bytes =
-        committed_row(committed_length_ * token_bytes) - committed_row(length_ * token_bytes);
+        committed_row(committed_length_ * token_bytes) - committed_row(length * token_bytes);
     mapping_->memory->decommit(mapping_->region, bytes, begin,
                                std::max<std::int64_t>(end - begin, 0));
     mapping_->committed -= bytes;
@@ -289,8 +303,8 @@ void ContiguousLayer::shrink() noexcept {
     give_back(row * geometry_.k_row_stride, geometry_.k_token_bytes);
     give_back(geometry_.v_offset + row * geometry_.v_row_stride, geometry_.v_token_bytes);
   }
-  committed_length_ = length_;
-  ready_length_ = geometry_.covered_length(length_);
+  committed_length_ = length;
+  ready_length_ = geometry_.covered_length(length);
 }
 
 bool ContiguousLayer::owns(const void* pointer) const noexcept {

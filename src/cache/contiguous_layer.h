@@ -121,6 +121,21 @@ class ContiguousLayer {
   // of a growing one.
   void shrink() noexcept;
 
+  // What a layer holds, for take_back().
+  struct Mark {
+    bool populated = false;
+    bool mapped = false;
+    std::int64_t length = 0;
+    std::int64_t committed_length = 0;
+  };
+  Mark mark() const noexcept {
+    return {populated_, mapping_ != nullptr, length_, committed_length_};
+  }
+
+  // Undoes populate(), make_room() and appends since `mark` was taken, the account of memory
+  // included; rows that moved stay where they are. REQUIRES: nothing else was called since.
+  void take_back(const Mark& mark) noexcept;
+
   // Whether a pointer leads into this layer's memory.
   bool owns(const void* pointer) const noexcept;
 
@@ -136,6 +151,8 @@ class ContiguousLayer {
   }
   // Storage rows of one batch row.
   std::int64_t rows_per_batch() const noexcept { return geometry_.rows / geometry_.shape.batch; }
+  // Returns the whole pages behind the first `length` rows. REQUIRES: length >= length_.
+  void decommit_behind(std::int64_t length) noexcept;
   void copy_row(const ContiguousLayer& from, std::int64_t source, std::int64_t row) noexcept;
 
   bool populated_ = false;

@@ -57,36 +57,56 @@ Status LayeredStorage::update(std::int64_t layer, const TensorView& key, const T
                               const RowTargets& targets, const ExecContext& context) {
   const KvExtents k = kv_extents(key, options_.layout);
   const std::int64_t length = length_after(layer, k.length, targets);
-  ContiguousLayer* target = const_cast<ContiguousLayer*>(find(layer));
-  if (target != nullptr) {
-    if (!target->has_room(length)) {
-      const std::int64_t others = address_in_use() - target->address_bytes();
-      KVC_RETURN_IF_ERROR(target->make_room(length, placement(others), &copied_bytes_));
-    }
-  } else {
-    // Make room in the list first: resizing it afterwards cannot fail.
-    const std::size_t slots = std::max(layers_.size(), static_cast<std::size_t>(layer) + 1);
-    if (slots > layers_.capacity()) layers_.reserve(std::max(slots, 2 * layers_.capacity()));
-    LayerShape shape{k.batch,
-                     k.heads,
-                     k.dim,
-                     kv_extents(value, options_.layout).dim,
-                     options_.dtype.value_or(key.dtype),
-                     options_.dtype.value_or(value.dtype),
-                     options_.layout};
-    ContiguousLayer fresh;
-    ContiguousLayer& kept = layer < num_layers() ? layers_[static_cast<std::size_t>(layer)] : fresh;
-    const std::int64_t others = address_in_use() - kept.address_bytes();
-    KVC_RETURN_IF_ERROR(kept.populate(shape, length, placement(others)));
-    if (&kept == &fresh) {
-      layers_.resize(slots);
-      layers_.back() = std::move(fresh);
-    }
-    target = &layers_[static_cast<std::size_t>(layer)];
-  }
-  write(target, key, value, targets, context);
-  target->set_length(length);
+  const LayerShape shape{k.batch,
+                         k.heads,
+                         k.dim,
+                         kv_extents(value, options_.layout).dim,
+                         options_.dtype.value_or(key.dtype),
+                         options_.dtype.value_or(value.dtype),
+                         options_.layout};
+  KVC_RETURN_IF_ERROR(make_room(layer, shape, length));
+  ContiguousLayer& target = layers_[static_cast<std::size_t>(layer)];
+  write(&target, key, value, targets, context);
+  target.set_length(length);
   return {};
+}
+
+Status LayeredStorage::make_room(std::int64_t layer, const LayerShape& shape, std::int64_t length) {
+  if (find(layer) != nullptr) {
+    ContiguousLayer& target = layers_[static_cast<std::size_t>(layer)];
+    if (target.has_room(length)) return {};
+    const std::int64_t others = address_in_use() - target.address_bytes();
+    return target.make_room(length, placement(others), &copied_bytes_);
+  }
+  // Make room in the list first: resizing it afterwards cannot fail.
+  const std::size_t slots = std::max(layers_.size(), static_cast<std::size_t>(layer) + 1);
+  if (slots > layers_.capacity()) layers_.reserve(std::max(slots, 2 * layers_.capacity()));
+  ContiguousLayer fresh;
+  ContiguousLayer& kept = layer < num_layers() ? layers_[static_cast<std::size_t>(layer)] : fresh;
+  const std::int64_t others = address_in_use() - kept.address_bytes();
+  KVC_RETURN_IF_ERROR(kept.populate(shape, length, placement(others)));
+  if (&kept == &fresh) {
+    layers_.resize(slots);
+    layers_.back() = std::move(fresh);
+  }
+  return {};
+}
+
+void LayeredStorage::append(std::int64_t layer, const TensorView& key, const TensorView& value,
+                            const ExecContext& context) noexcept {
+  ContiguousLayer& target = layers_[static_cast<std::size_t>(layer)];
+  write(&target, key, value, RowTargets(), context);
+  target.set_length(target.length() + kv_extents(key, options_.layout).length);
+}
+
+ContiguousLayer::Mark LayeredStorage::mark(std::int64_t layer) const noexcept {
+  if (layer >= num_layers()) return {};
+  return layers_[static_cast<std::size_t>(layer)].mark();
+}
+
+void LayeredStorage::take_back(std::int64_t layer, const ContiguousLayer::Mark& mark) noexcept {
+  if (layer >= num_layers()) return;
+  layers_[static_cast<std::size_t>(layer)].take_back(mark);
 }
 
 void LayeredStorage::write(ContiguousLayer* layer, const TensorView& key, const TensorView& value,

@@ -3,6 +3,7 @@
 #ifndef KVCACHE_SRC_CACHE_LAYERED_STORAGE_H_
 #define KVCACHE_SRC_CACHE_LAYERED_STORAGE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -57,6 +58,20 @@ class LayeredStorage {
   Status update(std::int64_t layer, const TensorView& key, const TensorView& value,
                 const RowTargets& targets, const ExecContext& context);
 
+  // --- The halves of an append, for callers that append to several caches in one transaction. ---
+
+  // Room for rows 0 .. `length` of a layer, which takes `shape` if it has none.
+  // Errors: kOutOfMemory. May throw bad_alloc, unchanged.
+  Status make_room(std::int64_t layer, const LayerShape& shape, std::int64_t length);
+
+  // Stores key and value behind the layer's rows. REQUIRES: room for them.
+  void append(std::int64_t layer, const TensorView& key, const TensorView& value,
+              const ExecContext& context) noexcept;
+
+  // What a layer holds now; take_back() undoes what the two calls above did to it since.
+  ContiguousLayer::Mark mark(std::int64_t layer) const noexcept;
+  void take_back(std::int64_t layer, const ContiguousLayer::Mark& mark) noexcept;
+
   // A new batch in every populated layer. REQUIRES: sources within every layer's batch.
   // Errors: kOutOfMemory. May throw bad_alloc, unchanged.
   // For a repeat, gather.count is ignored and follows from each layer's batch.
@@ -65,6 +80,10 @@ class LayeredStorage {
   void crop(std::int64_t n, const ExecContext& context) noexcept;
   void truncate(std::int64_t n) noexcept;
   void rewind(std::int64_t n) noexcept;  // REQUIRES: n <= shortest_length()
+  // Of a populated layer. REQUIRES: length <= its length.
+  void set_length(std::int64_t layer, std::int64_t length) noexcept {
+    layers_[static_cast<std::size_t>(layer)].set_length(length);
+  }
   void reset() noexcept;
   void shrink() noexcept;
 

@@ -17,6 +17,8 @@ const char* name_of(StoreKind kind) noexcept {
       return "static";
     case StoreKind::kPaged:
       return "paged";
+    case StoreKind::kBatching:
+      return "batching";
   }
   return "?";
 }
@@ -64,8 +66,12 @@ Result<std::unique_ptr<KvStore>> make_kv_store(const ModelConfig& config,
     }
     case StoreKind::kPaged:
       return PagedStore::create(config, options);
+    case StoreKind::kBatching:
+      break;
   }
-  return Status(StatusCode::kInvalidArgument, "cache: found an unknown kind");
+  return Status(StatusCode::kInvalidArgument, std::string("cache: found ") +
+                                                  name_of(options.kind) +
+                                                  ", expected one that holds a single text");
 }
 
 }  // namespace kvcache::runner

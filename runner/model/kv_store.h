@@ -15,9 +15,10 @@
 
 namespace kvcache::runner {
 
-enum class StoreKind : std::uint8_t { kNone, kDynamic, kStatic, kPaged };
+// kBatching holds the requests of a RunningBatch, and is no store of one sequence.
+enum class StoreKind : std::uint8_t { kNone, kDynamic, kStatic, kPaged, kBatching };
 
-// "none", "dynamic", "static", "paged".
+// "none", "dynamic", "static", "paged", "batching".
 const char* name_of(StoreKind kind) noexcept;
 Result<StoreKind> parse_store_kind(std::string_view name);
 

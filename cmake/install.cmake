@@ -1,9 +1,9 @@
-# Public headers whose code exists. functional.h, prefix.h and tier.h are designed but not written
-# yet, and join the list with their code.
+# Public headers whose code exists. prefix.h and tier.h are designed but not written yet, and join
+# the list with their code.
 set(KVC_INSTALLED_HEADERS
-  attention.h backend.h batching_cache.h cache.h dynamic_cache.h executor.h full_cache.h kv_view.h
-  kvcache.h layer_handle.h layer_spec.h mask.h memory.h memory_plan.h paged_cache.h static_cache.h
-  status.h tensor_view.h types.h version.h)
+  attention.h backend.h batching_cache.h cache.h dynamic_cache.h executor.h full_cache.h
+  functional.h kv_view.h kvcache.h layer_handle.h layer_spec.h mask.h memory.h memory_plan.h
+  paged_cache.h static_cache.h status.h tensor_view.h types.h version.h)
 
 if(NOT PROJECT_IS_TOP_LEVEL OR NOT TARGET kvcache)
   return()

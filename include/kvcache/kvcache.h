@@ -1,5 +1,5 @@
 // Everything that is built of the public API. The headers of designs whose code has not landed yet
-// (functional.h, prefix.h, tier.h) are not installed and not included here.
+// (prefix.h, tier.h) are not installed and not included here.
 #ifndef KVCACHE_KVCACHE_H_
 #define KVCACHE_KVCACHE_H_
 
@@ -10,6 +10,7 @@
 #include "kvcache/dynamic_cache.h"
 #include "kvcache/executor.h"
 #include "kvcache/full_cache.h"
+#include "kvcache/functional.h"
 #include "kvcache/kv_view.h"
 #include "kvcache/layer_handle.h"
 #include "kvcache/layer_spec.h"

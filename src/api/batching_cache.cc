@@ -11,6 +11,7 @@
 #include "api/batching_slots.h"
 #include "api/batching_view.h"
 #include "api/cache_impl.h"
+#include "api/contiguous_view.h"
 #include "attention/check.h"
 #include "attention/plan.h"
 #include "base/door.h"
@@ -34,14 +35,6 @@ Status invalid(const std::string& name, const std::string& found, const std::str
 Status check_between(const char* name, std::int64_t value, std::int64_t most) {
   if (value >= 1 && value <= most) return {};
   return invalid(name, std::to_string(value), "1 .. " + std::to_string(most));
-}
-
-// The same tensor with its axes in the order of attention, [B, H, L, D].
-template <typename View>
-View head_first(const View& tensor, Layout layout) noexcept {
-  return internal::kv_tensor(tensor.data, tensor.dtype, Layout::kHND,
-                             internal::kv_extents(tensor, layout),
-                             internal::kv_strides(tensor, layout));
 }
 
 }  // namespace
@@ -184,8 +177,8 @@ Status BatchingCache::attend(const TensorView& q, const TensorView& key, const T
     const std::int64_t num_heads = internal::kv_extents(q, layout).heads;
     KVC_RETURN_IF_ERROR(
         internal::expect_kv("out", out, layout, {slots, num_heads, count, shape.v_dim}));
-    const TensorView queries = head_first(q, layout);
-    const MutableTensorView results = head_first(out, layout);
+    const TensorView queries = internal::head_first(q, layout);
+    const MutableTensorView results = internal::head_first(out, layout);
     std::vector<std::int32_t>& qo_indptr = self.qo_indptr;
     KVC_RETURN_IF_ERROR(
         internal::dense_qo_indptr(queries, static_cast<std::int32_t>(slots), &qo_indptr));

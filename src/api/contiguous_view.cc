@@ -6,8 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "tensor/strides.h"
-
 namespace kvcache::internal {
 
 KvPart part_of(const KeyValueView& rows, Layout layout) noexcept {

@@ -38,6 +38,7 @@ Json to_json(const std::vector<CompareRun>& runs, bool with_trace) {
   json["prompt_tokens"] = runs.front().generated.prompt_tokens;
   json["runs"] = Json::array();
   for (const CompareRun& run : runs) {
+    if (with_trace && run.generated.trace.empty()) continue;  // a batch
     Json entry;
     entry["cache"] = name_of(run.cache);
     entry["same_tokens"] = run.same_tokens;
@@ -76,8 +77,9 @@ void print_requests(const CompareRun& run) {
     lengths += fmt::format("{}{}", before, run.requests[i].prompt_tokens);
     same += fmt::format("{}{}", before, run.requests[i].same_tokens ? "yes" : "NO");
   }
-  fmt::print("\n{}: prompts of {} tokens together; same words as each alone: {}. Its counts are sums.\n",
-             name_of(run.cache), lengths, same);
+  fmt::print(
+      "\n{}: prompts of {} tokens together; same words as each alone: {}. Its counts are sums.\n",
+      name_of(run.cache), lengths, same);
 }
 
 void print_table(const std::vector<CompareRun>& runs) {

@@ -50,8 +50,8 @@ void print_summary(const runner::RunningBatch& batch) {
     prefill_seconds += batch.result(i).prefill_seconds;
     decoded += batch.result(i).decode_steps;
   }
-  fmt::print(stderr, "{} prompts; prefill {} tokens, {:.1f} tokens/s; ", batch.size(), prompt_tokens,
-             per_second(prompt_tokens, prefill_seconds));
+  fmt::print(stderr, "{} prompts; prefill {} tokens, {:.1f} tokens/s; ", batch.size(),
+             prompt_tokens, per_second(prompt_tokens, prefill_seconds));
   fmt::print(stderr, "decode {} tokens in {} steps, {:.1f} tokens/s\n", decoded,
              batch.decode_steps(), per_second(decoded, batch.decode_seconds()));
 }

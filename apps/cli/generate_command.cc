@@ -129,8 +129,10 @@ void add_generate(CLI::App& app, int* exit_code) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("generate", "Continue a text");
   command->footer(
-      "A file (-f) of several lines is several prompts, one a line, which run together in one batch\n"
-      "(--cache batching): each joins when a slot is free and leaves when it ends, and its lines are\n"
+      "A file (-f) of several lines is several prompts, one a line, which run together in one "
+      "batch\n"
+      "(--cache batching): each joins when a slot is free and leaves when it ends, and its lines "
+      "are\n"
       "printed as [2] text. With another --cache named, a file is one prompt, line ends included.");
   flags->prompt.add(*command);
   flags->model.add_model(*command);
@@ -141,7 +143,7 @@ void add_generate(CLI::App& app, int* exit_code) {
   command
       ->add_option("--cache", flags->cache,
                    "Where keys and values are kept [dynamic; batching for several prompts]")
-      ->check(CLI::IsMember({"none", "dynamic", "static", "paged", "batching"}));
+      ->check(CLI::IsMember({"none", "dynamic", "static", "paged", "functional", "batching"}));
   command
       ->add_option("--max-active", flags->max_active,
                    "Prompts of a running batch that decode together [8]")
@@ -191,7 +193,8 @@ void add_generate(CLI::App& app, int* exit_code) {
       ->type_name("TEXT")
       ->allow_extra_args(false);
   flags->model.add_threads(*command);
-  command->add_flag("--json", flags->json, "Print one JSON object instead, of several prompts an array");
+  command->add_flag("--json", flags->json,
+                    "Print one JSON object instead, of several prompts an array");
   command->callback([flags, exit_code] {
     const Status status = run(*flags);
     *exit_code = status.ok() ? 0 : fail(status);

@@ -22,9 +22,8 @@ inline nlohmann::ordered_json to_json(const runner::GenerateResult& result,
   json["decode_tokens_per_s"] = per_second(result.decode_steps, result.decode_seconds);
   json["kv_bytes"] = result.usage.nbytes;
   for (const runner::Hypothesis& beam : result.beams) {
-    json["beams"].push_back({{"text", tokenizer.decode(beam.tokens)},
-                             {"tokens", beam.tokens},
-                             {"score", beam.score}});
+    json["beams"].push_back(
+        {{"text", tokenizer.decode(beam.tokens)}, {"tokens", beam.tokens}, {"score", beam.score}});
   }
   return json;
 }

@@ -21,8 +21,7 @@ namespace {
 bool same(const GenerateResult& result, const GenerateResult& expected, float* difference) {
   const std::size_t logits = std::min(result.last_logits.size(), expected.last_logits.size());
   for (std::size_t i = 0; i < logits; ++i) {
-    *difference =
-        std::max(*difference, std::fabs(result.last_logits[i] - expected.last_logits[i]));
+    *difference = std::max(*difference, std::fabs(result.last_logits[i] - expected.last_logits[i]));
   }
   return result.tokens == expected.tokens;
 }
@@ -47,8 +46,7 @@ Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
                                  const std::vector<std::vector<std::int32_t>>& prompts,
                                  GenerateOptions options, const CompareCallbacks& callbacks) {
   const auto count = static_cast<std::int64_t>(prompts.size());
-  KVC_ASSIGN_OR_RETURN(RunningBatch batch,
-                       RunningBatch::create(model, tokenizer, options, count));
+  KVC_ASSIGN_OR_RETURN(RunningBatch batch, RunningBatch::create(model, tokenizer, options, count));
   for (const auto& prompt : prompts) KVC_RETURN_IF_ERROR(batch.add(prompt).status());
   BatchCallbacks progress;
   std::int64_t ended = 0;
@@ -91,8 +89,8 @@ Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tok
                                         const CompareCallbacks& callbacks) {
   options.stop_at_eos = false;
   std::vector<CompareRun> runs;
-  for (const StoreKind cache :
-       {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const StoreKind cache : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
+                                StoreKind::kPaged, StoreKind::kFunctional}) {
     if (callbacks.on_run) callbacks.on_run(cache);
     options.cache = cache;
     GenerateCallbacks progress;
@@ -112,8 +110,8 @@ Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tok
     runs.push_back(std::move(run));
   }
   if (callbacks.on_run) callbacks.on_run(StoreKind::kBatching);
-  const auto prompts = batch_prompts(prompt, runs.front().generated.tokens,
-                                     model.config().max_position_embeddings);
+  const auto prompts =
+      batch_prompts(prompt, runs.front().generated.tokens, model.config().max_position_embeddings);
   KVC_ASSIGN_OR_RETURN(CompareRun batch,
                        compare_batch(model, tokenizer, prompts, options, callbacks));
   runs.push_back(std::move(batch));

@@ -26,8 +26,8 @@ struct CompareRun {
   StoreKind cache = StoreKind::kNone;
   bool same_tokens = true;         // as the run it is compared with; of a batch, every request
   float max_logit_difference = 0;  // of the last step, likewise
-  // Of a batch: counts, seconds and bytes are sums over its requests; decode_seconds is of the steps
-  // they share; there is no text and no trace.
+  // Of a batch: counts, seconds and bytes are sums over its requests; decode_seconds is of the
+  // steps they share; there is no text and no trace.
   GenerateResult generated;
   std::vector<ComparedRequest> requests;  // of a batch
 
@@ -47,11 +47,11 @@ struct CompareCallbacks {
   std::function<void(StoreKind, std::int64_t done, std::int64_t total)> on_progress;
 };
 
-// Runs none, dynamic, static and paged, in this order, and then a running batch of three prompts of
-// different length: the prompt, and the prompt with the first third and the first two thirds of its
-// continuation. `options.cache` is not looked at, and the end-of-text token does not end a run, so
-// that all have max_tokens tokens or end at the context.
-// Errors: those of generate().
+// Runs none, dynamic, static, paged and functional, in this order, and then a running batch of
+// three prompts of different length: the prompt, and the prompt with the first third and the first
+// two thirds of its continuation. `options.cache` is not looked at, and the end-of-text token does
+// not end a run, so that all have max_tokens tokens or end at the context. Errors: those of
+// generate().
 Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tokenizer,
                                         std::span<const std::int32_t> prompt,
                                         GenerateOptions options,

@@ -17,6 +17,12 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+// Ways to go on that a step looks at: enough for num_beams that do not end.
+std::int64_t candidates_of(const BeamOptions& options) {
+  const auto ends = static_cast<std::int64_t>(options.eos_token_ids.size());
+  return options.num_beams * (1 + std::max<std::int64_t>(1, ends));
+}
+
 // ln sum exp of a row.
 double log_sum_exp(std::span<const float> row) {
   const double largest = *std::max_element(row.begin(), row.end());
@@ -43,7 +49,8 @@ BeamSearch::BeamSearch(BeamOptions options)
 
 bool BeamSearch::ends(std::int32_t token) const {
   const auto& eos = options_.eos_token_ids;
-  return length_ + 1 >= options_.max_tokens || std::find(eos.begin(), eos.end(), token) != eos.end();
+  return length_ + 1 >= options_.max_tokens ||
+         std::find(eos.begin(), eos.end(), token) != eos.end();
 }
 
 std::vector<BeamSearch::Candidate> BeamSearch::best_candidates(std::span<const float> logits,
@@ -75,25 +82,23 @@ void BeamSearch::finish(const Candidate& candidate) {
   Hypothesis made;
   made.tokens = beams_[static_cast<std::size_t>(candidate.beam)].tokens;
   made.tokens.push_back(candidate.token);
-  made.score = candidate.score /
-               std::pow(static_cast<double>(made.tokens.size()), options_.length_penalty);
-  const auto place =
-      std::find_if(hypotheses_.begin(), hypotheses_.end(),
-                   [&](const Hypothesis& kept) { return kept.score < made.score; });
+  made.score =
+      candidate.score / std::pow(static_cast<double>(made.tokens.size()), options_.length_penalty);
+  const auto place = std::find_if(hypotheses_.begin(), hypotheses_.end(),
+                                  [&](const Hypothesis& kept) { return kept.score < made.score; });
   hypotheses_.insert(place, std::move(made));
   if (hypotheses_.size() > beams_.size()) hypotheses_.pop_back();
 }
 
 Status BeamSearch::step(std::span<const float> logits) {
   const auto num_beams = static_cast<std::int64_t>(beams_.size());
-  const auto ends_known = static_cast<std::int64_t>(options_.eos_token_ids.size());
-  const std::int64_t wanted = num_beams * (1 + std::max<std::int64_t>(1, ends_known));
+  const std::int64_t wanted = candidates_of(options_);
   const auto vocab = static_cast<std::int64_t>(logits.size()) / num_beams;
   if (static_cast<std::int64_t>(logits.size()) != vocab * num_beams || vocab < wanted) {
-    return Status(StatusCode::kInvalidArgument,
-                  "logits: found " + std::to_string(logits.size()) + " for " +
-                      std::to_string(num_beams) + " beams, expected at least " +
-                      std::to_string(wanted) + " of each");
+    return Status(StatusCode::kInvalidArgument, "logits: found " + std::to_string(logits.size()) +
+                                                    " for " + std::to_string(num_beams) +
+                                                    " beams, expected at least " +
+                                                    std::to_string(wanted) + " of each");
   }
   for (const float logit : logits) {
     if (!std::isfinite(logit)) {
@@ -126,8 +131,8 @@ Status BeamSearch::step(std::span<const float> logits) {
     return {};
   }
   beams_ = std::move(next);
-  const double best = beams_.front().score /
-                      std::pow(static_cast<double>(length_), options_.length_penalty);
+  const double best =
+      beams_.front().score / std::pow(static_cast<double>(length_), options_.length_penalty);
   over_ = hypotheses_.size() == beams_.size() && best <= hypotheses_.back().score;
   return {};
 }
@@ -142,6 +147,13 @@ Result<GenerateResult> generate_beams(
   beams.length_penalty = options.length_penalty;
   beams.max_tokens = std::min(options.max_tokens, room);
   if (options.stop_at_eos) beams.eos_token_ids = model.config().eos_token_ids;
+  if (candidates_of(beams) > model.config().vocab_size) {
+    return Status(StatusCode::kInvalidArgument,
+                  "num_beams: found " + std::to_string(beams.num_beams) +
+                      ", expected fewer: a step looks at " + std::to_string(candidates_of(beams)) +
+                      " tokens, and the vocabulary has " +
+                      std::to_string(model.config().vocab_size));
+  }
   BeamSearch search(beams);
 
   KVC_ASSIGN_OR_RETURN(const auto store, open_store(model, prompt_tokens, options));

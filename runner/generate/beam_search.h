@@ -78,8 +78,8 @@ class BeamSearch {
 };
 
 // generate() for options.num_beams > 1: one prefill, its rows repeated, then a step for all beams
-// together. Layered caches copy rows to reorder beams; pages move references. The text of the result
-// is not decoded here. REQUIRES: the prompt and the options were checked.
+// together. Layered caches copy rows to reorder beams; pages move references. The text of the
+// result is not decoded here. REQUIRES: the prompt and the options were checked.
 Result<GenerateResult> generate_beams(
     const Model& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
     const std::function<void(std::int64_t done, std::int64_t total)>& on_prefill = {});

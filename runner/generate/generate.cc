@@ -56,8 +56,7 @@ Result<GenerateResult> generate(const Model& model, const Tokenizer& tokenizer,
 
   auto start = Clock::now();
   StepCounters before;
-  KVC_RETURN_IF_ERROR(
-      prefill(model, prompt, options, *store, state, logits, callbacks.on_prefill));
+  KVC_RETURN_IF_ERROR(prefill(model, prompt, options, *store, state, logits, callbacks.on_prefill));
   result.prefill_seconds = seconds_since(start);
   double seconds = result.prefill_seconds;
   while (true) {

@@ -25,7 +25,7 @@ struct GenerateOptions {
   std::int64_t max_tokens = 128;   // new tokens, >= 1
   std::int64_t prefill_chunk = 0;  // tokens per prefill step; 0: the whole prompt at once
   SamplerOptions sampler;
-  std::int64_t num_beams = 1;     // 1 .. kMostBeams; more than one is a beam search: see beam_search.h
+  std::int64_t num_beams = 1;  // 1 .. kMostBeams; more than one is a beam search: see beam_search.h
   double length_penalty = 1.0;    // of a beam search
   std::vector<std::string> stop;  // generation ends before the first of these in the text
   bool stop_at_eos = true;
@@ -63,13 +63,13 @@ struct GenerateResult {
   StopReason stop_reason = StopReason::kMaxTokens;
   std::int64_t prompt_tokens = 0;
   double prefill_seconds = 0;
-  double decode_seconds = 0;         // of the steps after the prefill
-  std::int64_t decode_steps = 0;     // their number
-  StepCounters counters;             // over all steps
-  KvUsage usage;                     // at the end
-  std::vector<TokenTrace> trace;     // one a sampled token; none of a beam search
-  std::vector<float> last_logits;    // of the last step, [vocab_size]; none of a beam search
-  std::vector<Hypothesis> beams;     // of a beam search, best first; tokens and text are the best's
+  double decode_seconds = 0;       // of the steps after the prefill
+  std::int64_t decode_steps = 0;   // their number
+  StepCounters counters;           // over all steps
+  KvUsage usage;                   // at the end
+  std::vector<TokenTrace> trace;   // one a sampled token; none of a beam search
+  std::vector<float> last_logits;  // of the last step, [vocab_size]; none of a beam search
+  std::vector<Hypothesis> beams;   // of a beam search, best first; tokens and text are the best's
 };
 
 // Errors: kInvalidArgument for an empty prompt or bad options, kOutOfRange for a prompt that leaves

@@ -39,9 +39,9 @@ Result<RunningBatch> RunningBatch::create(const Model& model, const Tokenizer& t
                                           std::int64_t max_active) try {
   KVC_RETURN_IF_ERROR(check_options(options));
   if (options.num_beams != 1) {
-    return Status(StatusCode::kInvalidArgument,
-                  "num_beams: found " + std::to_string(options.num_beams) +
-                      " in a running batch, expected 1");
+    return Status(StatusCode::kInvalidArgument, "num_beams: found " +
+                                                    std::to_string(options.num_beams) +
+                                                    " in a running batch, expected 1");
   }
   KvStoreOptions rows;
   rows.dtype = options.kv_dtype.value_or(model.default_kv_dtype());
@@ -62,9 +62,8 @@ Result<std::int64_t> RunningBatch::add(std::span<const std::int32_t> prompt,
   if (max_tokens.has_value()) request->options.max_tokens = *max_tokens;
   KVC_RETURN_IF_ERROR(check_options(request->options));
   request->prompt.assign(prompt.begin(), prompt.end());
-  KVC_ASSIGN_OR_RETURN(
-      request->continuation,
-      Continuation::create(model_->config(), *tokenizer_, prompt, request->options));
+  KVC_ASSIGN_OR_RETURN(request->continuation, Continuation::create(model_->config(), *tokenizer_,
+                                                                   prompt, request->options));
   request->result.prompt_tokens = request->continuation->prompt_tokens();
   requests_.push_back(std::move(request));
   waiting_.push_back(requests_.back().get());
@@ -107,9 +106,9 @@ Status RunningBatch::prefill_a_chunk(const BatchCallbacks& callbacks) {
   const auto start = Clock::now();
   const std::int64_t count =
       next_chunk(request.result.prompt_tokens, request.done, request.options);
-  const auto chunk = std::span(request.prompt)
-                         .subspan(static_cast<std::size_t>(request.done),
-                                  static_cast<std::size_t>(count));
+  const auto chunk =
+      std::span(request.prompt)
+          .subspan(static_cast<std::size_t>(request.done), static_cast<std::size_t>(count));
   KVC_RETURN_IF_ERROR(model_->forward(chunk, *request.prefilled, state_, logits_, LogitRows::kLast,
                                       options_.attention, options_.context));
   request.done += count;

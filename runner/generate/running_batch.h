@@ -27,8 +27,8 @@ struct BatchCallbacks {
 };
 
 // A queue of requests before `max_active` slots. A request waits for a free slot, is prefilled in a
-// cache of its own, chunk by chunk between the steps of the others, and then decodes with them until
-// it ends and frees its slot. Each has the tokens of its run alone (generate() with the same
+// cache of its own, chunk by chunk between the steps of the others, and then decodes with them
+// until it ends and frees its slot. Each has the tokens of its run alone (generate() with the same
 // options): the others never reach its numbers.
 // Thread safety: one thread at a time.
 class RunningBatch {
@@ -96,8 +96,8 @@ class RunningBatch {
   ForwardState state_;
   std::vector<float> logits_;
   std::vector<std::unique_ptr<Request>> requests_;
-  std::deque<Request*> waiting_;   // the first may be half prefilled
-  std::vector<Request*> slots_;    // null: idle
+  std::deque<Request*> waiting_;  // the first may be half prefilled
+  std::vector<Request*> slots_;   // null: idle
   std::vector<std::int64_t> counts_;
   std::size_t ended_ = 0;
   std::int64_t decode_steps_ = 0;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "runner/model/functional_store.h"
 #include "runner/model/layered_store.h"
 #include "runner/model/paged_store.h"
 
@@ -17,6 +18,8 @@ const char* name_of(StoreKind kind) noexcept {
       return "static";
     case StoreKind::kPaged:
       return "paged";
+    case StoreKind::kFunctional:
+      return "functional";
     case StoreKind::kBatching:
       return "batching";
   }
@@ -24,12 +27,13 @@ const char* name_of(StoreKind kind) noexcept {
 }
 
 Result<StoreKind> parse_store_kind(std::string_view name) {
-  for (const StoreKind kind :
-       {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
+                               StoreKind::kPaged, StoreKind::kFunctional, StoreKind::kBatching}) {
     if (name == name_of(kind)) return kind;
   }
   return Status(StatusCode::kInvalidArgument,
-                "cache: found " + std::string(name) + ", expected none, dynamic, static or paged");
+                "cache: found " + std::string(name) +
+                    ", expected none, dynamic, static, paged, functional or batching");
 }
 
 std::vector<LayerSpec> layer_specs(const ModelConfig& config, DType dtype) {
@@ -66,11 +70,12 @@ Result<std::unique_ptr<KvStore>> make_kv_store(const ModelConfig& config,
     }
     case StoreKind::kPaged:
       return PagedStore::create(config, options);
+    case StoreKind::kFunctional:
+      return FunctionalStore::create(config, options);
     case StoreKind::kBatching:
       break;
   }
-  return Status(StatusCode::kInvalidArgument, std::string("cache: found ") +
-                                                  name_of(options.kind) +
+  return Status(StatusCode::kInvalidArgument, std::string("cache: found ") + name_of(options.kind) +
                                                   ", expected one that holds a single text");
 }
 

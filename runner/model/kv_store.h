@@ -16,9 +16,9 @@
 namespace kvcache::runner {
 
 // kBatching holds the requests of a RunningBatch, and is no store of one sequence.
-enum class StoreKind : std::uint8_t { kNone, kDynamic, kStatic, kPaged, kBatching };
+enum class StoreKind : std::uint8_t { kNone, kDynamic, kStatic, kPaged, kFunctional, kBatching };
 
-// "none", "dynamic", "static", "paged", "batching".
+// "none", "dynamic", "static", "paged", "functional", "batching".
 const char* name_of(StoreKind kind) noexcept;
 Result<StoreKind> parse_store_kind(std::string_view name);
 
@@ -26,10 +26,10 @@ struct KvStoreOptions {
   StoreKind kind = StoreKind::kDynamic;
   DType dtype = DType::kF32;
   Layout layout = Layout::kHND;
-  std::int64_t page_size = 16;       // kPaged, tokens
-  std::int64_t max_length = 0;       // kStatic: capacity; kPaged: tokens of room in the pool, for
-                                     // each sequence
-  std::int64_t num_sequences = 1;    // kPaged: how many repeat() will make of one
+  std::int64_t page_size = 16;     // kPaged, tokens
+  std::int64_t max_length = 0;     // kStatic, kFunctional: capacity; kPaged: tokens of room in the
+                                   // pool, for each sequence
+  std::int64_t num_sequences = 1;  // kPaged: how many repeat() will make of one
   MemoryResource* memory = nullptr;  // null: system_memory()
 };
 

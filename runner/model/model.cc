@@ -119,11 +119,11 @@ Status Model::check(const StepTokens& tokens, const KvStore& store) const {
   for (std::size_t i = 0; i < tokens.counts.size(); ++i) {
     const std::int64_t first = store.next_position(static_cast<std::int64_t>(i));
     if (tokens.counts[i] > 0 && tokens.counts[i] > config_.max_position_embeddings - first) {
-      return Status(StatusCode::kOutOfRange,
-                    "context: found " + std::to_string(first + tokens.counts[i]) +
-                        " tokens, expected at most " +
-                        std::to_string(config_.max_position_embeddings) +
-                        " (max_position_embeddings)");
+      return Status(StatusCode::kOutOfRange, "context: found " +
+                                                 std::to_string(first + tokens.counts[i]) +
+                                                 " tokens, expected at most " +
+                                                 std::to_string(config_.max_position_embeddings) +
+                                                 " (max_position_embeddings)");
     }
   }
   return {};
@@ -162,7 +162,8 @@ Status Model::forward(const StepTokens& tokens, KvStore& store, ForwardState& st
   const std::int64_t hidden = config_.hidden_size;
   float* last = state.hidden_.data();
   for (std::int64_t i = 0; i < num_rows; ++i) {
-    const float* row = state.hidden_.data() + state.logit_rows_[static_cast<std::size_t>(i)] * hidden;
+    const float* row =
+        state.hidden_.data() + state.logit_rows_[static_cast<std::size_t>(i)] * hidden;
     if (row != last + i * hidden) std::copy_n(row, hidden, last + i * hidden);
   }
   rms_norm(last, num_rows, hidden, weights_.final_norm.data(),
@@ -244,9 +245,9 @@ Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& stor
   inputs.q = TensorView(q, DType::kF32, {count, heads, head_dim});
   inputs.k = TensorView(k, DType::kF32, {count, kv_heads, head_dim});
   inputs.v = TensorView(v, DType::kF32, {count, kv_heads, head_dim});
-  KVC_RETURN_IF_ERROR(
-      store.attend(index, inputs, MutableTensorView(attended, DType::kF32, {count, heads, head_dim}),
-                   attention, context));
+  KVC_RETURN_IF_ERROR(store.attend(
+      index, inputs, MutableTensorView(attended, DType::kF32, {count, heads, head_dim}), attention,
+      context));
   float* projected = state.projected_.data();
   linear(attended, count, layer.o, bias_of(layer.o_bias), projected, state.scratch_, executor);
   add_in_place(state.hidden_.data(), projected, count * hidden);

@@ -77,8 +77,8 @@ Status PagedStore::repeat(std::int64_t n, const ExecContext&) {
       const auto fork = cache_.fork(original, length);
       if (!fork.ok()) {
         for (const SequenceId made : repeated) {
-          const bool ours = std::find(sequences_.begin(), sequences_.end(), made) ==
-                            sequences_.end();
+          const bool ours =
+              std::find(sequences_.begin(), sequences_.end(), made) == sequences_.end();
           if (ours) KVC_RETURN_IF_ERROR(cache_.release(made));
         }
         return fork.status();

@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include "runner/generate/generate.h"
 #include "support/golden_checkpoint.h"
 #include "support/model_runs.h"
 

@@ -74,8 +74,8 @@ TEST(BeamSearchTest, ScoresAreTheSumsOfTheirTokensOverThePowerOfTheLength) {
   }
 }
 
-TEST(BeamSearchTest, AsManyBeamsAsTextsFindTheLikeliestOfAll) {
-  // Two tokens of 5 are 25 texts; with 25 beams no text can be lost.
+TEST(BeamSearchTest, AWideSearchFindsTheLikeliestTextOfAll) {
+  // The likeliest of all 3600 texts begins with one of the 25 likeliest tokens.
   for (std::uint32_t seed = 1; seed <= 10; ++seed) {
     const std::int64_t vocab = 60;
     BeamSearch search({25, 0.0, 2, {}});

@@ -13,8 +13,9 @@ import os
 import pathlib
 import sys
 
-COLOURS = {"none": "#c0392b", "dynamic": "#2471a3", "static": "#1e8449", "paged": "#8e44ad"}
-STYLES = {"none": "-", "dynamic": "-", "static": "--", "paged": ":"}
+COLOURS = {"none": "#c0392b", "dynamic": "#2471a3", "static": "#1e8449", "paged": "#8e44ad",
+           "functional": "#b9770e"}
+STYLES = {"none": "-", "dynamic": "-", "static": "--", "paged": ":", "functional": "-."}
 
 
 def import_pyplot():

@@ -38,6 +38,7 @@ Json to_json(const std::vector<CompareRun>& runs, bool with_trace) {
   json["prompt_tokens"] = runs.front().generated.prompt_tokens;
   json["runs"] = Json::array();
   for (const CompareRun& run : runs) {
+    if (with_trace && run.generated.trace.empty()) continue;  // a batch
     Json entry;
     entry["cache"] = name_of(run.cache);
     entry["same_tokens"] = run.same_tokens;
@@ -47,6 +48,11 @@ Json to_json(const std::vector<CompareRun>& runs, bool with_trace) {
     entry["rows_computed"] = run.generated.counters.rows_computed;
     entry["rows_read"] = run.generated.counters.rows_read;
     entry["bytes_copied"] = run.generated.usage.copied_bytes;
+    for (const runner::ComparedRequest& request : run.requests) {
+      entry["requests"].push_back({{"prompt_tokens", request.prompt_tokens},
+                                   {"new_tokens", request.new_tokens},
+                                   {"same_tokens", request.same_tokens}});
+    }
     if (with_trace) {
       entry["trace"] = Json::array();
       for (const runner::TokenTrace& token : run.generated.trace) {
@@ -58,6 +64,22 @@ Json to_json(const std::vector<CompareRun>& runs, bool with_trace) {
     json["runs"].push_back(std::move(entry));
   }
   return json;
+}
+
+// The requests of a running batch, in a sentence.
+void print_requests(const CompareRun& run) {
+  if (run.requests.empty()) return;
+  std::string lengths;
+  std::string same;
+  for (std::size_t i = 0; i < run.requests.size(); ++i) {
+    const bool last = i + 1 == run.requests.size();
+    const char* before = i == 0 ? "" : last ? " and " : ", ";
+    lengths += fmt::format("{}{}", before, run.requests[i].prompt_tokens);
+    same += fmt::format("{}{}", before, run.requests[i].same_tokens ? "yes" : "NO");
+  }
+  fmt::print(
+      "\n{}: prompts of {} tokens together; same words as each alone: {}. Its counts are sums.\n",
+      name_of(run.cache), lengths, same);
 }
 
 void print_table(const std::vector<CompareRun>& runs) {
@@ -77,6 +99,7 @@ void print_table(const std::vector<CompareRun>& runs) {
                     with_thousands(run.generated.usage.copied_bytes)});
   }
   fmt::print("\n{}", table(rows));
+  for (const CompareRun& run : runs) print_requests(run);
   const auto& without = runs[0].generated;
   const auto& with = runs[1].generated;
   fmt::print(
@@ -171,7 +194,8 @@ Status run(Flags& flags) {
   for (const CompareRun& each : runs) {
     if (!each.same_tokens) {
       return Status(StatusCode::kInternal,
-                    std::string(name_of(each.cache)) + ": found other tokens than without a cache");
+                    std::string(name_of(each.cache)) + ": found other tokens than " +
+                        (each.requests.empty() ? "without a cache" : "each request alone"));
     }
   }
   return {};

@@ -2,10 +2,12 @@
 
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "apps/cli/commands.h"
 #include "apps/cli/console.h"
+#include "apps/cli/generate_batch.h"
+#include "apps/cli/generate_json.h"
 #include "apps/cli/options.h"
 #include "runner/generate/generate.h"
 #include "runner/tokenizer/chat_template.h"
@@ -17,39 +19,71 @@ struct Flags {
   ModelFlags model;
   PromptFlags prompt;
   StorageFlags storage;
-  std::string cache = "dynamic";
+  std::string cache;  // empty: dynamic, or batching for several prompts
+  std::optional<std::int64_t> max_active;
   runner::GenerateOptions options;
   bool json = false;
 };
 
-void print_json(const runner::GenerateResult& result) {
-  const auto per_second = [](std::int64_t tokens, double seconds) {
-    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
-  };
-  nlohmann::ordered_json json;
-  json["text"] = result.text;
-  json["tokens"] = result.tokens;
-  json["stop_reason"] = name_of(result.stop_reason);
-  json["prefill_tokens_per_s"] = per_second(result.prompt_tokens, result.prefill_seconds);
-  json["decode_tokens_per_s"] = per_second(result.decode_steps, result.decode_seconds);
-  json["kv_bytes"] = result.usage.nbytes;
-  fmt::print("{}\n", json.dump());
-}
+constexpr std::int64_t kMaxActive = 8;
 
 void print_summary(const runner::GenerateResult& result) {
   fmt::print(stderr, "prefill {} tokens, {:.1f} tokens/s; ", result.prompt_tokens,
-             static_cast<double>(result.prompt_tokens) / result.prefill_seconds);
+             per_second(result.prompt_tokens, result.prefill_seconds));
   if (result.decode_steps > 0) {
     fmt::print(stderr, "decode {} tokens, {:.1f} tokens/s; ", result.decode_steps,
-               static_cast<double>(result.decode_steps) / result.decode_seconds);
+               per_second(result.decode_steps, result.decode_seconds));
   }
   fmt::print(stderr, "KV rows {}, {} held; stopped by: {}\n", human_bytes(result.usage.nbytes),
              human_bytes(result.usage.reserved_bytes), name_of(result.stop_reason));
 }
 
+// The prompts of a running batch; none where the text is to be continued by itself.
+Result<std::vector<std::string>> batch_prompts(const Flags& flags, const std::string& text) {
+  const bool named = flags.cache == "batching";
+  std::vector<std::string> prompts;
+  if (flags.prompt.file.empty()) {
+    if (named) prompts.push_back(text);
+  } else if (named || flags.cache.empty()) {
+    prompts = lines_with_text(text);
+    if (!named && prompts.size() < 2) prompts.clear();
+    if (named && prompts.empty()) {
+      return Status(StatusCode::kInvalidArgument,
+                    flags.prompt.file + ": found no line with text, expected a prompt a line");
+    }
+  }
+  return prompts;
+}
+
+Status check_batch_flags(const Flags& flags, bool batch) {
+  if (batch && flags.options.num_beams != 1) {
+    return Status(StatusCode::kInvalidArgument,
+                  "num-beams: found " + std::to_string(flags.options.num_beams) +
+                      " in a running batch, expected 1 (--cache dynamic, static or paged takes a "
+                      "whole file as one prompt)");
+  }
+  if (flags.max_active.has_value() && !batch) {
+    return Status(StatusCode::kInvalidArgument,
+                  "max-active: found one prompt and cache " +
+                      (flags.cache.empty() ? "dynamic" : flags.cache) +
+                      ", expected several prompts or --cache batching");
+  }
+  const std::int64_t slots = flags.max_active.value_or(kMaxActive);
+  if (slots < 1 || slots > 65536) {
+    return Status(StatusCode::kInvalidArgument,
+                  "max-active: found " + std::to_string(slots) + ", expected 1 .. 65536");
+  }
+  return {};
+}
+
 Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string prompt, flags.prompt.read());
-  KVC_ASSIGN_OR_RETURN(flags.options.cache, runner::parse_store_kind(flags.cache));
+  KVC_RETURN_IF_ERROR(runner::check_options(flags.options));
+  KVC_ASSIGN_OR_RETURN(const std::vector<std::string> batch, batch_prompts(flags, prompt));
+  KVC_RETURN_IF_ERROR(check_batch_flags(flags, !batch.empty()));
+  if (batch.empty() && !flags.cache.empty()) {
+    KVC_ASSIGN_OR_RETURN(flags.options.cache, runner::parse_store_kind(flags.cache));
+  }
   flags.options.layout = flags.storage.parsed_layout();
   flags.options.kv_dtype = flags.storage.parsed_dtype();
   flags.options.page_size = flags.storage.page_size;
@@ -59,6 +93,10 @@ Status run(Flags& flags) {
   if (const std::string path = runner::find_chat_template(loaded.directory); !path.empty()) {
     fmt::print(stderr, "{}: a chat template, which is not applied: the prompt goes in as it is\n",
                path);
+  }
+  if (!batch.empty()) {
+    return generate_batch(loaded, batch, flags.options, flags.max_active.value_or(kMaxActive),
+                          flags.json);
   }
   KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, loaded.tokenizer.encode(prompt));
 
@@ -81,7 +119,7 @@ Status run(Flags& flags) {
       const runner::GenerateResult result,
       runner::generate(loaded.model, loaded.tokenizer, tokens, flags.options, callbacks));
   if (flags.json) {
-    print_json(result);
+    fmt::print("{}\n", to_json(result, loaded.tokenizer).dump());
   } else {
     fmt::print("\n");
     std::fflush(stdout);
@@ -95,20 +133,41 @@ Status run(Flags& flags) {
 void add_generate(CLI::App& app, int* exit_code) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("generate", "Continue a text");
+  command->footer(
+      "A file (-f) of several lines is several prompts, one a line, which run together in one "
+      "batch\n"
+      "(--cache batching): each joins when a slot is free and leaves when it ends, and its lines "
+      "are\n"
+      "printed as [2] text. With another --cache named, a file is one prompt, line ends included.");
   flags->prompt.add(*command);
   flags->model.add_model(*command);
   auto& options = flags->options;
   command->add_option("--max-tokens", options.max_tokens, "New tokens at the most")
       ->type_name("N")
       ->capture_default_str();
-  command->add_option("--cache", flags->cache, "Where keys and values are kept")
-      ->check(CLI::IsMember({"none", "dynamic", "static", "paged"}))
-      ->capture_default_str();
+  command
+      ->add_option("--cache", flags->cache,
+                   "Where keys and values are kept [dynamic; batching for several prompts]")
+      ->check(CLI::IsMember({"none", "dynamic", "static", "paged", "functional", "batching"}));
+  command
+      ->add_option("--max-active", flags->max_active,
+                   "Prompts of a running batch that decode together [8]")
+      ->type_name("N");
   flags->storage.add(*command);
   command
       ->add_option("--prefill-chunk", options.prefill_chunk,
                    "Prompt tokens a step takes; 0: all at once")
       ->type_name("C")
+      ->capture_default_str();
+  command
+      ->add_option("--num-beams", options.num_beams,
+                   "Beams of a beam search, which keeps the likeliest texts; 1: none")
+      ->type_name("N")
+      ->capture_default_str();
+  command
+      ->add_option("--length-penalty", options.length_penalty,
+                   "Beams score their log-probability / length ^ P: more favours longer texts")
+      ->type_name("P")
       ->capture_default_str();
   auto& sampler = options.sampler;
   command->add_option("--temperature", sampler.temperature, "0 takes the likeliest token")
@@ -139,7 +198,8 @@ void add_generate(CLI::App& app, int* exit_code) {
       ->type_name("TEXT")
       ->allow_extra_args(false);
   flags->model.add_threads(*command);
-  command->add_flag("--json", flags->json, "Print one JSON object instead");
+  command->add_flag("--json", flags->json,
+                    "Print one JSON object instead, of several prompts an array");
   command->callback([flags, exit_code] {
     const Status status = run(*flags);
     *exit_code = status.ok() ? 0 : fail(status);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <utility>
 
+#include "runner/generate/running_batch.h"
+
 namespace kvcache::runner {
 
 std::int64_t expected_rows_computed(StoreKind cache, std::int64_t prompt_tokens,
@@ -13,14 +15,82 @@ std::int64_t expected_rows_computed(StoreKind cache, std::int64_t prompt_tokens,
   return (prompt_tokens + last) * new_tokens / 2;
 }
 
+namespace {
+
+// Compares what a run gave with what it should have given.
+bool same(const GenerateResult& result, const GenerateResult& expected, float* difference) {
+  const std::size_t logits = std::min(result.last_logits.size(), expected.last_logits.size());
+  for (std::size_t i = 0; i < logits; ++i) {
+    *difference = std::max(*difference, std::fabs(result.last_logits[i] - expected.last_logits[i]));
+  }
+  return result.tokens == expected.tokens;
+}
+
+// The prompt, and the prompt with the first third and the first two thirds of `continuation`.
+std::vector<std::vector<std::int32_t>> batch_prompts(std::span<const std::int32_t> prompt,
+                                                     std::span<const std::int32_t> continuation,
+                                                     std::int64_t context) {
+  std::vector<std::vector<std::int32_t>> prompts;
+  const std::size_t third = (continuation.size() + 2) / 3;
+  const std::size_t room = static_cast<std::size_t>(context) - prompt.size();
+  for (const std::size_t more : {std::size_t{0}, third, 2 * third}) {
+    const std::size_t taken = std::min({more, continuation.size(), room});
+    prompts.emplace_back(prompt.begin(), prompt.end());
+    prompts.back().insert(prompts.back().end(), continuation.begin(),
+                          continuation.begin() + static_cast<std::ptrdiff_t>(taken));
+  }
+  return prompts;
+}
+
+Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
+                                 const std::vector<std::vector<std::int32_t>>& prompts,
+                                 GenerateOptions options, const CompareCallbacks& callbacks) {
+  const auto count = static_cast<std::int64_t>(prompts.size());
+  KVC_ASSIGN_OR_RETURN(RunningBatch batch, RunningBatch::create(model, tokenizer, options, count));
+  for (const auto& prompt : prompts) KVC_RETURN_IF_ERROR(batch.add(prompt).status());
+  BatchCallbacks progress;
+  std::int64_t ended = 0;
+  progress.on_end = [&](std::int64_t, const GenerateResult&) {
+    if (callbacks.on_progress) callbacks.on_progress(StoreKind::kBatching, ++ended, count);
+  };
+  while (!batch.done()) KVC_RETURN_IF_ERROR(batch.step(progress));
+
+  CompareRun run;
+  run.cache = StoreKind::kBatching;
+  options.cache = StoreKind::kDynamic;
+  GenerateResult& sum = run.generated;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const GenerateResult& result = batch.result(i);
+    const auto& prompt = prompts[static_cast<std::size_t>(i)];
+    KVC_ASSIGN_OR_RETURN(const GenerateResult alone, generate(model, tokenizer, prompt, options));
+    ComparedRequest request;
+    request.prompt_tokens = result.prompt_tokens;
+    request.new_tokens = static_cast<std::int64_t>(result.tokens.size());
+    request.same_tokens = same(result, alone, &run.max_logit_difference);
+    run.same_tokens = run.same_tokens && request.same_tokens;
+    run.requests.push_back(request);
+    sum.prompt_tokens += result.prompt_tokens;
+    sum.prefill_seconds += result.prefill_seconds;
+    sum.decode_steps += result.decode_steps;
+    sum.usage.nbytes += result.usage.nbytes;
+    sum.usage.reserved_bytes += result.usage.reserved_bytes;
+  }
+  sum.decode_seconds = batch.decode_seconds();
+  sum.counters = batch.counters();
+  sum.usage.copied_bytes = batch.copied_bytes();
+  return run;
+}
+
+}  // namespace
+
 Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tokenizer,
                                         std::span<const std::int32_t> prompt,
                                         GenerateOptions options,
                                         const CompareCallbacks& callbacks) {
   options.stop_at_eos = false;
   std::vector<CompareRun> runs;
-  for (const StoreKind cache :
-       {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const StoreKind cache : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
+                                StoreKind::kPaged, StoreKind::kFunctional}) {
     if (callbacks.on_run) callbacks.on_run(cache);
     options.cache = cache;
     GenerateCallbacks progress;
@@ -35,15 +105,16 @@ Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tok
     run.cache = cache;
     KVC_ASSIGN_OR_RETURN(run.generated, generate(model, tokenizer, prompt, options, progress));
     if (!runs.empty()) {
-      const GenerateResult& without = runs.front().generated;
-      run.same_tokens = run.generated.tokens == without.tokens;
-      for (std::size_t i = 0; i < without.last_logits.size(); ++i) {
-        const float difference = std::fabs(run.generated.last_logits[i] - without.last_logits[i]);
-        run.max_logit_difference = std::max(run.max_logit_difference, difference);
-      }
+      run.same_tokens = same(run.generated, runs.front().generated, &run.max_logit_difference);
     }
     runs.push_back(std::move(run));
   }
+  if (callbacks.on_run) callbacks.on_run(StoreKind::kBatching);
+  const auto prompts =
+      batch_prompts(prompt, runs.front().generated.tokens, model.config().max_position_embeddings);
+  KVC_ASSIGN_OR_RETURN(CompareRun batch,
+                       compare_batch(model, tokenizer, prompts, options, callbacks));
+  runs.push_back(std::move(batch));
   return runs;
 }
 

@@ -13,12 +13,23 @@
 
 namespace kvcache::runner {
 
-// One run. The first is without a cache, and the others are compared with it.
+// A request of the running batch, compared with its run alone.
+struct ComparedRequest {
+  std::int64_t prompt_tokens = 0;
+  std::int64_t new_tokens = 0;
+  bool same_tokens = true;
+};
+
+// One run. The first is without a cache, and the others are compared with it; the running batch,
+// the last, has several requests, each compared with its run alone through a dynamic cache.
 struct CompareRun {
   StoreKind cache = StoreKind::kNone;
-  bool same_tokens = true;         // as the run without a cache
-  float max_logit_difference = 0;  // of the last step, against the run without a cache
+  bool same_tokens = true;         // as the run it is compared with; of a batch, every request
+  float max_logit_difference = 0;  // of the last step, likewise
+  // Of a batch: counts, seconds and bytes are sums over its requests; decode_seconds is of the
+  // steps they share; there is no text and no trace.
   GenerateResult generated;
+  std::vector<ComparedRequest> requests;  // of a batch
 
   double prefill_ms() const { return generated.prefill_seconds * 1e3; }
   // 0 for a run of one token.
@@ -32,12 +43,15 @@ struct CompareRun {
 struct CompareCallbacks {
   std::function<void(StoreKind)> on_run;  // a run begins
   std::function<void(StoreKind, std::string_view)> on_text;
-  std::function<void(StoreKind, std::int64_t done, std::int64_t total)> on_progress;  // tokens
+  // Tokens; of a batch, requests.
+  std::function<void(StoreKind, std::int64_t done, std::int64_t total)> on_progress;
 };
 
-// Runs none, dynamic, static and paged, in this order. `options.cache` is not looked at, and the
-// end-of-text token does not end a run, so that all have max_tokens tokens or end at the context.
-// Errors: those of generate().
+// Runs none, dynamic, static, paged and functional, in this order, and then a running batch of
+// three prompts of different length: the prompt, and the prompt with the first third and the first
+// two thirds of its continuation. `options.cache` is not looked at, and the end-of-text token does
+// not end a run, so that all have max_tokens tokens or end at the context. Errors: those of
+// generate().
 Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tokenizer,
                                         std::span<const std::int32_t> prompt,
                                         GenerateOptions options,

@@ -87,52 +87,96 @@ Result<Model> Model::random(const ModelConfig& config, DType dtype, std::uint64_
   return Model(config, std::move(weights));
 }
 
-Status Model::forward(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
-                      std::vector<float>& logits, LogitRows rows, const AttentionOptions& attention,
-                      const ExecContext& context) const try {
-  const auto count = static_cast<std::int64_t>(tokens.size());
-  if (count == 0) {
+Status Model::check(const StepTokens& tokens, const KvStore& store) const {
+  std::int64_t sum = 0;
+  for (const std::int64_t count : tokens.counts) {
+    if (count < 0) {
+      return Status(StatusCode::kInvalidArgument,
+                    "counts: found " + std::to_string(count) + ", expected 0 or more");
+    }
+    sum += count;
+  }
+  if (tokens.ids.empty()) {
     return Status(StatusCode::kInvalidArgument, "tokens: found none, expected at least one");
   }
-  for (const std::int32_t token : tokens) {
+  if (static_cast<std::int64_t>(tokens.counts.size()) != store.num_sequences()) {
+    return Status(StatusCode::kInvalidArgument,
+                  "counts: found " + std::to_string(tokens.counts.size()) + ", expected " +
+                      std::to_string(store.num_sequences()) + " (the sequences of the store)");
+  }
+  if (static_cast<std::int64_t>(tokens.ids.size()) != sum) {
+    return Status(StatusCode::kInvalidArgument,
+                  "tokens: found " + std::to_string(tokens.ids.size()) + ", expected " +
+                      std::to_string(sum) + " (the sum of counts)");
+  }
+  for (const std::int32_t token : tokens.ids) {
     if (token < 0 || token >= config_.vocab_size) {
       return Status(StatusCode::kInvalidArgument, "tokens: found id " + std::to_string(token) +
                                                       ", expected 0 .. " +
                                                       std::to_string(config_.vocab_size - 1));
     }
   }
-  const std::int64_t first = store.next_position();
-  if (count > config_.max_position_embeddings - first) {
-    return Status(StatusCode::kOutOfRange, "context: found " + std::to_string(first + count) +
-                                               " tokens, expected at most " +
-                                               std::to_string(config_.max_position_embeddings) +
-                                               " (max_position_embeddings)");
+  for (std::size_t i = 0; i < tokens.counts.size(); ++i) {
+    const std::int64_t first = store.next_position(static_cast<std::int64_t>(i));
+    if (tokens.counts[i] > 0 && tokens.counts[i] > config_.max_position_embeddings - first) {
+      return Status(StatusCode::kOutOfRange, "context: found " +
+                                                 std::to_string(first + tokens.counts[i]) +
+                                                 " tokens, expected at most " +
+                                                 std::to_string(config_.max_position_embeddings) +
+                                                 " (max_position_embeddings)");
+    }
   }
-  state.positions_.resize(tokens.size());
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    state.positions_[i] = first + static_cast<std::int64_t>(i);
+  return {};
+}
+
+Status Model::forward(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
+                      std::vector<float>& logits, LogitRows rows, const AttentionOptions& attention,
+                      const ExecContext& context) const {
+  const std::int64_t counts[] = {static_cast<std::int64_t>(tokens.size())};
+  return forward({tokens, counts}, store, state, logits, rows, attention, context);
+}
+
+Status Model::forward(const StepTokens& tokens, KvStore& store, ForwardState& state,
+                      std::vector<float>& logits, LogitRows rows, const AttentionOptions& attention,
+                      const ExecContext& context) const try {
+  KVC_RETURN_IF_ERROR(check(tokens, store));
+  const auto count = static_cast<std::int64_t>(tokens.ids.size());
+  state.positions_.clear();
+  state.logit_rows_.clear();
+  for (std::size_t i = 0; i < tokens.counts.size(); ++i) {
+    const std::int64_t first = store.next_position(static_cast<std::int64_t>(i));
+    for (std::int64_t t = 0; t < tokens.counts[i]; ++t) {
+      if (rows == LogitRows::kAll || t + 1 == tokens.counts[i]) {
+        state.logit_rows_.push_back(static_cast<std::int64_t>(state.positions_.size()));
+      }
+      state.positions_.push_back(first + t);
+    }
   }
   rope_angles(state.positions_, inverse_frequencies_, state.cosines_, state.sines_);
-
-  const std::int64_t first_row = rows == LogitRows::kAll ? 0 : count - 1;
-  const std::int64_t num_rows = count - first_row;
+  const auto num_rows = static_cast<std::int64_t>(state.logit_rows_.size());
   logits.resize(static_cast<std::size_t>(num_rows * config_.vocab_size));
 
-  KVC_RETURN_IF_ERROR(store.begin(count));
+  KVC_RETURN_IF_ERROR(store.begin(tokens.counts));
   OpenStep step(store);
-  KVC_RETURN_IF_ERROR(run_layers(tokens, store, state, attention, context));
-  float* last = state.hidden_.data() + first_row * config_.hidden_size;
-  rms_norm(last, num_rows, config_.hidden_size, weights_.final_norm.data(),
+  KVC_RETURN_IF_ERROR(run_layers(tokens.ids, store, state, attention, context));
+  const std::int64_t hidden = config_.hidden_size;
+  float* last = state.hidden_.data();
+  for (std::int64_t i = 0; i < num_rows; ++i) {
+    const float* row =
+        state.hidden_.data() + state.logit_rows_[static_cast<std::size_t>(i)] * hidden;
+    if (row != last + i * hidden) std::copy_n(row, hidden, last + i * hidden);
+  }
+  rms_norm(last, num_rows, hidden, weights_.final_norm.data(),
            static_cast<float>(config_.rms_norm_eps), last);
   linear(last, num_rows, weights_.head, nullptr, logits.data(), state.scratch_,
          executor_of(context));
   KVC_RETURN_IF_ERROR(step.end());
   state.counters_.rows_computed += count;
-  state.counters_.rows_read += state.plan_.rows_read();
+  state.counters_.rows_read += store.rows_read();
   return {};
 } catch (const std::bad_alloc&) {
   return Status(StatusCode::kOutOfMemory,
-                "forward: found no memory for " + std::to_string(tokens.size()) + " tokens");
+                "forward: found no memory for " + std::to_string(tokens.ids.size()) + " tokens");
 }
 
 Status Model::run_layers(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
@@ -196,18 +240,14 @@ Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& stor
     rope_rotate(k + i * kv_heads * head_dim, kv_heads, head_dim, cosines, sines);
   }
 
-  KVC_ASSIGN_OR_RETURN(
-      const OwnedKvView view,
-      store.write(index, TensorView(k, DType::kF32, {count, kv_heads, head_dim}),
-                  TensorView(v, DType::kF32, {count, kv_heads, head_dim}), context));
-  if (index == 0) {
-    const std::int32_t qo_indptr[2] = {0, static_cast<std::int32_t>(count)};
-    KVC_RETURN_IF_ERROR(state.plan_.plan(view, qo_indptr, heads, attention, context));
-  }
   float* attended = state.attended_.data();
-  KVC_RETURN_IF_ERROR(state.plan_.run(
-      TensorView(q, DType::kF32, {count, heads, head_dim}), view,
-      MutableTensorView(attended, DType::kF32, {count, heads, head_dim}), {}, attention, context));
+  AttentionInputs inputs;
+  inputs.q = TensorView(q, DType::kF32, {count, heads, head_dim});
+  inputs.k = TensorView(k, DType::kF32, {count, kv_heads, head_dim});
+  inputs.v = TensorView(v, DType::kF32, {count, kv_heads, head_dim});
+  KVC_RETURN_IF_ERROR(store.attend(
+      index, inputs, MutableTensorView(attended, DType::kF32, {count, heads, head_dim}), attention,
+      context));
   float* projected = state.projected_.data();
   linear(attended, count, layer.o, bias_of(layer.o_bias), projected, state.scratch_, executor);
   add_in_place(state.hidden_.data(), projected, count * hidden);

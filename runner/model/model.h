@@ -29,14 +29,21 @@ class ForwardState {
 
  private:
   friend class Model;
-  AttentionPlan plan_;
   StepCounters counters_;
   std::vector<std::int64_t> positions_;
+  std::vector<std::int64_t> logit_rows_;  // packed rows that logits are wanted of
   std::vector<float> cosines_, sines_;
   std::vector<float> hidden_, normed_, q_, k_, v_, attended_, projected_, gate_, up_, scratch_;
 };
 
 enum class LogitRows : std::uint8_t { kLast, kAll };
+
+// The tokens of a step, packed: those of the store's first sequence, then those of its second, and
+// so on.
+struct StepTokens {
+  std::span<const std::int32_t> ids;     // [sum of counts]
+  std::span<const std::int64_t> counts;  // [store.num_sequences()] of each sequence, >= 0
+};
 
 // Immutable after loading. Thread safety: forward passes over distinct stores and states may run
 // together.
@@ -59,17 +66,24 @@ class Model {
   // f32 for f32 weights, else the weights' dtype.
   DType default_kv_dtype() const { return weights_.dtype; }
 
-  // One step: stores the keys and values of `tokens`, which follow what `store` holds (all tokens
-  // from the first where it keeps no history), and writes logits [vocab_size] of the last token,
-  // or [tokens, vocab_size] of all. Nothing is stored if it fails.
-  // Errors: kInvalidArgument for no tokens or ids outside the vocabulary; kOutOfRange past
-  // max_position_embeddings; what the store reports.
+  // One step: stores the keys and values of the tokens, which follow what each sequence of `store`
+  // holds (all tokens from the first where it keeps no history), and writes logits [n, vocab_size]
+  // of the last token of each sequence that has one, or of all tokens. Nothing is stored if it
+  // fails. A token's logits depend on its sequence alone, not on the others of the step.
+  // Errors: kInvalidArgument for no tokens, ids outside the vocabulary or counts that do not match;
+  // kOutOfRange past max_position_embeddings; what the store reports.
+  Status forward(const StepTokens& tokens, KvStore& store, ForwardState& state,
+                 std::vector<float>& logits, LogitRows rows = LogitRows::kLast,
+                 const AttentionOptions& attention = {}, const ExecContext& context = {}) const;
+
+  // The same for a store of one sequence.
   Status forward(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
                  std::vector<float>& logits, LogitRows rows = LogitRows::kLast,
                  const AttentionOptions& attention = {}, const ExecContext& context = {}) const;
 
  private:
   Model(ModelConfig config, Weights weights);
+  Status check(const StepTokens& tokens, const KvStore& store) const;
   Status run_layers(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
                     const AttentionOptions& attention, const ExecContext& context) const;
   Status attend_layer(std::int64_t index, std::int64_t count, KvStore& store, ForwardState& state,

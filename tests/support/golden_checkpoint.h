@@ -28,11 +28,22 @@ inline std::string golden_directory(const std::string& name) {
   return source_dir() + "/tests/golden/" + name;
 }
 
+// A beam search, best first.
+struct GoldenBeams {
+  std::int64_t num_beams = 0;
+  double length_penalty = 0;
+  std::int64_t max_new_tokens = 0;
+  std::vector<std::int32_t> eos_token_ids;
+  std::vector<std::vector<std::int32_t>> sequences;  // new ids, up to and with the EOS
+  std::vector<double> scores;
+};
+
 struct GoldenPrompt {
   std::vector<std::int32_t> tokens;
   std::vector<std::int32_t> greedy;
   std::vector<std::int32_t> greedy_eos;
   std::vector<float> logits;  // [tokens + greedy, vocab_size]
+  GoldenBeams beam4, beam4_no_eos;
   std::string text, greedy_text;
 
   // The prompt and its greedy continuation.
@@ -51,6 +62,17 @@ struct GoldenCheckpoint {
   std::vector<GoldenPrompt> prompts;
 };
 
+inline GoldenBeams golden_beams(const nlohmann::json& json) {
+  GoldenBeams beams;
+  beams.num_beams = json.at("num_beams");
+  beams.length_penalty = json.at("length_penalty");
+  beams.max_new_tokens = json.at("max_new_tokens");
+  beams.eos_token_ids = json.at("eos_token_ids").get<std::vector<std::int32_t>>();
+  beams.sequences = json.at("sequences").get<std::vector<std::vector<std::int32_t>>>();
+  beams.scores = json.at("scores").get<std::vector<double>>();
+  return beams;
+}
+
 inline GoldenCheckpoint load_golden(const std::string& name) {
   GoldenCheckpoint golden;
   golden.directory = golden_directory(name);
@@ -65,6 +87,8 @@ inline GoldenCheckpoint load_golden(const std::string& name) {
     prompt.tokens = entry.at("tokens").get<std::vector<std::int32_t>>();
     prompt.greedy = entry.at("greedy").get<std::vector<std::int32_t>>();
     prompt.greedy_eos = entry.at("greedy_eos").get<std::vector<std::int32_t>>();
+    prompt.beam4 = golden_beams(entry.at("beam4"));
+    prompt.beam4_no_eos = golden_beams(entry.at("beam4_no_eos"));
     prompt.text = entry.value("text", "");
     prompt.greedy_text = entry.value("greedy_text", "");
     const auto logits = file->find(entry.at("logits").get<std::string>());

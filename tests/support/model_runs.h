@@ -41,7 +41,8 @@ inline std::vector<runner::KvStoreOptions> every_store(std::int64_t max_length,
   using runner::StoreKind;
   std::vector<runner::KvStoreOptions> all;
   for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
-    for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic}) {
+    for (const StoreKind kind :
+         {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kFunctional}) {
       runner::KvStoreOptions options;
       options.kind = kind;
       options.dtype = dtype;

@@ -1,6 +1,8 @@
 #include "runner/compare/compare.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -27,16 +29,39 @@ class CompareTest : public ::testing::Test {
   }
 };
 
+// Three prompts of `prompt` tokens and up to two thirds of `tokens` more.
+void expect_batch_by_the_formulas(const CompareRun& run, std::int64_t prompt, std::int64_t tokens) {
+  EXPECT_EQ(run.cache, StoreKind::kBatching);
+  EXPECT_TRUE(run.same_tokens);
+  EXPECT_EQ(run.max_logit_difference, 0) << "a request alone has other bits";
+  ASSERT_EQ(run.requests.size(), 3u);
+  std::int64_t computed = 0;
+  std::int64_t read = 0;
+  std::int64_t more = 0;
+  for (const ComparedRequest& request : run.requests) {
+    EXPECT_EQ(request.prompt_tokens, prompt + std::min(more, tokens));
+    EXPECT_EQ(request.new_tokens, tokens);
+    EXPECT_TRUE(request.same_tokens);
+    computed += expected_rows_computed(run.cache, request.prompt_tokens, tokens);
+    for (std::int64_t n = 0; n < tokens; ++n) read += request.prompt_tokens + n;
+    more += (tokens + 2) / 3;
+  }
+  EXPECT_EQ(run.generated.counters.rows_computed, computed);
+  EXPECT_EQ(run.generated.counters.rows_read, read);
+  EXPECT_EQ(run.generated.usage.nbytes, computed * 2 * 2 * 32 * 4);
+  EXPECT_EQ(run.generated.usage.copied_bytes, 0);
+}
+
 TEST_F(CompareTest, EveryRunHasTheTokensOfNoneAndCountsByTheFormulas) {
   for (const std::int64_t prompt : {1, 23}) {
     for (const std::int64_t tokens : {1, 20}) {
       GenerateOptions options;
       options.max_tokens = tokens;
       const auto runs = run(prompt, options);
-      ASSERT_EQ(runs.size(), 4u);
+      ASSERT_EQ(runs.size(), 6u);
       std::int64_t read = 0;
       for (std::int64_t n = prompt; n < prompt + tokens; ++n) read += n;
-      for (const CompareRun& one : runs) {
+      for (const CompareRun& one : std::span(runs).first(5)) {
         const GenerateResult& result = one.generated;
         EXPECT_TRUE(one.same_tokens) << name_of(one.cache);
         EXPECT_LE(one.max_logit_difference, 1e-4f) << name_of(one.cache);
@@ -56,12 +81,13 @@ TEST_F(CompareTest, EveryRunHasTheTokensOfNoneAndCountsByTheFormulas) {
       }
       EXPECT_EQ(runs[0].cache, StoreKind::kNone);
       EXPECT_EQ(runs[0].generated.usage.nbytes, 0);
-      for (std::size_t i = 1; i < runs.size(); ++i) {
+      for (std::size_t i = 1; i < 5; ++i) {
         // f32 rows of 2 layers x 2 heads x (K and V of 16), for all tokens but the last.
         EXPECT_EQ(runs[i].generated.usage.nbytes, (prompt + tokens - 1) * 2 * 2 * 32 * 4)
             << name_of(runs[i].cache);
         EXPECT_GE(runs[i].generated.usage.reserved_bytes, runs[i].generated.usage.nbytes);
       }
+      expect_batch_by_the_formulas(runs[5], prompt, tokens);
       EXPECT_EQ(runs[3].generated.usage.pages, (prompt + tokens - 1 + 15) / 16);
     }
   }
@@ -85,17 +111,25 @@ TEST_F(CompareTest, TellsOfEveryRunAndToken) {
   options.max_tokens = 5;
   std::vector<StoreKind> begun;
   std::int64_t tokens = 0;
+  std::int64_t requests = 0;
   CompareCallbacks callbacks;
   callbacks.on_run = [&](StoreKind kind) { begun.push_back(kind); };
   callbacks.on_progress = [&](StoreKind kind, std::int64_t done, std::int64_t total) {
     EXPECT_EQ(kind, begun.back());
-    EXPECT_EQ(done, tokens++ % 5 + 1);
-    EXPECT_EQ(total, 5);
+    if (kind == StoreKind::kBatching) {
+      EXPECT_EQ(done, ++requests);
+      EXPECT_EQ(total, 3);
+    } else {
+      EXPECT_EQ(done, tokens++ % 5 + 1);
+      EXPECT_EQ(total, 5);
+    }
   };
   run(4, options, callbacks);
   EXPECT_EQ(begun, (std::vector<StoreKind>{StoreKind::kNone, StoreKind::kDynamic,
-                                           StoreKind::kStatic, StoreKind::kPaged}));
-  EXPECT_EQ(tokens, 20);
+                                           StoreKind::kStatic, StoreKind::kPaged,
+                                           StoreKind::kFunctional, StoreKind::kBatching}));
+  EXPECT_EQ(tokens, 25);
+  EXPECT_EQ(requests, 3);
 }
 
 }  // namespace

@@ -133,8 +133,8 @@ TEST_F(GenerateTest, AStopTextAcrossTokensEndsTheTextBeforeIt) {
 TEST_F(GenerateTest, AnyChunkOfThePrefillGivesTheSameTokens) {
   prompt_ = testing::some_tokens(30, model_.config().vocab_size);
   const GenerateResult whole = run();
-  for (const StoreKind kind :
-       {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
+                               StoreKind::kPaged, StoreKind::kFunctional}) {
     options_.cache = kind;
     for (const std::int64_t chunk : {1, 7, 29, 30, 1000}) {
       options_.prefill_chunk = chunk;
@@ -158,7 +158,8 @@ TEST_F(GenerateTest, AnyChunkOfThePrefillGivesTheSameTokens) {
 TEST_F(GenerateTest, EndsWhereTheContextEnds) {
   options_.max_tokens = 1000;
   const std::int64_t context = model_.config().max_position_embeddings;
-  for (const StoreKind kind : {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const StoreKind kind :
+       {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged, StoreKind::kFunctional}) {
     options_.cache = kind;
     prompt_ = testing::some_tokens(context - 4, model_.config().vocab_size);
     GenerateResult result = run();
@@ -176,7 +177,8 @@ TEST_F(GenerateTest, EqualSeedsGiveEqualTextsThroughEveryCache) {
   options_.sampler.top_k = 50;
   options_.sampler.seed = 11;
   const GenerateResult first = run();
-  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const StoreKind kind :
+       {StoreKind::kNone, StoreKind::kStatic, StoreKind::kPaged, StoreKind::kFunctional}) {
     options_.cache = kind;
     EXPECT_EQ(run().tokens, first.tokens) << name_of(kind);
   }
@@ -219,7 +221,8 @@ TEST_F(GenerateTest, BadInputIsNamed) {
 }
 
 TEST_F(GenerateTest, MemoryThatRunsOutIsAnError) {
-  for (const StoreKind kind : {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const StoreKind kind :
+       {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged, StoreKind::kFunctional}) {
     LimitedMemory little(4096);
     options_.cache = kind;
     options_.memory = &little;

@@ -269,13 +269,14 @@ TEST_P(ModelErrorTest, MemoryRefusedAnywhereInAStepLeavesTheStoreAsItWas) {
 
 INSTANTIATE_TEST_SUITE_P(Stores, ModelErrorTest,
                          ::testing::Values(StoreKind::kNone, StoreKind::kDynamic,
-                                           StoreKind::kStatic, StoreKind::kPaged),
+                                           StoreKind::kStatic, StoreKind::kPaged,
+                                           StoreKind::kFunctional),
                          [](const auto& kind) { return std::string(name_of(kind.param)); });
 
 TEST(ModelTest, FullStoresRefuseAndGoOn) {
   const Model model = random_model();
   const auto tokens = some_tokens(20, model.config().vocab_size);
-  for (const StoreKind kind : {StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const StoreKind kind : {StoreKind::kStatic, StoreKind::kPaged, StoreKind::kFunctional}) {
     KvStoreOptions options;
     options.kind = kind;
     options.page_size = 4;

@@ -1,0 +1,89 @@
+#include "runner/generate/options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace kvcache::runner {
+
+const char* name_of(StopReason reason) noexcept {
+  switch (reason) {
+    case StopReason::kEos:
+      return "eos";
+    case StopReason::kStopText:
+      return "stop";
+    case StopReason::kMaxTokens:
+      return "length";
+    case StopReason::kContext:
+      return "context";
+  }
+  return "?";
+}
+
+Status check_prompt(const ModelConfig& config, std::span<const std::int32_t> prompt) {
+  const auto count = static_cast<std::int64_t>(prompt.size());
+  const std::int64_t context = config.max_position_embeddings;
+  if (count == 0) {
+    return Status(StatusCode::kInvalidArgument, "prompt: found no tokens, expected at least one");
+  }
+  if (count > context) {
+    return Status(StatusCode::kOutOfRange, "prompt: found " + std::to_string(count) +
+                                               " tokens, expected at most " +
+                                               std::to_string(context) + " (the model's context)");
+  }
+  return {};
+}
+
+Status check_options(const GenerateOptions& options) {
+  if (options.max_tokens < 1) {
+    return Status(
+        StatusCode::kInvalidArgument,
+        "max_tokens: found " + std::to_string(options.max_tokens) + ", expected at least 1");
+  }
+  if (options.prefill_chunk < 0) {
+    return Status(StatusCode::kInvalidArgument, "prefill_chunk: found " +
+                                                    std::to_string(options.prefill_chunk) +
+                                                    ", expected 0 (the whole prompt) or more");
+  }
+  if (options.num_beams < 1 || options.num_beams > kMostBeams) {
+    return Status(StatusCode::kInvalidArgument,
+                  "num_beams: found " + std::to_string(options.num_beams) + ", expected 1 .. " +
+                      std::to_string(kMostBeams));
+  }
+  if (!std::isfinite(options.length_penalty)) {
+    return Status(StatusCode::kInvalidArgument, "length_penalty: found " +
+                                                    std::to_string(options.length_penalty) +
+                                                    ", expected a finite number");
+  }
+  if (options.num_beams == 1) return {};
+  const SamplerOptions& sampler = options.sampler;
+  if (sampler.temperature != 0 || sampler.repetition_penalty != 1) {
+    return Status(StatusCode::kInvalidArgument,
+                  "num_beams: found " + std::to_string(options.num_beams) +
+                      " with a temperature or a repetition penalty, expected neither: a beam "
+                      "search keeps the likeliest texts");
+  }
+  if (!options.stop.empty()) {
+    return Status(StatusCode::kInvalidArgument,
+                  "num_beams: found " + std::to_string(options.num_beams) +
+                      " with a stop text, expected none: beams end at an end-of-text token");
+  }
+  return {};
+}
+
+Result<std::unique_ptr<KvStore>> open_store(const Model& model, std::int64_t prompt_tokens,
+                                            const GenerateOptions& options) {
+  const std::int64_t context = model.config().max_position_embeddings;
+  KvStoreOptions store;
+  store.kind = options.cache;
+  store.dtype = options.kv_dtype.value_or(model.default_kv_dtype());
+  store.layout = options.layout;
+  store.page_size = options.page_size;
+  // The last generated token is never stored.
+  store.max_length = prompt_tokens + std::min(options.max_tokens - 1, context - prompt_tokens);
+  store.num_sequences = options.num_beams;
+  store.memory = options.memory;
+  return make_kv_store(model.config(), store);
+}
+
+}  // namespace kvcache::runner

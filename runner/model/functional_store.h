@@ -1,0 +1,48 @@
+// The store over functional states: a step makes new states, and taking it back is going on from
+// the old one.
+#ifndef KVCACHE_RUNNER_MODEL_FUNCTIONAL_STORE_H_
+#define KVCACHE_RUNNER_MODEL_FUNCTIONAL_STORE_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "runner/model/view_store.h"
+
+namespace kvcache::runner {
+
+class FunctionalStore final : public ViewStore {
+ public:
+  // One sequence of at most options.max_length tokens.
+  static Result<std::unique_ptr<KvStore>> create(const ModelConfig& config,
+                                                 const KvStoreOptions& options);
+
+  FunctionalStore(functional::CacheState state, Layout layout)
+      : state_(std::move(state)), layout_(layout) {}
+
+  std::int64_t num_sequences() const noexcept override { return 1; }
+  Status end() override;
+  void abandon() noexcept override { state_ = std::exchange(before_, {}); }
+  bool keeps_history() const noexcept override { return true; }
+  std::int64_t length(std::int64_t) const override { return state_.position(); }
+  std::int64_t next_position(std::int64_t) const override { return state_.position(); }
+  KvUsage usage() const override;
+
+  // kUnsupported: a state has no beam operations.
+  Status repeat(std::int64_t n, const ExecContext& context) override;
+  Status reorder(std::span<const std::int64_t> beam_idx, const ExecContext& context) override;
+
+ private:
+  Status reserve(std::span<const std::int64_t> counts) override;
+  Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
+                            const ExecContext& context) override;
+
+  functional::CacheState state_;
+  functional::CacheState before_;  // of the open step
+  Layout layout_;
+};
+
+}  // namespace kvcache::runner
+
+#endif  // KVCACHE_RUNNER_MODEL_FUNCTIONAL_STORE_H_

@@ -1,0 +1,67 @@
+// The stores over layered caches: a batch of sequences of equal length, and no cache at all.
+#ifndef KVCACHE_RUNNER_MODEL_LAYERED_STORE_H_
+#define KVCACHE_RUNNER_MODEL_LAYERED_STORE_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "runner/model/view_store.h"
+
+namespace kvcache::runner {
+
+// No cache: rows live for one layer of one step, rounded as a cache would round them.
+class NoStore final : public ViewStore {
+ public:
+  NoStore(DynamicCache rows, Layout layout) : rows_(std::move(rows)), layout_(layout) {}
+
+  std::int64_t num_sequences() const noexcept override { return batch_; }
+  Status end() override;
+  void abandon() noexcept override { rows_.reset(); }
+  bool keeps_history() const noexcept override { return false; }
+  std::int64_t length(std::int64_t) const override { return 0; }
+  std::int64_t next_position(std::int64_t) const override { return 0; }
+  KvUsage usage() const override { return {}; }
+  Status repeat(std::int64_t n, const ExecContext& context) override;
+  Status reorder(std::span<const std::int64_t>, const ExecContext&) override { return {}; }
+
+ private:
+  Status reserve(std::span<const std::int64_t> counts) override;
+  Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
+                            const ExecContext& context) override;
+
+  DynamicCache rows_;
+  Layout layout_;
+  std::int64_t batch_ = 1;
+};
+
+// A DynamicCache or StaticCache.
+class LayeredStore final : public ViewStore {
+ public:
+  explicit LayeredStore(std::unique_ptr<Cache> cache) : cache_(std::move(cache)) {}
+
+  Cache& cache() { return *cache_; }
+
+  std::int64_t num_sequences() const noexcept override { return batch_; }
+  Status end() override { return {}; }
+  void abandon() noexcept override;
+  bool keeps_history() const noexcept override { return true; }
+  std::int64_t length(std::int64_t sequence) const override;
+  std::int64_t next_position(std::int64_t sequence) const override;
+  KvUsage usage() const override;
+  Status repeat(std::int64_t n, const ExecContext& context) override;
+  Status reorder(std::span<const std::int64_t> beam_idx, const ExecContext& context) override;
+
+ private:
+  Status reserve(std::span<const std::int64_t> counts) override;
+  Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
+                            const ExecContext& context) override;
+
+  std::unique_ptr<Cache> cache_;
+  std::int64_t batch_ = 1;
+  std::int64_t before_ = 0;  // length before the open step
+};
+
+}  // namespace kvcache::runner
+
+#endif  // KVCACHE_RUNNER_MODEL_LAYERED_STORE_H_

@@ -1,0 +1,54 @@
+#include "runner/model/view_store.h"
+
+#include <string>
+
+namespace kvcache::runner {
+
+Status ViewStore::begin(std::span<const std::int64_t> counts) {
+  qo_indptr_.assign(1, 0);
+  for (const std::int64_t count : counts) {
+    qo_indptr_.push_back(qo_indptr_.back() + static_cast<std::int32_t>(count));
+  }
+  return reserve(counts);
+}
+
+Status ViewStore::attend(std::int64_t layer, const AttentionInputs& inputs,
+                         const MutableTensorView& out, const AttentionOptions& options,
+                         const ExecContext& context) {
+  KVC_ASSIGN_OR_RETURN(const OwnedKvView view, write(layer, inputs.k, inputs.v, context));
+  if (layer == 0) {
+    KVC_RETURN_IF_ERROR(plan_.plan(view, qo_indptr_, inputs.q.shape[1], options, context));
+  }
+  return plan_.run(inputs.q, view, out, {}, options, context);
+}
+
+Status check_equal_counts(std::span<const std::int64_t> counts) {
+  for (const std::int64_t count : counts) {
+    if (count != counts.front()) {
+      return Status(StatusCode::kInvalidArgument,
+                    "counts: found " + std::to_string(counts.front()) + " and " +
+                        std::to_string(count) +
+                        ", expected as many new tokens for every sequence of a batch");
+    }
+  }
+  return {};
+}
+
+TensorView as_batch(const TensorView& packed, std::int64_t batch, Layout layout) {
+  TensorView view = packed;
+  view.rank = 4;
+  const std::int64_t tokens = packed.shape[0] / batch;
+  const int seq = layout == Layout::kHND ? 2 : 1;
+  const int head = layout == Layout::kHND ? 1 : 2;
+  view.shape[0] = batch;
+  view.strides[0] = tokens * packed.strides[0];
+  view.shape[seq] = tokens;
+  view.strides[seq] = packed.strides[0];
+  view.shape[head] = packed.shape[1];
+  view.strides[head] = packed.strides[1];
+  view.shape[3] = packed.shape[2];
+  view.strides[3] = packed.strides[2];
+  return view;
+}
+
+}  // namespace kvcache::runner

@@ -1,0 +1,42 @@
+// ViewStore: the stores whose cache hands out a view that attention reads in place.
+#ifndef KVCACHE_RUNNER_MODEL_VIEW_STORE_H_
+#define KVCACHE_RUNNER_MODEL_VIEW_STORE_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "runner/model/kv_store.h"
+
+namespace kvcache::runner {
+
+class ViewStore : public KvStore {
+ public:
+  Status begin(std::span<const std::int64_t> counts) final;
+  Status attend(std::int64_t layer, const AttentionInputs& inputs, const MutableTensorView& out,
+                const AttentionOptions& options, const ExecContext& context) final;
+  std::int64_t rows_read() const noexcept final { return plan_.rows_read(); }
+
+ protected:
+  // Room for the new tokens of each sequence.
+  virtual Status reserve(std::span<const std::int64_t> counts) = 0;
+
+  // Stores k and v of one layer, packed; returns the view of all sequences so far, in their order.
+  // Valid until the next write.
+  virtual Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
+                                    const ExecContext& context) = 0;
+
+ private:
+  AttentionPlan plan_;                   // of the step: one for all layers
+  std::vector<std::int32_t> qo_indptr_;  // [num_sequences + 1]
+};
+
+// An error unless every sequence brings as many tokens: what a batch of equal lengths can take.
+Status check_equal_counts(std::span<const std::int64_t> counts);
+
+// Packed rows [batch * tokens, heads, dim] as the 4-D tensor of a layout.
+TensorView as_batch(const TensorView& packed, std::int64_t batch, Layout layout);
+
+}  // namespace kvcache::runner
+
+#endif  // KVCACHE_RUNNER_MODEL_VIEW_STORE_H_

@@ -1,0 +1,165 @@
+// The command line of `generate`: beams, running batches, and what it says to bad input.
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "support/golden_checkpoint.h"
+#include "support/paths.h"
+#include "support/temp_dir.h"
+
+namespace kvcache {
+namespace {
+
+struct Ran {
+  int exit_code = -1;
+  std::string out;
+  std::string error;
+};
+
+class GenerateCommandTest : public ::testing::Test {
+ protected:
+  // `kvcache generate` on the qwen2_tied checkpoint.
+  Ran run(const std::string& arguments) {
+    const std::string error = directory_.path() + "/stderr";
+    const std::string command = testing::cli_path() + " generate --threads 1 --model " +
+                                testing::golden_directory("qwen2_tied") + " " + arguments + " 2> " +
+                                error;
+    Ran ran;
+    FILE* pipe = ::popen(command.c_str(), "r");
+    if (pipe == nullptr) return ran;
+    char piece[4096];
+    for (std::size_t n; (n = std::fread(piece, 1, sizeof(piece), pipe)) > 0;) {
+      ran.out.append(piece, n);
+    }
+    const int state = ::pclose(pipe);
+    ran.exit_code = WIFEXITED(state) ? WEXITSTATUS(state) : -1;
+    ran.error = test::read_file(error);
+    return ran;
+  }
+
+  nlohmann::json run_json(const std::string& arguments) {
+    const Ran ran = run(arguments + " --json");
+    EXPECT_EQ(ran.exit_code, 0) << arguments << ": " << ran.error;
+    return nlohmann::json::parse(ran.out, nullptr, false);
+  }
+
+  test::TempDir directory_;
+};
+
+TEST_F(GenerateCommandTest, BadInputIsOneLineAndExitCodeTwo) {
+  const std::string prompts = directory_.write("prompts", "one\ntwo\n");
+  const std::string empty = directory_.write("empty", "\n\r\n\n");
+  for (const std::string& arguments : std::vector<std::string>{
+           "--prompt x --num-beams 0",
+           "--prompt x --num-beams -2",
+           "--prompt x --num-beams 1025",
+           "--prompt x --num-beams 4 --temperature 0.7",
+           "--prompt x --num-beams 4 --repeat-penalty 1.2",
+           "--prompt x --num-beams 4 --stop y",
+           "--prompt x --num-beams 4 --length-penalty nan",
+           "--prompt x --num-beams 4 --cache batching",
+           "--prompt x --num-beams 4 --cache functional",
+           "--prompt x --num-beams 1000",
+           "--num-beams 4 -f " + prompts,
+           "--prompt x --max-active 2",
+           "--prompt x --cache paged --max-active 2",
+           "--prompt x --cache batching --max-active 0",
+           "--max-active -1 -f " + prompts,
+           "--max-active 65537 -f " + prompts,
+           "--prefill-chunk -1 -f " + prompts,
+           "--max-tokens 0 -f " + prompts,
+           "--cache batching -f " + empty,
+           "--cache batching -f " + directory_.path() + "/missing",
+       }) {
+    const Ran ran = run(arguments);
+    EXPECT_EQ(ran.exit_code, 2) << arguments << ": " << ran.error;
+    EXPECT_EQ(ran.out, "") << arguments;
+    EXPECT_EQ(ran.error.substr(0, 9), "kvcache: ") << arguments << ": " << ran.error;
+    EXPECT_EQ(std::count(ran.error.begin(), ran.error.end(), '\n'), 1) << ran.error;
+  }
+}
+
+TEST_F(GenerateCommandTest, APromptOfABatchThatIsTooLongIsNamed) {
+  std::string text = "short\n";
+  for (int i = 0; i < 400; ++i) text += "0123456789 ";
+  const Ran ran = run("-f " + directory_.write("prompts", text));
+  EXPECT_EQ(ran.exit_code, 2);
+  EXPECT_EQ(ran.error.substr(0, 13), "kvcache: [2] ") << ran.error;
+}
+
+TEST_F(GenerateCommandTest, EveryPromptOfAFileHasTheTokensOfItsRunAlone) {
+  const std::vector<std::string> lines = {"In 1984 there", "x", "It's 12 o'clock, they say."};
+  const std::string file =
+      directory_.write("prompts", lines[0] + "\n\n" + lines[1] + "\r\n" + lines[2]);
+  for (const std::string& flags : std::vector<std::string>{"", "--cache batching --max-active 1",
+                                                           "--max-active 2 --prefill-chunk 3"}) {
+    const auto together = run_json("--max-tokens 12 -f " + file + " " + flags);
+    ASSERT_EQ(together.size(), 3u) << flags;
+    for (std::size_t i = 0; i < 3; ++i) {
+      const auto alone = run_json("--max-tokens 12 --prompt \"" + lines[i] + "\"");
+      EXPECT_EQ(together[i].at("tokens"), alone.at("tokens")) << flags << " prompt " << i;
+      EXPECT_EQ(together[i].at("text"), alone.at("text")) << flags << " prompt " << i;
+      EXPECT_EQ(together[i].at("kv_bytes"), alone.at("kv_bytes")) << flags << " prompt " << i;
+    }
+  }
+  const auto one = run_json("--max-tokens 12 --cache batching --prompt x");
+  ASSERT_EQ(one.size(), 1u);
+  EXPECT_EQ(one[0].at("tokens"), run_json("--max-tokens 12 --prompt x").at("tokens"));
+}
+
+TEST_F(GenerateCommandTest, LinesOfABatchCarryTheNumberOfTheirPrompt) {
+  const std::string file = directory_.write("prompts", "In 1984 there\nx\nthey say\n");
+  const Ran ran = run("--max-tokens 40 -f " + file);
+  ASSERT_EQ(ran.exit_code, 0) << ran.error;
+  const auto json = run_json("--max-tokens 40 -f " + file);
+  std::vector<std::string> texts(3);
+  std::size_t at = 0;
+  while (at < ran.out.size()) {
+    const std::size_t end = ran.out.find('\n', at);
+    ASSERT_NE(end, std::string::npos) << "an unfinished line";
+    const std::string line = ran.out.substr(at, end - at);
+    at = end + 1;
+    ASSERT_GE(line.size(), 4u) << line;
+    ASSERT_TRUE(line[0] == '[' && line[1] >= '1' && line[1] <= '3' && line[2] == ']') << line;
+    texts[static_cast<std::size_t>(line[1] - '1')] += line.substr(4) + "\n";
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    std::string expected = json[i].at("text").get<std::string>();
+    if (!expected.empty() && expected.back() != '\n') expected += "\n";
+    EXPECT_EQ(texts[i], expected);
+  }
+}
+
+TEST_F(GenerateCommandTest, AFileIsOnePromptWhereAnotherCacheIsNamed) {
+  const std::string file = directory_.write("prompts", "one\ntwo\n");
+  for (const char* cache : {"none", "dynamic", "static", "paged", "functional"}) {
+    const auto json = run_json("--max-tokens 8 -f " + file + " --cache " + cache);
+    ASSERT_TRUE(json.is_object()) << cache;
+    EXPECT_EQ(json.at("tokens"), run_json("--max-tokens 8 --cache paged -f " + file).at("tokens"));
+  }
+}
+
+TEST_F(GenerateCommandTest, BeamsAreTransformers) {
+  const auto golden = testing::load_golden("qwen2_tied");
+  const auto& prompt = golden.prompts.front();
+  const std::string file = directory_.write("prompt", prompt.text);
+  for (const char* cache : {"none", "dynamic", "static", "paged"}) {
+    const auto json = run_json("--num-beams 4 --length-penalty 1 --max-tokens 24 --cache " +
+                               std::string(cache) + " -f " + file);
+    ASSERT_EQ(json.at("beams").size(), 4u);
+    for (std::size_t i = 0; i < 4; ++i) {
+      EXPECT_EQ(json["beams"][i].at("tokens"), prompt.beam4.sequences[i]) << cache;
+      EXPECT_NEAR(json["beams"][i].at("score"), prompt.beam4.scores[i], 2e-4) << cache;
+    }
+    EXPECT_EQ(json.at("stop_reason"), "eos");
+  }
+}
+
+}  // namespace
+}  // namespace kvcache

@@ -1,0 +1,245 @@
+#include "runner/model/kv_store.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <span>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "runner/model/batching_store.h"
+#include "runner/model/layered_store.h"
+#include "runner/model/model.h"
+#include "support/model_runs.h"
+
+namespace kvcache::runner {
+namespace {
+
+using testing::describe;
+using testing::every_store;
+using testing::small_config;
+using testing::some_tokens;
+
+ExecContext serially() {
+  ExecContext context;
+  context.executor = &serial_executor();
+  return context;
+}
+
+class KvStoreTest : public ::testing::Test {
+ protected:
+  static Model random_model() {
+    auto model = Model::random(small_config(), DType::kF32, 7);
+    EXPECT_TRUE(model.ok()) << model.status().to_string();
+    return std::move(model).value();
+  }
+
+  std::unique_ptr<KvStore> make(const KvStoreOptions& options) {
+    auto store = make_kv_store(model_.config(), options);
+    EXPECT_TRUE(store.ok()) << store.status().to_string();
+    return std::move(store).value();
+  }
+
+  // Logits of a step, a row for each sequence.
+  std::vector<std::vector<float>> step(KvStore& store, const std::vector<std::int32_t>& ids,
+                                       const std::vector<std::int64_t>& counts) {
+    std::vector<float> logits;
+    const Status status =
+        model_.forward({ids, counts}, store, state_, logits, LogitRows::kLast, {}, serially());
+    EXPECT_TRUE(status.ok()) << status.to_string();
+    std::vector<std::vector<float>> rows;
+    const auto vocab = model_.config().vocab_size;
+    for (auto at = logits.begin(); at != logits.end(); at += vocab)
+      rows.emplace_back(at, at + vocab);
+    return rows;
+  }
+
+  Model model_ = random_model();
+  ForwardState state_;
+};
+
+// The next token of each beam is what a store of its own would give, bit by bit, through repeats
+// and any order of beams.
+TEST_F(KvStoreTest, ABeamHasTheLogitsOfItsTextAloneInAnyOrder) {
+  std::mt19937 random(5);
+  const auto prompt = some_tokens(21, model_.config().vocab_size);
+  for (KvStoreOptions options : every_store(40)) {
+    if (options.kind == StoreKind::kNone || options.kind == StoreKind::kFunctional) continue;
+    options.num_sequences = 3;
+    const auto store = make(options);
+    step(*store, prompt, {21});
+    ASSERT_TRUE(store->repeat(3, serially()).ok());
+    ASSERT_EQ(store->num_sequences(), 3);
+    std::vector<std::vector<std::int32_t>> texts(3);
+    for (int round = 0; round < 6; ++round) {
+      std::vector<std::int64_t> order;
+      for (int i = 0; i < 3; ++i) order.push_back(random() % 3);
+      ASSERT_TRUE(store->reorder(order, serially()).ok());
+      const auto before = texts;
+      std::vector<std::int32_t> ids;
+      for (std::size_t i = 0; i < 3; ++i) {
+        texts[i] = before[static_cast<std::size_t>(order[i])];
+        ids.push_back(static_cast<std::int32_t>(random() % 131));
+        texts[i].push_back(ids.back());
+      }
+      const auto logits = step(*store, ids, {1, 1, 1});
+      ASSERT_EQ(logits.size(), 3u);
+      for (std::size_t i = 0; i < 3; ++i) {
+        options.num_sequences = 1;
+        const auto alone = make(options);
+        step(*alone, prompt, {21});
+        std::vector<std::vector<float>> expected;
+        for (const std::int32_t id : texts[i]) expected = step(*alone, {id}, {1});
+        EXPECT_EQ(logits[i], expected.front())
+            << describe({options, {}, {}, {}}) << " round " << round << " beam " << i;
+      }
+    }
+    for (std::int64_t i = 0; i < 3; ++i) EXPECT_EQ(store->length(i), 27);
+  }
+}
+
+TEST_F(KvStoreTest, PagesTakeSequencesOfAnyLengthTogether) {
+  KvStoreOptions options;
+  options.kind = StoreKind::kPaged;
+  options.page_size = 4;
+  options.max_length = 60;
+  options.num_sequences = 3;
+  const auto prompt = some_tokens(10, model_.config().vocab_size);
+  const auto more = some_tokens(20, model_.config().vocab_size);
+  const auto store = make(options);
+  step(*store, prompt, {10});
+  ASSERT_TRUE(store->repeat(3, serially()).ok());
+  const std::vector<std::int64_t> counts = {1, 0, 12};
+  const auto logits = step(*store, {more.begin(), more.begin() + 13}, counts);
+  ASSERT_EQ(logits.size(), 2u) << "a sequence without new tokens has logits";
+  EXPECT_EQ(store->length(0), 11);
+  EXPECT_EQ(store->length(1), 10);
+  EXPECT_EQ(store->length(2), 22);
+  EXPECT_EQ(state_.counters().rows_read, 10 + 11 + 22);
+  const auto alone = make(options);
+  step(*alone, prompt, {10});
+  EXPECT_EQ(step(*alone, {more[0]}, {1}).front(), logits[0]);
+  const auto other = make(options);
+  step(*other, prompt, {10});
+  EXPECT_EQ(step(*other, {more.begin() + 1, more.begin() + 13}, {12}).front(), logits[1]);
+}
+
+// What beams cost on pages, counted by PagedCache::stats().
+TEST_F(KvStoreTest, AReorderOfPagesMovesNoRowAndTheNextWriteCopiesLessThanAPageABeam) {
+  std::mt19937 random(9);
+  const auto prompt = some_tokens(21, model_.config().vocab_size);
+  for (const std::int64_t page_size : {1, 4, 16, 128}) {
+    KvStoreOptions options;
+    options.kind = StoreKind::kPaged;
+    options.page_size = page_size;
+    options.max_length = 60;
+    options.num_sequences = 4;
+    const auto store = make(options);
+    step(*store, prompt, {21});
+    const std::int64_t pages = store->usage().pages;
+    ASSERT_TRUE(store->repeat(4, serially()).ok());
+    EXPECT_EQ(store->usage().rows_copied, 0);
+    EXPECT_EQ(store->usage().pages, pages) << "a repeat takes pages";
+    for (int round = 0; round < 30; ++round) {
+      std::vector<std::int64_t> order;
+      for (int i = 0; i < 4; ++i) order.push_back(random() % 4);
+      const std::int64_t before = store->usage().rows_copied;
+      ASSERT_TRUE(store->reorder(order, serially()).ok());
+      EXPECT_EQ(store->usage().rows_copied, before) << "a reorder copied rows";
+      step(*store, {1, 2, 3, 4}, {1, 1, 1, 1});
+      const std::int64_t tail = (store->length(0) - 1) % page_size;
+      EXPECT_LE(store->usage().rows_copied - before, 4 * tail);
+      EXPECT_LT(tail, page_size);
+    }
+    EXPECT_EQ(store->usage().copied_bytes, 0);
+  }
+}
+
+TEST_F(KvStoreTest, ALayeredBatchWantsAsManyTokensOfEverySequence) {
+  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic}) {
+    KvStoreOptions options;
+    options.kind = kind;
+    options.max_length = 20;
+    const auto store = make(options);
+    step(*store, {1, 2, 3}, {3});
+    ASSERT_TRUE(store->repeat(2, serially()).ok());
+    std::vector<float> logits;
+    const std::vector<std::int32_t> ids = {1, 2, 3};
+    const auto forward = [&](const std::vector<std::int64_t>& counts) {
+      return model_.forward({ids, counts}, *store, state_, logits, LogitRows::kLast, {}, serially())
+          .code();
+    };
+    EXPECT_EQ(forward({1, 2}), StatusCode::kInvalidArgument);
+    EXPECT_EQ(forward({3}), StatusCode::kInvalidArgument);
+    EXPECT_EQ(forward({1, 1}), StatusCode::kInvalidArgument);
+    EXPECT_EQ(forward({4, -1}), StatusCode::kInvalidArgument);
+    EXPECT_EQ(store->length(), kind == StoreKind::kNone ? 0 : 3);
+  }
+}
+
+// Slots of different lengths, some idle: each row is that of a store alone, idle slots are not
+// read.
+TEST_F(KvStoreTest, ASlotHasTheLogitsOfItsTextAloneAndIdleSlotsCostNothing) {
+  for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
+    KvStoreOptions options;
+    options.layout = layout;
+    auto made = BatchingStore::create(model_.config(), options, 5);
+    ASSERT_TRUE(made.ok()) << made.status().to_string();
+    BatchingStore& store = **made;
+    const std::vector<std::int64_t> lengths = {0, 3, 0, 40, 9};
+    std::vector<std::unique_ptr<KvStore>> alone(5);
+    for (std::size_t slot = 0; slot < 5; ++slot) {
+      if (lengths[slot] == 0) continue;
+      const auto prompt = some_tokens(lengths[slot], 131);
+      const auto prefilled = make(options);
+      step(*prefilled, prompt, {lengths[slot]});
+      alone[slot] = make(options);
+      step(*alone[slot], prompt, {lengths[slot]});
+      auto& layered = dynamic_cast<LayeredStore&>(*prefilled);
+      ASSERT_TRUE(store.add(static_cast<std::int64_t>(slot), layered.cache()).ok());
+    }
+    for (std::int64_t round = 1; round <= 5; ++round) {
+      const std::vector<std::int32_t> ids = {7, 8, static_cast<std::int32_t>(round)};
+      const auto logits = step(store, ids, {0, 1, 0, 1, 1});
+      EXPECT_EQ(store.rows_read(), 3 + 40 + 9 + 3 * round);
+      ASSERT_EQ(logits.size(), 3u);
+      EXPECT_EQ(logits[0], step(*alone[1], {ids[0]}, {1}).front());
+      EXPECT_EQ(logits[1], step(*alone[3], {ids[1]}, {1}).front());
+      EXPECT_EQ(logits[2], step(*alone[4], {ids[2]}, {1}).front());
+    }
+    std::vector<float> out;
+    const std::vector<std::int32_t> ids = {7, 8, 9};
+    const std::vector<std::int64_t> idle = {1, 1, 0, 1, 0};
+    EXPECT_EQ(
+        model_.forward({ids, idle}, store, state_, out, LogitRows::kLast, {}, serially()).code(),
+        StatusCode::kInvalidArgument);
+    EXPECT_EQ(store.repeat(2, serially()).code(), StatusCode::kUnsupported);
+  }
+}
+
+// A backend of no such name fails the first layer.
+TEST_F(KvStoreTest, ABatchingStepThatFailsLeavesTheSlotsAsTheyWere) {
+  KvStoreOptions options;
+  auto made = BatchingStore::create(model_.config(), options, 2);
+  ASSERT_TRUE(made.ok());
+  const auto prefilled = make(options);
+  step(*prefilled, {1, 2, 3}, {3});
+  ASSERT_TRUE((*made)->add(1, dynamic_cast<LayeredStore&>(*prefilled).cache()).ok());
+  AttentionOptions unknown;
+  unknown.backend = "no such backend";
+  std::vector<float> logits;
+  const std::vector<std::int32_t> ids = {4};
+  const std::vector<std::int64_t> counts = {0, 1};
+  EXPECT_EQ(
+      model_.forward({ids, counts}, **made, state_, logits, LogitRows::kLast, unknown, serially())
+          .code(),
+      StatusCode::kUnavailable);
+  EXPECT_EQ((*made)->length(1), 3);
+  step(**made, ids, counts);
+  EXPECT_EQ((*made)->length(1), 4);
+}
+
+}  // namespace
+}  // namespace kvcache::runner

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace kvcache::bench {
@@ -15,7 +17,13 @@ struct Case {
   double roof = 0;   // what the machine could do, measured in the same run; in the same unit
   double ratio = 0;  // achieved against the roof, 1 is the roof
   std::string unit;
-  double error = 0;  // largest difference of the answer from the expected one
+  double error = 0;         // largest difference of the answer from the expected one
+  double tolerance = 1e-5;  // a larger error is a wrong answer
+  std::vector<std::pair<std::string, double>> details;  // what else was measured, named with units
+};
+
+struct Spread {
+  double median = 0, least = 0, most = 0;
 };
 
 inline double seconds_now() {
@@ -27,6 +35,12 @@ inline double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
+}
+
+// REQUIRES: not empty.
+inline Spread spread_of(const std::vector<double>& values) {
+  const auto [least, most] = std::minmax_element(values.begin(), values.end());
+  return {median(values), *least, *most};
 }
 
 }  // namespace kvcache::bench

@@ -13,6 +13,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID
 else()
   set(KVC_X86_64 0)
 endif()
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+  set(KVC_ARM64 1)
+else()
+  set(KVC_ARM64 0)
+endif()
 
 add_library(kvc_options INTERFACE)
 target_compile_options(kvc_options INTERFACE
@@ -25,12 +30,12 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   # (GCC bug 80635); clang reads the same sources in the lint.
   target_compile_options(kvc_options INTERFACE -Wno-restrict -Wno-maybe-uninitialized)
 endif()
-target_compile_definitions(kvc_options INTERFACE KVC_X86_64=${KVC_X86_64})
+target_compile_definitions(kvc_options INTERFACE KVC_X86_64=${KVC_X86_64} KVC_ARM64=${KVC_ARM64})
 target_link_libraries(kvc_options INTERFACE Threads::Threads)
 
 # kvc_kernel_flags(SOURCES...): optimisation of inner loops in every kind of build, and the
 # instruction set that the name of a file states: x_avx2.cc, x_avx512.cc. Any other file is compiled
-# for the baseline of the platform.
+# for the baseline of the platform, which on arm64 has what x_neon.cc needs.
 function(kvc_kernel_flags)
   foreach(source IN LISTS ARGN)
     set(flags -O3)

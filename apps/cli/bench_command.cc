@@ -1,69 +1,320 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "apps/cli/commands.h"
 #include "apps/cli/console.h"
 
 #if KVC_HAVE_BENCH
 
+#include <random>
+
 #include "apps/cli/options.h"
 #include "bench/append.h"
+#include "bench/attention.h"
+#include "bench/decode_model.h"
+#include "bench/report.h"
+#include "bench/roofs.h"
 
 namespace kvcache::cli {
 namespace {
 
-struct Flags {
-  bench::AppendOptions append;
+using Cases = Result<std::vector<bench::Case>>;
+
+DType parsed_dtype(const std::string& name) {
+  if (name == "f32") return DType::kF32;
+  return name == "f16" ? DType::kF16 : DType::kBF16;
+}
+Layout parsed_layout(const std::string& name) {
+  return name == "nhd" ? Layout::kNHD : Layout::kHND;
+}
+
+void add_dtype(CLI::App& command, std::string& dtype) {
+  command.add_option("--dtype", dtype, "Type of the rows")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+      ->capture_default_str();
+}
+void add_layout(CLI::App& command, std::string& layout) {
+  command.add_option("--layout", layout, "Axes of the rows")
+      ->check(CLI::IsMember({"hnd", "nhd"}))
+      ->capture_default_str();
+}
+void add_clock(CLI::App& command, bench::Clock& clock) {
+  command
+      .add_option_function<std::string>(
+          "--clock",
+          [&clock](const std::string& name) {
+            clock = name == "cpu" ? bench::Clock::kCpu : bench::Clock::kWall;
+          },
+          "wall; or cpu, for roofs and cases alike: time the threads ran, where neighbours are "
+          "busy")
+      ->check(CLI::IsMember({"wall", "cpu"}))
+      ->default_str("wall");
+}
+void add_json(CLI::App& command, bool& json) {
+  command.add_flag("--json", json, "Print one JSON object instead");
+}
+
+// A figure with three digits that count.
+std::string figure(double value) {
+  const double size = std::abs(value);
+  if (!std::isfinite(value)) return "-";
+  return fmt::format("{:.{}f}", value, size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
+}
+
+std::string cases_table(const std::vector<bench::Case>& cases, bool answers) {
+  std::vector<std::vector<std::string>> rows = {{"case", "achieved", "roof", "unit", "ratio"}};
+  if (answers) rows[0].push_back("error");
+  if (!cases.empty()) {
+    for (const auto& detail : cases.front().details) rows[0].push_back(detail.first);
+  }
+  for (const bench::Case& each : cases) {
+    rows.push_back({each.name, figure(each.achieved), figure(each.roof), each.unit,
+                    fmt::format("{:.2f}", each.ratio)});
+    if (answers) rows.back().push_back(fmt::format("{:.1e}", each.error));
+    for (const auto& detail : each.details) rows.back().push_back(figure(detail.second));
+    rows.back().resize(rows[0].size());
+  }
+  return table(rows);
+}
+
+// Prints the cases, and returns the exit code: 1 where an answer was wrong.
+int print_cases(const std::vector<bench::Case>& cases, bool json, bool answers = true) {
+  fmt::print("{}", json ? bench::to_json(cases) + "\n" : cases_table(cases, answers));
+  const Status status = bench::check_answers(cases);
+  return status.ok() ? 0 : fail(status);
+}
+
+struct AppendFlags {
+  bench::AppendOptions options;
   std::string dtype = "bf16";
   std::string layout = "hnd";
   bool json = false;
 };
 
-int print_cases(const std::vector<bench::Case>& cases, bool json) {
-  bool wrong = false;
-  nlohmann::ordered_json out;
-  out["cases"] = nlohmann::json::array();
-  std::vector<std::vector<std::string>> rows = {
-      {"case", "achieved", "roof", "unit", "of the roof", "error"}};
-  for (const bench::Case& each : cases) {
-    wrong = wrong || !(each.error <= 1e-5);
-    // JSON has no infinity.
-    const double error = std::isfinite(each.error) ? each.error : 1e300;
-    out["cases"].push_back({{"name", each.name},
-                            {"achieved", each.achieved},
-                            {"roof", each.roof},
-                            {"ratio", each.ratio},
-                            {"unit", each.unit},
-                            {"error", error}});
-    rows.push_back({each.name, fmt::format("{:.2f}", each.achieved),
-                    fmt::format("{:.2f}", each.roof), each.unit, fmt::format("{:.2f}", each.ratio),
-                    fmt::format("{:.1e}", each.error)});
-  }
-  fmt::print("{}", json ? out.dump() + "\n" : table(rows));
-  if (wrong) return fail(Status(StatusCode::kInternal, "bench: found a wrong answer; see error"));
-  return 0;
-}
-
-int run_append(Flags& flags) {
-  if (flags.dtype == "f32") flags.append.dtype = DType::kF32;
-  if (flags.dtype == "f16") flags.append.dtype = DType::kF16;
-  flags.append.layout = flags.layout == "nhd" ? Layout::kNHD : Layout::kHND;
+int run_append(AppendFlags& flags) {
+  flags.options.dtype = parsed_dtype(flags.dtype);
+  flags.options.layout = parsed_layout(flags.layout);
   ProgressBar bar("append");
-  const auto cases =
-      bench::run_append(flags.append, [&](int done, int total) { bar.update(done, total); });
+  const Cases cases =
+      bench::run_append(flags.options, [&](int done, int total) { bar.update(done, total); });
   bar.clear();
   if (!cases.ok()) return fail(cases.status());
   if (!flags.json) {
     fmt::print(
         "One token to each of {} layers, {} KV heads x {} in {}, mean of {}, median of {};\n"
         "the roof is a plain copy of the same rows into fresh memory.\n\n",
-        flags.append.layers, flags.append.kv_heads, flags.append.head_dim, flags.dtype,
-        flags.append.appends, flags.append.repeats);
+        flags.options.layers, flags.options.kv_heads, flags.options.head_dim, flags.dtype,
+        flags.options.appends, flags.options.repeats);
   }
   return print_cases(*cases, flags.json);
+}
+
+void add_append(CLI::App& bench, int* exit_code) {
+  auto flags = std::make_shared<AppendFlags>();
+  CLI::App* command =
+      bench.add_subcommand("append", "Cost of appending a token to a short and to a long cache");
+  auto& options = flags->options;
+  command->add_option("--layers", options.layers, "Layers")->capture_default_str();
+  command->add_option("--kv-heads", options.kv_heads, "KV heads")->capture_default_str();
+  command->add_option("--head-dim", options.head_dim, "Elements of a row")->capture_default_str();
+  add_dtype(*command, flags->dtype);
+  add_layout(*command, flags->layout);
+  command->add_option("--page-size", options.page_size, "Tokens a page holds")
+      ->capture_default_str();
+  command
+      ->add_option("--kv-len", options.lengths, "Tokens stored before; may be given several times")
+      ->capture_default_str();
+  command->add_option("--appends", options.appends, "Tokens the mean is taken over")
+      ->capture_default_str();
+  command->add_option("--repeats", options.repeats, "Runs the median is taken over")
+      ->capture_default_str();
+  add_json(*command, flags->json);
+  command->callback([flags, exit_code] { *exit_code = run_append(*flags); });
+}
+
+struct AttentionFlags {
+  bench::AttentionShape shape;
+  bench::AttentionRun run;
+  std::string cases;
+  std::string dtype = "bf16";
+  std::string layout = "hnd";
+  std::string page_size = "contiguous";
+  std::optional<std::uint64_t> seed;
+  bool json = false;
+};
+
+Result<std::vector<bench::AttentionShape>> shapes_of(AttentionFlags& flags) {
+  if (!flags.cases.empty()) return bench::attention_cases(flags.cases, flags.shape);
+  flags.shape.dtype = parsed_dtype(flags.dtype);
+  flags.shape.layout = parsed_layout(flags.layout);
+  if (flags.page_size != "contiguous") flags.shape.page_size = std::stoll(flags.page_size);
+  return std::vector{flags.shape};
+}
+
+Cases measure_attention(AttentionFlags& flags) {
+  KVC_ASSIGN_OR_RETURN(const auto shapes, shapes_of(flags));
+  flags.run.seed = flags.seed.value_or(std::random_device()());
+  if (!flags.json) {
+    KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
+    KVC_ASSIGN_OR_RETURN(std::string backend, selected_backend());
+    if (!flags.shape.backend.empty()) backend = flags.shape.backend;
+    fmt::print(
+        "{}; backend {}; seed {}\n"
+        "Cold rows; the roof is max(read, compute) of the same turn; medians of turns; error "
+        "against "
+        "float64.\n\n",
+        cpu, backend, flags.run.seed);
+    std::fflush(stdout);
+  }
+  ProgressBar bar("attention");
+  std::vector<bench::Case> cases;
+  for (const bench::AttentionShape& shape : shapes) {
+    bar.update(static_cast<std::int64_t>(cases.size()), static_cast<std::int64_t>(shapes.size()));
+    KVC_ASSIGN_OR_RETURN(bench::Case measured, bench::run_attention(shape, flags.run));
+    cases.push_back(std::move(measured));
+  }
+  return cases;
+}
+
+// "attention" measures decode unless told otherwise, "prefill" 512 queries.
+void add_attention(CLI::App& bench, const char* name, const char* about, std::int64_t queries,
+                   std::int64_t kv_len, int* exit_code) {
+  auto flags = std::make_shared<AttentionFlags>();
+  CLI::App* command = bench.add_subcommand(name, about);
+  auto& shape = flags->shape;
+  shape.queries = queries;
+  shape.kv_len = kv_len;
+  command->add_option("--kv-len", shape.kv_len, "Tokens of a sequence")->capture_default_str();
+  command->add_option("--queries", shape.queries, "Queries of a sequence: its last tokens")
+      ->capture_default_str();
+  command->add_option("--heads", shape.heads, "Query heads")->capture_default_str();
+  command->add_option("--kv-heads", shape.kv_heads, "KV heads")->capture_default_str();
+  command->add_option("--head-dim", shape.head_dim, "Elements of a key")->capture_default_str();
+  command->add_option("--v-head-dim", shape.v_head_dim, "Elements of a value [those of a key]");
+  add_dtype(*command, flags->dtype);
+  add_layout(*command, flags->layout);
+  command
+      ->add_option("--page-size", flags->page_size,
+                   "Tokens a page holds, pages in random order; or contiguous")
+      ->check(CLI::IsMember({"contiguous"}) | CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--batch", shape.batch, "Sequences")->capture_default_str();
+  command->add_flag("--ragged", shape.ragged, "Lengths spread over 1 .. kv-len");
+  command->add_option("--shared-prefix", shape.shared_prefix,
+                      "First tokens whose pages all sequences share");
+  command->add_option("--threads", shape.threads, "Threads [those of the machine]");
+  command->add_option("--backend", shape.backend, "Implementation, see `kvcache info` [the best]");
+  command->add_option("--cases", flags->cases,
+                      "A list instead of one case: decode, prefill, ladder or all");
+  command->add_option("--repeats", flags->run.repeats,
+                      "Turns the medians are taken over [by time]");
+  command->add_option("--seconds", flags->run.seconds, "Time of a case")->capture_default_str();
+  command
+      ->add_option_function<std::int64_t>(
+          "--ring-mib", [flags](std::int64_t mib) { flags->run.ring_bytes = mib << 20; },
+          "Memory for rows at most; below 8 times the last cache they are not cold")
+      ->check(CLI::Range(1, 1 << 20))
+      ->default_str("1024");
+  add_clock(*command, flags->run.clock);
+  command->add_option("--seed", flags->seed, "Of the random rows and queries [a fresh one]");
+  add_json(*command, flags->json);
+  command->callback([flags, exit_code] {
+    const Cases cases = measure_attention(*flags);
+    *exit_code = cases.ok() ? print_cases(*cases, flags->json) : fail(cases.status());
+  });
+}
+
+struct RoofFlags {
+  bench::RoofOptions options;
+  bool json = false;
+};
+
+void add_roofs(CLI::App& bench, int* exit_code) {
+  auto flags = std::make_shared<RoofFlags>();
+  flags->options.threads = {1};
+  if (default_executor().concurrency() > 1) {
+    flags->options.threads.push_back(default_executor().concurrency());
+  }
+  CLI::App* command = bench.add_subcommand(
+      "roofs", "What this machine can do: reading, copying, computing, converting, dispatching");
+  command->add_option("--threads", flags->options.threads, "Numbers of threads")
+      ->capture_default_str();
+  command->add_option("--repeats", flags->options.repeats, "Runs the median is taken over")
+      ->capture_default_str();
+  add_clock(*command, flags->options.clock);
+  add_json(*command, flags->json);
+  command->callback([flags, exit_code] {
+    ProgressBar bar("roofs");
+    const Cases cases =
+        bench::run_roofs(flags->options, [&](int done, int total) { bar.update(done, total); });
+    bar.clear();
+    if (cases.ok() && !flags->json) fmt::print("The roof is the best of the runs.\n\n");
+    *exit_code = cases.ok() ? print_cases(*cases, flags->json, false) : fail(cases.status());
+  });
+}
+
+struct DecodeModelFlags {
+  bench::DecodeModelOptions options;
+  std::string shape = "qwen2-0.5b";
+  std::string weights = "bf16";
+  std::string kv_dtype = "f16";
+  std::string cache = "dynamic";
+  bool json = false;
+};
+
+Cases measure_model(DecodeModelFlags& flags) {
+  auto& options = flags.options;
+  KVC_ASSIGN_OR_RETURN(options.config, bench::model_shape(flags.shape));
+  KVC_ASSIGN_OR_RETURN(options.cache, runner::parse_store_kind(flags.cache));
+  options.weights = parsed_dtype(flags.weights);
+  options.kv_dtype = parsed_dtype(flags.kv_dtype);
+  if (!flags.json) {
+    fmt::print(
+        "{} of random weights in {}, {} cache in {}. The roof of a prompt is operations, that of\n"
+        "decoding the bytes of weights and rows.\n\n",
+        flags.shape, flags.weights, flags.cache, flags.kv_dtype);
+    std::fflush(stdout);
+  }
+  ProgressBar bar("decode-model");
+  return bench::run_decode_model(options, [&](int done, int total) { bar.update(done, total); });
+}
+
+void add_decode_model(CLI::App& bench, int* exit_code) {
+  auto flags = std::make_shared<DecodeModelFlags>();
+  CLI::App* command = bench.add_subcommand(
+      "decode-model", "A model of random weights end to end: tokens/s of a prompt and of decoding");
+  auto& options = flags->options;
+  const auto dtypes = CLI::IsMember({"f32", "f16", "bf16"});
+  command->add_option("--shape", flags->shape, "qwen2-0.5b or llama-1b")
+      ->check(CLI::IsMember({"qwen2-0.5b", "llama-1b"}))
+      ->capture_default_str();
+  command->add_option("--weights", flags->weights, "Type of the weights")
+      ->check(dtypes)
+      ->capture_default_str();
+  command->add_option("--kv-dtype", flags->kv_dtype, "Type of the stored rows")
+      ->check(dtypes)
+      ->capture_default_str();
+  command->add_option("--cache", flags->cache, "Kind of cache")
+      ->check(CLI::IsMember({"dynamic", "static", "paged"}))
+      ->capture_default_str();
+  command->add_option("--depths", options.depths, "Tokens stored before decoding")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--prompt", options.prompt, "Tokens of the prompt")->capture_default_str();
+  command->add_option("--tokens", options.tokens, "Tokens decoded a repeat")->capture_default_str();
+  command->add_option("--repeats", options.repeats, "Runs the median is taken over")
+      ->capture_default_str();
+  command->add_option("--threads", options.threads, "Threads [those of the machine]");
+  add_clock(*command, options.clock);
+  add_json(*command, flags->json);
+  command->callback([flags, exit_code] {
+    const Cases cases = measure_model(*flags);
+    *exit_code = cases.ok() ? print_cases(*cases, flags->json) : fail(cases.status());
+  });
 }
 
 }  // namespace
@@ -71,30 +322,12 @@ int run_append(Flags& flags) {
 void add_bench(CLI::App& app, int* exit_code) {
   CLI::App* command = app.add_subcommand("bench", "Measure, beside the roof of this machine");
   command->require_subcommand(1);
-  auto flags = std::make_shared<Flags>();
-  CLI::App* append =
-      command->add_subcommand("append", "Cost of appending a token to a short and to a long cache");
-  auto& options = flags->append;
-  append->add_option("--layers", options.layers, "Layers")->capture_default_str();
-  append->add_option("--kv-heads", options.kv_heads, "KV heads")->capture_default_str();
-  append->add_option("--head-dim", options.head_dim, "Elements of a row")->capture_default_str();
-  append->add_option("--dtype", flags->dtype, "Type of the rows")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
-      ->capture_default_str();
-  append->add_option("--layout", flags->layout, "Axes of the rows")
-      ->check(CLI::IsMember({"hnd", "nhd"}))
-      ->capture_default_str();
-  append->add_option("--page-size", options.page_size, "Tokens a page holds")
-      ->capture_default_str();
-  append
-      ->add_option("--kv-len", options.lengths, "Tokens stored before; may be given several times")
-      ->capture_default_str();
-  append->add_option("--appends", options.appends, "Tokens the mean is taken over")
-      ->capture_default_str();
-  append->add_option("--repeats", options.repeats, "Runs the median is taken over")
-      ->capture_default_str();
-  append->add_flag("--json", flags->json, "Print one JSON object instead");
-  append->callback([flags, exit_code] { *exit_code = run_append(*flags); });
+  add_attention(*command, "attention", "Attention over cold rows, against the bound of the machine",
+                1, 16384, exit_code);
+  add_attention(*command, "prefill", "The same for many queries", 512, 4096, exit_code);
+  add_append(*command, exit_code);
+  add_decode_model(*command, exit_code);
+  add_roofs(*command, exit_code);
 }
 
 }  // namespace kvcache::cli

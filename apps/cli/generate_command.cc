@@ -10,6 +10,7 @@
 #include "apps/cli/generate_json.h"
 #include "apps/cli/options.h"
 #include "runner/generate/generate.h"
+#include "runner/tokenizer/chat_template.h"
 
 namespace kvcache::cli {
 namespace {
@@ -89,6 +90,10 @@ Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
   flags.options.context = threads.context();
   KVC_ASSIGN_OR_RETURN(const LoadedModel loaded, load(flags.model));
+  if (const std::string path = runner::find_chat_template(loaded.directory); !path.empty()) {
+    fmt::print(stderr, "{}: a chat template, which is not applied: the prompt goes in as it is\n",
+               path);
+  }
   if (!batch.empty()) {
     return generate_batch(loaded, batch, flags.options, flags.max_active.value_or(kMaxActive),
                           flags.json);

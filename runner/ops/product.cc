@@ -17,6 +17,8 @@ bool available(const Products& products) {
   if (&products == &kAvx512Bf16Products) {
     return available(kAvx512Products) && __builtin_cpu_supports("avx512bf16");
   }
+#elif KVC_ARM64
+  if (&products == &kNeonProducts) return true;
 #endif
   return &products == &kPortableProducts;
 }
@@ -28,7 +30,11 @@ const Products& products() {
       if (available(*candidate)) return *candidate;
     }
 #endif
+#if KVC_ARM64
+    return kNeonProducts;
+#else
     return kPortableProducts;
+#endif
   }();
   return best;
 }

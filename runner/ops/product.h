@@ -37,6 +37,9 @@ struct Products {
 };
 
 extern const Products kPortableProducts;
+#if KVC_ARM64
+extern const Products kNeonProducts;
+#endif
 #if KVC_X86_64
 extern const Products kAvx2Products;
 extern const Products kAvx512Products;      // without the dot instruction

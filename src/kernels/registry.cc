@@ -9,16 +9,23 @@ namespace kvcache::internal {
 namespace {
 
 struct List {
-  Backend backends[4];
+  Backend backends[5];
 
   List() {
     backends[0] = {"avx512", "f32 arithmetic in 512 bits", false, "not an x86-64 build", nullptr};
     backends[1] = {"avx2", "f32 arithmetic in 256 bits, fused multiply-add", false,
                    "not an x86-64 build", nullptr};
-    backends[2] = {"portable", "f32 arithmetic in the vectors of the platform's baseline", true,
+    backends[2] = {"neon", "f32 arithmetic in 128 bits, fused multiply-add", false,
+                   "not an arm64 build", nullptr};
+    backends[3] = {"portable", "f32 arithmetic in the vectors of the platform's baseline", true,
                    "runs everywhere", &portable::attention_kernels()};
-    backends[3] = {"reference", "the definition in float64: slow, readable, the oracle of the rest",
+    backends[4] = {"reference", "the definition in float64: slow, readable, the oracle of the rest",
                    true, "runs everywhere", nullptr};
+#if KVC_ARM64
+    backends[2].available = true;
+    backends[2].reason = "every arm64 processor has NEON";
+    backends[2].attention = &neon::attention_kernels();
+#endif
 #if KVC_X86_64
     const CpuFeatures& cpu = cpu_features();
     backends[0].available = cpu.avx512;

@@ -103,7 +103,8 @@ TEST_F(PlanTest, OptionsAreChecked) {
   expect_error(plan(options), "options.scale");
   options = {};
   options.backend = "abacus";
-  expect_error(plan(options), "found \"abacus\", expected one of avx512, avx2, portable, reference",
+  expect_error(plan(options),
+               "found \"abacus\", expected one of avx512, avx2, neon, portable, reference",
                StatusCode::kUnavailable);
 }
 

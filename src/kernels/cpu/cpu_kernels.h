@@ -9,6 +9,11 @@ namespace kvcache::internal {
 namespace portable {
 const AttentionKernels& attention_kernels();
 }
+#if KVC_ARM64
+namespace neon {
+const AttentionKernels& attention_kernels();
+}
+#endif
 #if KVC_X86_64
 namespace avx2 {
 const AttentionKernels& attention_kernels();

@@ -214,6 +214,8 @@ TEST(ProductsTest, OneOfThemRunsEverywhere) {
 std::vector<const Products*> all_products() {
 #if KVC_X86_64
   return {&kPortableProducts, &kAvx2Products, &kAvx512Products, &kAvx512Bf16Products};
+#elif KVC_ARM64
+  return {&kPortableProducts, &kNeonProducts};
 #else
   return {&kPortableProducts};
 #endif

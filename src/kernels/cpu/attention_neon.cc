@@ -1,0 +1,4 @@
+// See attention.inl.
+#include "kernels/cpu/simd/neon.h"
+
+#include "kernels/cpu/attention.inl"

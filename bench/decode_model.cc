@@ -11,6 +11,7 @@
 #include "bench/roofs.h"
 #include "kvcache/backend.h"
 #include "runner/model/model.h"
+#include "runner/model/view_store.h"
 
 namespace kvcache::bench {
 namespace {
@@ -66,7 +67,9 @@ class Subject {
   }
 
   // Stores `count` random rows in every layer, as if that many tokens had been read.
-  Status fill(KvStore& store, std::int64_t count) {
+  Status fill(KvStore& any_store, std::int64_t count) {
+    // Every kind that make_kv_store makes is one.
+    auto& store = dynamic_cast<runner::ViewStore&>(any_store);
     constexpr std::int64_t kPiece = 512;
     const std::int64_t heads = options_.config.num_kv_heads;
     const std::int64_t dim = options_.config.head_dim;
@@ -77,7 +80,7 @@ class Subject {
       const std::int64_t tokens = std::min(kPiece, count - done);
       const TensorView k(rows.data(), DType::kF32, {tokens, heads, dim});
       const TensorView v(rows.data() + kPiece * heads * dim, DType::kF32, {tokens, heads, dim});
-      KVC_RETURN_IF_ERROR(store.begin(tokens));
+      KVC_RETURN_IF_ERROR(store.begin({&tokens, 1}));
       for (std::int64_t layer = 0; layer < options_.config.num_layers; ++layer) {
         const auto written = store.write(layer, k, v, context());
         if (!written.ok()) {

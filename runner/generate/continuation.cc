@@ -40,7 +40,7 @@ std::string Continuation::push(std::int32_t token) {
     ended_ = StopReason::kStopText;
   } else if (length - prompt_tokens_ >= options_->max_tokens) {
     ended_ = StopReason::kMaxTokens;
-  } else if (length >= config_->max_position_embeddings) {
+  } else if (length > config_->max_position_embeddings) {  // the last token takes no room
     ended_ = StopReason::kContext;
   }
   return shown;

@@ -33,10 +33,11 @@ class FunctionalStore final : public ViewStore {
   Status repeat(std::int64_t n, const ExecContext& context) override;
   Status reorder(std::span<const std::int64_t> beam_idx, const ExecContext& context) override;
 
- private:
-  Status reserve(std::span<const std::int64_t> counts) override;
   Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
                             const ExecContext& context) override;
+
+ private:
+  Status reserve(std::span<const std::int64_t> counts) override;
 
   functional::CacheState state_;
   functional::CacheState before_;  // of the open step

@@ -25,10 +25,11 @@ class NoStore final : public ViewStore {
   Status repeat(std::int64_t n, const ExecContext& context) override;
   Status reorder(std::span<const std::int64_t>, const ExecContext&) override { return {}; }
 
- private:
-  Status reserve(std::span<const std::int64_t> counts) override;
   Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
                             const ExecContext& context) override;
+
+ private:
+  Status reserve(std::span<const std::int64_t> counts) override;
 
   DynamicCache rows_;
   Layout layout_;
@@ -52,10 +53,11 @@ class LayeredStore final : public ViewStore {
   Status repeat(std::int64_t n, const ExecContext& context) override;
   Status reorder(std::span<const std::int64_t> beam_idx, const ExecContext& context) override;
 
- private:
-  Status reserve(std::span<const std::int64_t> counts) override;
   Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
                             const ExecContext& context) override;
+
+ private:
+  Status reserve(std::span<const std::int64_t> counts) override;
 
   std::unique_ptr<Cache> cache_;
   std::int64_t batch_ = 1;

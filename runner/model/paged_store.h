@@ -38,10 +38,11 @@ class PagedStore final : public ViewStore {
   // Moves references. A tail page that is shared afterwards is copied by the next step.
   Status reorder(std::span<const std::int64_t> beam_idx, const ExecContext& context) override;
 
- private:
-  Status reserve(std::span<const std::int64_t> counts) override;
   Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
                             const ExecContext& context) override;
+
+ private:
+  Status reserve(std::span<const std::int64_t> counts) override;
 
   PagedCache cache_;
   std::vector<SequenceId> sequences_;

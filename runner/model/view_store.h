@@ -17,14 +17,14 @@ class ViewStore : public KvStore {
                 const AttentionOptions& options, const ExecContext& context) final;
   std::int64_t rows_read() const noexcept final { return plan_.rows_read(); }
 
+  // Stores k and v of one layer, packed; returns the view of all sequences so far, in their order.
+  // Valid until the next write. attend() is this and the attention over it.
+  virtual Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
+                                    const ExecContext& context) = 0;
+
  protected:
   // Room for the new tokens of each sequence.
   virtual Status reserve(std::span<const std::int64_t> counts) = 0;
-
-  // Stores k and v of one layer, packed; returns the view of all sequences so far, in their order.
-  // Valid until the next write.
-  virtual Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
-                                    const ExecContext& context) = 0;
 
  private:
   AttentionPlan plan_;                   // of the step: one for all layers

@@ -43,9 +43,11 @@ struct BatchingCache::Impl {
   Impl(std::int64_t num_slots, const BatchingOptions& batching, MemoryResource& memory)
       : options(batching), slots(num_slots, batching), dense(memory) {}
 
-  // What update_and_fetch and attend have in common: the arguments of their append.
-  Status check_append(const TensorView& key, const TensorView& value, std::int64_t layer,
-                      LayerShape* shape, std::int64_t* count) const;
+  // What update_and_fetch and attend have in common: the arguments of their append. Hidden: a class
+  // within an exported class is exported too.
+  [[gnu::visibility("hidden")]] Status check_append(const TensorView& key, const TensorView& value,
+                                                    std::int64_t layer, LayerShape* shape,
+                                                    std::int64_t* count) const;
 
   BatchingOptions options;
   internal::BatchingSlots slots;

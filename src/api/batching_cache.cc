@@ -44,8 +44,9 @@ struct BatchingCache::Impl {
       : options(batching), slots(num_slots, batching), dense(memory) {}
 
   // What update_and_fetch and attend have in common: the arguments of their append.
-  Status check_append(const TensorView& key, const TensorView& value, std::int64_t layer,
-                      LayerShape* shape, std::int64_t* count) const;
+  [[gnu::visibility("hidden")]] Status check_append(const TensorView& key, const TensorView& value,
+                                                    std::int64_t layer, LayerShape* shape,
+                                                    std::int64_t* count) const;
 
   BatchingOptions options;
   internal::BatchingSlots slots;

@@ -21,7 +21,8 @@ namespace {
 // A case with its memory, planned: what is run again and again.
 class Subject {
  public:
-  static Result<std::unique_ptr<Subject>> create(const AttentionShape& shape, std::uint64_t seed);
+  static Result<std::unique_ptr<Subject>> create(const AttentionShape& shape,
+                                                 const AttentionRun& run);
 
   // Attention over an entry of the ring, or over the cached rows, into out().
   Status attend(std::int64_t entry) { return run(plan_, ring_.view(entry)); }
@@ -73,16 +74,17 @@ class Subject {
   AttentionPlan plan_, cached_plan_;
 };
 
-Result<std::unique_ptr<Subject>> Subject::create(const AttentionShape& shape, std::uint64_t seed) {
-  std::vector<std::int32_t> lengths = lengths_of(shape, seed);
-  KVC_ASSIGN_OR_RETURN(KvRing ring, KvRing::create(shape, lengths, seed));
+Result<std::unique_ptr<Subject>> Subject::create(const AttentionShape& shape,
+                                                 const AttentionRun& run) {
+  std::vector<std::int32_t> lengths = lengths_of(shape, run.seed);
+  KVC_ASSIGN_OR_RETURN(KvRing ring, KvRing::create(shape, lengths, run.seed, run.ring_bytes));
   std::unique_ptr<Executor> pool;
   if (shape.threads > 0) {
     KVC_ASSIGN_OR_RETURN(pool, make_thread_pool(shape.threads));
   }
   std::unique_ptr<Subject> subject(
       new Subject(shape, std::move(lengths), std::move(ring), std::move(pool)));
-  std::mt19937_64 random(seed + 1);
+  std::mt19937_64 random(run.seed + 1);
   std::normal_distribution<float> normal;
   subject->q_.resize(static_cast<std::size_t>(subject->rows_ * shape.heads * shape.head_dim));
   for (float& x : subject->q_) x = normal(random);
@@ -190,7 +192,7 @@ Case summary(const AttentionShape& shape, const AttentionCounts& counts, const T
 
 Result<Case> run_attention(const AttentionShape& shape, const AttentionRun& run) {
   KVC_RETURN_IF_ERROR(check_shape(shape));
-  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject, Subject::create(shape, run.seed));
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject, Subject::create(shape, run));
   AttentionCounts counts = count_attention(shape, subject->lengths());
   const char* backend = subject->planned().backend();
   const RoofKernels& kernels = roof_kernels(backend);

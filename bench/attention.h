@@ -15,7 +15,8 @@ struct AttentionRun {
   int repeats = 0;       // medians of so many; 0: what fits `seconds`, at least 5
   double seconds = 0.6;  // of a case
   Clock clock = Clock::kWall;
-  std::uint64_t seed = 0;  // of the rows and queries
+  std::int64_t ring_bytes = std::int64_t{1} << 30;  // of memory for rows, at most
+  std::uint64_t seed = 0;                           // of the rows and queries
 };
 
 // One case. The answer is checked against the reference first, over poisoned results, and must come

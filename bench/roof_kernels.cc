@@ -9,6 +9,11 @@ namespace kvcache::bench {
 namespace portable {
 extern const RoofKernels kRoofKernels;
 }
+#if KVC_ARM64
+namespace neon {
+extern const RoofKernels kRoofKernels;
+}
+#endif
 #if KVC_X86_64
 namespace avx2 {
 extern const RoofKernels kRoofKernels;
@@ -30,6 +35,9 @@ int all_roof_kernels(const RoofKernels* (&sets)[3]) {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     sets[count++] = &avx2::kRoofKernels;
   }
+#endif
+#if KVC_ARM64
+  sets[count++] = &neon::kRoofKernels;
 #endif
   sets[count++] = &portable::kRoofKernels;
   return count;

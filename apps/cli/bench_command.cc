@@ -15,6 +15,7 @@
 #include "apps/cli/options.h"
 #include "bench/append.h"
 #include "bench/attention.h"
+#include "bench/decode_model.h"
 #include "bench/report.h"
 #include "bench/roofs.h"
 
@@ -212,6 +213,12 @@ void add_attention(CLI::App& bench, const char* name, const char* about, std::in
   command->add_option("--repeats", flags->run.repeats,
                       "Turns the medians are taken over [by time]");
   command->add_option("--seconds", flags->run.seconds, "Time of a case")->capture_default_str();
+  command
+      ->add_option_function<std::int64_t>(
+          "--ring-mib", [flags](std::int64_t mib) { flags->run.ring_bytes = mib << 20; },
+          "Memory for rows at most; below 8 times the last cache they are not cold")
+      ->check(CLI::Range(1, 1 << 20))
+      ->default_str("1024");
   add_clock(*command, flags->run.clock);
   command->add_option("--seed", flags->seed, "Of the random rows and queries [a fresh one]");
   add_json(*command, flags->json);
@@ -250,6 +257,66 @@ void add_roofs(CLI::App& bench, int* exit_code) {
   });
 }
 
+struct DecodeModelFlags {
+  bench::DecodeModelOptions options;
+  std::string shape = "qwen2-0.5b";
+  std::string weights = "bf16";
+  std::string kv_dtype = "f16";
+  std::string cache = "dynamic";
+  bool json = false;
+};
+
+Cases measure_model(DecodeModelFlags& flags) {
+  auto& options = flags.options;
+  KVC_ASSIGN_OR_RETURN(options.config, bench::model_shape(flags.shape));
+  KVC_ASSIGN_OR_RETURN(options.cache, runner::parse_store_kind(flags.cache));
+  options.weights = parsed_dtype(flags.weights);
+  options.kv_dtype = parsed_dtype(flags.kv_dtype);
+  if (!flags.json) {
+    fmt::print(
+        "{} of random weights in {}, {} cache in {}. The roof of a prompt is operations, that of\n"
+        "decoding the bytes of weights and rows.\n\n",
+        flags.shape, flags.weights, flags.cache, flags.kv_dtype);
+    std::fflush(stdout);
+  }
+  ProgressBar bar("decode-model");
+  return bench::run_decode_model(options, [&](int done, int total) { bar.update(done, total); });
+}
+
+void add_decode_model(CLI::App& bench, int* exit_code) {
+  auto flags = std::make_shared<DecodeModelFlags>();
+  CLI::App* command = bench.add_subcommand(
+      "decode-model", "A model of random weights end to end: tokens/s of a prompt and of decoding");
+  auto& options = flags->options;
+  const auto dtypes = CLI::IsMember({"f32", "f16", "bf16"});
+  command->add_option("--shape", flags->shape, "qwen2-0.5b or llama-1b")
+      ->check(CLI::IsMember({"qwen2-0.5b", "llama-1b"}))
+      ->capture_default_str();
+  command->add_option("--weights", flags->weights, "Type of the weights")
+      ->check(dtypes)
+      ->capture_default_str();
+  command->add_option("--kv-dtype", flags->kv_dtype, "Type of the stored rows")
+      ->check(dtypes)
+      ->capture_default_str();
+  command->add_option("--cache", flags->cache, "Kind of cache")
+      ->check(CLI::IsMember({"dynamic", "static", "paged"}))
+      ->capture_default_str();
+  command->add_option("--depths", options.depths, "Tokens stored before decoding")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--prompt", options.prompt, "Tokens of the prompt")->capture_default_str();
+  command->add_option("--tokens", options.tokens, "Tokens decoded a repeat")->capture_default_str();
+  command->add_option("--repeats", options.repeats, "Runs the median is taken over")
+      ->capture_default_str();
+  command->add_option("--threads", options.threads, "Threads [those of the machine]");
+  add_clock(*command, options.clock);
+  add_json(*command, flags->json);
+  command->callback([flags, exit_code] {
+    const Cases cases = measure_model(*flags);
+    *exit_code = cases.ok() ? print_cases(*cases, flags->json) : fail(cases.status());
+  });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, int* exit_code) {
@@ -259,6 +326,7 @@ void add_bench(CLI::App& app, int* exit_code) {
                 1, 16384, exit_code);
   add_attention(*command, "prefill", "The same for many queries", 512, 4096, exit_code);
   add_append(*command, exit_code);
+  add_decode_model(*command, exit_code);
   add_roofs(*command, exit_code);
 }
 

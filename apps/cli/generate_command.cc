@@ -8,6 +8,7 @@
 #include "apps/cli/console.h"
 #include "apps/cli/options.h"
 #include "runner/generate/generate.h"
+#include "runner/tokenizer/chat_template.h"
 
 namespace kvcache::cli {
 namespace {
@@ -55,6 +56,10 @@ Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
   flags.options.context = threads.context();
   KVC_ASSIGN_OR_RETURN(const LoadedModel loaded, load(flags.model));
+  if (const std::string path = runner::find_chat_template(loaded.directory); !path.empty()) {
+    fmt::print(stderr, "{}: a chat template, which is not applied: the prompt goes in as it is\n",
+               path);
+  }
   KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, loaded.tokenizer.encode(prompt));
 
   ProgressBar prefill("prefill");

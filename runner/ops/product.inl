@@ -17,7 +17,7 @@ using std::uint16_t;
 
 constexpr int kGroups = 2;  // vectors of outputs side by side
 constexpr int kWide = kGroups * kLanes;
-constexpr int kTileRows = kRegisters == 32 ? 12 : 4;
+constexpr int kTileRows = kLanes == 16 ? 12 : 4;
 static_assert(kPanelFloats >= 1024 * kWide);
 
 KVC_SIMD_FN int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "runner/tokenizer/component.h"
 #include "runner/tokenizer/utf8.h"
 
 namespace kvcache::runner {

@@ -11,7 +11,7 @@
 #include "kvcache/status.h"
 #include "runner/config/json_file.h"
 #include "runner/tokenizer/bpe.h"
-#include "runner/tokenizer/pre_tokenizer.h"
+#include "runner/tokenizer/normalizer.h"
 
 namespace kvcache::runner {
 

@@ -1,13 +1,12 @@
 #include "runner/tokenizer/bpe.h"
 
 #include <algorithm>
-#include <optional>
 #include <queue>
 #include <tuple>
 #include <utility>
 
-#include "runner/tokenizer/byte_alphabet.h"
-#include "runner/tokenizer/pre_tokenizer.h"
+#include "runner/tokenizer/component.h"
+#include "runner/tokenizer/utf8.h"
 
 namespace kvcache::runner {
 namespace {
@@ -17,13 +16,17 @@ std::uint64_t key_of(std::int32_t left, std::int32_t right) {
          static_cast<std::uint32_t>(right);
 }
 
-// Bytes that occur in UTF-8.
-bool occurs_in_text(int byte) { return byte != 0xC0 && byte != 0xC1 && byte <= 0xF4; }
+// The token that stands for a byte: <0x0A>.
+std::string token_of_byte(std::size_t byte) {
+  static constexpr char kHex[] = "0123456789ABCDEF";
+  return {'<', '0', 'x', kHex[byte >> 4], kHex[byte & 15], '>'};
+}
 
 }  // namespace
 
 Result<Bpe> Bpe::create(const JsonObject& model) {
-  KVC_ASSIGN_OR_RETURN(const std::string type, model.text("type"));
+  // The oldest files leave the type out.
+  KVC_ASSIGN_OR_RETURN(const std::string type, model.text("type", "BPE"));
   if (type != "BPE") return model.error(StatusCode::kUnsupported, "type", "BPE");
   KVC_RETURN_IF_ERROR(refuse_unknown_keys(
       model, {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
@@ -35,21 +38,14 @@ Result<Bpe> Bpe::create(const JsonObject& model) {
     KVC_ASSIGN_OR_RETURN(const std::string affix, model.text(key, ""));
     if (!affix.empty()) return model.error(StatusCode::kUnsupported, key, "none");
   }
-  KVC_ASSIGN_OR_RETURN(const bool byte_fallback, model.boolean("byte_fallback", false));
-  if (byte_fallback) {
-    return model.error(StatusCode::kUnsupported, "byte_fallback", "false with ByteLevel");
-  }
-  KVC_ASSIGN_OR_RETURN(const std::string unknown, model.text("unk_token", ""));
   Bpe result;
+  result.where_ = model.where();
   KVC_ASSIGN_OR_RETURN(result.ignore_merges_, model.boolean("ignore_merges", false));
+  KVC_ASSIGN_OR_RETURN(result.byte_fallback_, model.boolean("byte_fallback", false));
+  KVC_ASSIGN_OR_RETURN(result.fuse_unknown_, model.boolean("fuse_unk", false));
+  KVC_ASSIGN_OR_RETURN(result.unknown_token_, model.text("unk_token", ""));
   KVC_RETURN_IF_ERROR(result.read_vocabulary(model));
   KVC_RETURN_IF_ERROR(result.read_merges(model));
-  for (int byte = 0; byte < 256 && !unknown.empty(); ++byte) {
-    if (result.id_of_byte_[byte] < 0 && occurs_in_text(byte)) {
-      return model.error(StatusCode::kUnsupported, "unk_token",
-                         "none, or a vocabulary with a token for every byte");
-    }
-  }
   return result;
 }
 
@@ -57,7 +53,6 @@ Status Bpe::read_vocabulary(const JsonObject& model) {
   KVC_ASSIGN_OR_RETURN(const JsonObject vocab, model.object("vocab"));
   std::vector<bool> taken;
   vocabulary_.reserve(vocab.node().size());
-  id_of_bytes_.reserve(vocab.node().size());
   for (const auto& [token, unused] : vocab.node().items()) {
     KVC_ASSIGN_OR_RETURN(const std::int64_t id, vocab.integer(token, 0, kMaxTokenId));
     if (static_cast<std::size_t>(id) >= taken.size())
@@ -67,16 +62,16 @@ Status Bpe::read_vocabulary(const JsonObject& model) {
     }
     taken[static_cast<std::size_t>(id)] = true;
     vocabulary_.emplace(token, static_cast<std::int32_t>(id));
-    // Tokens with other characters are never reached from text, only from ids.
-    if (std::optional<std::string> bytes = bytes_of_token(token)) {
-      id_of_bytes_.emplace(*std::move(bytes), static_cast<std::int32_t>(id));
-    }
   }
-  for (int byte = 0; byte < 256; ++byte) {
-    const char c = static_cast<char>(byte);
-    const auto it = id_of_bytes_.find(std::string_view(&c, 1));
-    id_of_byte_[byte] = it == id_of_bytes_.end() ? -1 : it->second;
+  for (std::size_t code_point = 0; code_point < id_of_character_.size(); ++code_point) {
+    std::string character;
+    append_utf8(static_cast<char32_t>(code_point), &character);
+    id_of_character_[code_point] = find(character);
   }
+  for (std::size_t byte = 0; byte < id_of_byte_.size(); ++byte) {
+    id_of_byte_[byte] = find(token_of_byte(byte));
+  }
+  if (!unknown_token_.empty()) unknown_id_ = find(unknown_token_);
   return Status();
 }
 
@@ -133,14 +128,61 @@ const Bpe::Merge* Bpe::find_merge(std::int32_t left, std::int32_t right) const {
   return it == merges_.end() ? nullptr : &it->second;
 }
 
+std::int32_t Bpe::find(std::string_view token) const {
+  const auto it = vocabulary_.find(token);
+  return it == vocabulary_.end() ? -1 : it->second;
+}
+
+bool Bpe::append_bytes(std::string_view character, std::vector<std::int32_t>* ids) const {
+  const auto id_of = [this](char byte) { return id_of_byte_[static_cast<unsigned char>(byte)]; };
+  if (std::any_of(character.begin(), character.end(), [&](char c) { return id_of(c) < 0; })) {
+    return false;
+  }
+  for (const char byte : character) ids->push_back(id_of(byte));
+  return true;
+}
+
+// As merge_word of tokenizers' BPE, which holds an unknown token back until the next known
+// character: bytes that come between overtake it.
+Status Bpe::append_characters(std::string_view word, std::vector<std::int32_t>* ids) const {
+  bool unknown_waits = false;
+  const auto end_unknown = [&] {
+    if (std::exchange(unknown_waits, false)) ids->push_back(unknown_id_);
+  };
+  while (!word.empty()) {
+    const Utf8Step step = next_utf8(word);
+    const std::string_view character = word.substr(0, step.length);
+    word.remove_prefix(step.length);
+    const std::int32_t id = step.code_point < id_of_character_.size()
+                                ? id_of_character_[step.code_point]
+                                : find(character);
+    if (id >= 0) {
+      end_unknown();
+      ids->push_back(id);
+      continue;
+    }
+    if (byte_fallback_ && append_bytes(character, ids)) continue;
+    if (unknown_token_.empty()) continue;
+    if (unknown_id_ < 0) {
+      return found_expected(StatusCode::kUnsupported, where_ + ": unk_token",
+                            describe(std::string_view(unknown_token_)),
+                            "a token of the vocabulary, for " + describe(character));
+    }
+    if (!fuse_unknown_) end_unknown();
+    unknown_waits = true;
+  }
+  end_unknown();
+  return Status();
+}
+
 // Symbols are a linked list over an array, candidates a heap. A merge does not search the heap for
 // the candidates it makes stale; they are seen to be stale when they come up.
-void Bpe::encode(std::string_view word, std::vector<std::int32_t>* ids) const {
+Status Bpe::encode(std::string_view word, std::vector<std::int32_t>* ids) const {
   if (ignore_merges_) {
-    const auto it = id_of_bytes_.find(word);
-    if (it != id_of_bytes_.end()) {
-      ids->push_back(it->second);
-      return;
+    const std::int32_t id = find(word);
+    if (id >= 0) {
+      ids->push_back(id);
+      return Status();
     }
   }
   struct Symbol {
@@ -156,15 +198,15 @@ void Bpe::encode(std::string_view word, std::vector<std::int32_t>* ids) const {
       return std::tie(other.rank, other.at) < std::tie(rank, at);
     }
   };
+  std::vector<std::int32_t> characters;
+  KVC_RETURN_IF_ERROR(append_characters(word, &characters));
+  if (characters.empty()) return Status();
   std::vector<Symbol> symbols;
-  symbols.reserve(word.size());
-  for (const char c : word) {
-    const std::int32_t id = id_of_byte_[static_cast<unsigned char>(c)];
-    if (id < 0) continue;
+  symbols.reserve(characters.size());
+  for (const std::int32_t id : characters) {
     const auto at = static_cast<std::int64_t>(symbols.size());
     symbols.push_back({id, at - 1, at + 1});
   }
-  if (symbols.empty()) return;
   symbols.back().next = -1;
   const auto symbol = [&symbols](std::int64_t at) -> Symbol& {
     return symbols[static_cast<std::size_t>(at)];
@@ -193,6 +235,7 @@ void Bpe::encode(std::string_view word, std::vector<std::int32_t>* ids) const {
     offer(best.at);
   }
   for (std::int64_t at = 0; at >= 0; at = symbol(at).next) ids->push_back(symbol(at).id);
+  return Status();
 }
 
 }  // namespace kvcache::runner

@@ -1,7 +1,8 @@
-// Byte-pair encoding by merge ranks, on bytes.
+// Byte-pair encoding by merge ranks, on characters.
 #ifndef KVCACHE_RUNNER_TOKENIZER_BPE_H_
 #define KVCACHE_RUNNER_TOKENIZER_BPE_H_
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -27,16 +28,19 @@ using TokenMap = std::unordered_map<std::string, std::int32_t, TransparentHash, 
 // "model" of tokenizer.json.
 class Bpe {
  public:
-  // Errors: kUnsupported: another model, dropout, affixes, byte fallback, by name; kCorrupt: a
-  // merge of tokens that are not in the vocabulary, an id twice, ...
+  // Errors: kUnsupported: another model, dropout, affixes, by name; kCorrupt: a merge of tokens
+  // that are not in the vocabulary, an id twice, ...
   static Result<Bpe> create(const JsonObject& model);
 
   // Appends the ids of one word. The pair of neighbours with the lowest rank merges first, the
-  // leftmost of equals; with ignore_merges a word that is a token is that token. A byte without a
-  // token is left out, as tokenizers does. O(n log n). Thread safety: const.
-  void encode(std::string_view word, std::vector<std::int32_t>* ids) const;
+  // leftmost of equals; with ignore_merges a word that is a token is that token. A character
+  // without a token becomes tokens of its bytes (byte_fallback), else the unknown token, else
+  // nothing. O(n log n).
+  // REQUIRES: `word` is UTF-8. Errors: kUnsupported: it needs the unknown token, and the vocabulary
+  // has no such token. Thread safety: const.
+  Status encode(std::string_view word, std::vector<std::int32_t>* ids) const;
 
-  // The vocabulary as it is written (byte-level characters) -> id.
+  // Tokens as they are written -> id.
   const TokenMap& vocabulary() const { return vocabulary_; }
 
  private:
@@ -50,11 +54,20 @@ class Bpe {
   Status add_merge(std::string_view left, std::string_view right, std::int32_t rank,
                    const std::string& where);
   const Merge* find_merge(std::int32_t left, std::int32_t right) const;
+  std::int32_t find(std::string_view token) const;  // -1: none
+  Status append_characters(std::string_view word, std::vector<std::int32_t>* ids) const;
+  bool append_bytes(std::string_view character, std::vector<std::int32_t>* ids) const;
 
   TokenMap vocabulary_;
-  TokenMap id_of_bytes_;
-  std::int32_t id_of_byte_[256] = {};  // -1: none
+  // Of the characters that come first, which are those of the byte alphabet too. -1: none
+  std::array<std::int32_t, 512> id_of_character_ = {};
+  std::array<std::int32_t, 256> id_of_byte_ = {};  // <0x00> .. <0xFF>; -1: none
   std::unordered_map<std::uint64_t, Merge> merges_;
+  std::string where_;          // what errors call it
+  std::string unknown_token_;  // empty: none
+  std::int32_t unknown_id_ = -1;
+  bool fuse_unknown_ = false;
+  bool byte_fallback_ = false;
   bool ignore_merges_ = false;
 };
 

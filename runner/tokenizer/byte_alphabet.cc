@@ -50,10 +50,8 @@ std::optional<std::string> bytes_of_token(std::string_view token) {
   return bytes;
 }
 
-std::string character_of_byte(unsigned char byte) {
-  std::string text;
-  append_utf8(kCharacters[byte], &text);
-  return text;
+void append_byte_characters(std::string_view bytes, std::string* out) {
+  for (const char byte : bytes) append_utf8(kCharacters[static_cast<unsigned char>(byte)], out);
 }
 
 }  // namespace kvcache::runner

@@ -12,8 +12,8 @@ namespace kvcache::runner {
 // The bytes a token spells; nothing when a character of it is not in the alphabet.
 std::optional<std::string> bytes_of_token(std::string_view token);
 
-// The UTF-8 of the character that stands for `byte`.
-std::string character_of_byte(unsigned char byte);
+// Appends the characters that stand for `bytes`, in UTF-8.
+void append_byte_characters(std::string_view bytes, std::string* out);
 
 }  // namespace kvcache::runner
 

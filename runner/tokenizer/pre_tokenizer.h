@@ -1,64 +1,38 @@
-// Normalisation, and the cutting of text into words: the stages before merges.
+// The cutting of text into words, between which nothing merges.
 #ifndef KVCACHE_RUNNER_TOKENIZER_PRE_TOKENIZER_H_
 #define KVCACHE_RUNNER_TOKENIZER_PRE_TOKENIZER_H_
 
-#include <deque>
-#include <optional>
-#include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "kvcache/status.h"
 #include "runner/config/json_file.h"
-#include "runner/tokenizer/split_pattern.h"
+#include "runner/tokenizer/normalizer.h"
+#include "runner/tokenizer/pre_tokenizer_steps.h"
 
 namespace kvcache::runner {
 
-// "normalizer" of tokenizer.json: null, NFC, or a Sequence of them.
-class Normalizer {
- public:
-  // Errors: kUnsupported for any other type, by name; kCorrupt.
-  static Result<Normalizer> create(const JsonObject& root);
-
-  // REQUIRES: `text` is UTF-8. Errors: kOutOfMemory; kInvalidArgument: utf8proc refuses the text.
-  Result<std::string> apply(std::string_view text) const;
-
-  bool changes_nothing() const { return !nfc_; }
-
- private:
-  bool nfc_ = false;
-};
-
-// "pre_tokenizer" of tokenizer.json: a ByteLevel, alone or as the last of a Sequence of Splits with
-// behavior Isolated. ByteLevel's own mapping to characters is left out: merges work on bytes.
+// "pre_tokenizer" of tokenizer.json: null, Split, ByteLevel, Metaspace, or a Sequence of them.
 class PreTokenizer {
  public:
-  // Errors: kUnsupported for anything else, by name; kCorrupt.
-  static Result<PreTokenizer> create(const JsonObject& root);
+  // Errors: kUnsupported for anything else, by name, and for a prepend_scheme "first" whose meaning
+  // would hang on where the normalizer or another step moved the start of the text; kCorrupt.
+  static Result<PreTokenizer> create(const JsonObject& root, const Normalizer& normalizer);
 
-  // Words of `text`, which point into it or into `storage`. Thread safety: const.
-  Status split(std::string_view text, std::deque<std::string>* storage,
-               std::vector<std::string_view>* words) const;
+  // Appends the words of `text` to `words`; they point into it or into words->storage.
+  // `starts_text`: nothing comes before it in what the user wrote, no added token either.
+  // REQUIRES: `text` is UTF-8. Errors: those of Regex::find. Thread safety: const.
+  Status split(std::string_view text, bool starts_text, Words* words) const;
 
  private:
-  struct Stage {
-    std::optional<SplitPattern> pattern;
-    bool add_prefix_space = false;  // before the pattern, where the piece does not begin with one
-  };
+  using Step = std::variant<Split, ByteLevel, Metaspace>;
 
-  Status add_stage(const JsonObject& component, bool last);
+  static Result<Step> read_step(const JsonObject& component, bool is_first,
+                                const Normalizer& normalizer);
 
-  std::vector<Stage> stages_;
+  std::vector<Step> steps_;
 };
-
-// Refuses a key of `component` that is not in `known`: an option nobody has heard of may change
-// every id. Errors: kUnsupported.
-Status refuse_unknown_keys(const JsonObject& component,
-                           std::initializer_list<std::string_view> known);
-
-// The parts a Sequence lists under `list_key`, or the component itself when it is no Sequence.
-Result<std::vector<JsonObject>> flatten_sequence(const JsonObject& component,
-                                                 std::string_view list_key);
 
 }  // namespace kvcache::runner
 

@@ -1,21 +1,18 @@
 #include "runner/tokenizer/stream_decoder.h"
 
-#include <utility>
-
-#include "runner/tokenizer/utf8.h"
-
 namespace kvcache::runner {
 
 std::string StreamDecoder::push(std::int32_t id) {
-  std::string text;
-  if (skip_special_ && tokenizer_->is_special(id)) return text;
-  pending_ += tokenizer_->token_bytes(id);
-  pending_.erase(0, append_complete_utf8(pending_, &text));
-  return text;
+  if (!tokenizer_->contains(id) || (skip_special_ && tokenizer_->is_special(id))) return {};
+  decoding_.push(tokenizer_->token_text(id));
+  return decoding_.take();
 }
 
 std::string StreamDecoder::flush() {
-  return std::exchange(pending_, {}).empty() ? std::string() : std::string(kReplacementCharacter);
+  decoding_.finish();
+  std::string text = decoding_.take();
+  decoding_ = Decoding(tokenizer_->decoder());
+  return text;
 }
 
 }  // namespace kvcache::runner

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "runner/tokenizer/decoder.h"
 #include "runner/tokenizer/tokenizer.h"
 
 namespace kvcache::runner {
@@ -14,19 +15,19 @@ namespace kvcache::runner {
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = false)
-      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
+      : tokenizer_(&tokenizer), skip_special_(skip_special), decoding_(tokenizer.decoder()) {}
 
-  // The text that is certain with this token: an unfinished character waits for its end.
+  // The text that is certain with this token: what a later one may change waits for it.
   std::string push(std::int32_t id);
 
-  // The end of the text: U+FFFD for an unfinished character, else nothing. The decoder then starts
-  // anew.
+  // The end of the text: what waited, with U+FFFD for bytes that are no character. The decoder then
+  // starts anew.
   std::string flush();
 
  private:
   const Tokenizer* tokenizer_;
   bool skip_special_;
-  std::string pending_;  // the start of one character, at most 3 bytes
+  Decoding decoding_;
 };
 
 }  // namespace kvcache::runner

@@ -1,8 +1,8 @@
 #include "runner/tokenizer/tokenizer.h"
 
-#include <deque>
 #include <utility>
 
+#include "runner/tokenizer/stream_decoder.h"
 #include "runner/tokenizer/utf8.h"
 
 namespace kvcache::runner {
@@ -18,11 +18,10 @@ Result<std::vector<std::int32_t>> Tokenizer::encode(std::string_view text,
   }
   return without_exceptions("text", [&]() -> Result<std::vector<std::int32_t>> {
     std::vector<std::int32_t> ids;
-    if (add_special_tokens) ids = prefix_;
+    if (add_special_tokens) ids = post_processor_.prefix;
     std::vector<TextPart> raw_parts;
     std::vector<TextPart> parts;
-    std::vector<std::string_view> words;
-    std::deque<std::string> storage;
+    Words words;
     added_.split_raw(text, &raw_parts);
     for (const TextPart& raw : raw_parts) {
       if (raw.id >= 0) {
@@ -37,30 +36,32 @@ Result<std::vector<std::int32_t>> Tokenizer::encode(std::string_view text,
           ids.push_back(part.id);
           continue;
         }
-        words.clear();
-        storage.clear();
-        KVC_RETURN_IF_ERROR(pre_tokenizer_.split(part.text, &storage, &words));
-        for (const std::string_view word : words) bpe_.encode(word, &ids);
+        const bool starts_text =
+            raw.text.data() == text.data() && part.text.data() == normalized.data();
+        words.list.clear();
+        words.storage.clear();
+        KVC_RETURN_IF_ERROR(pre_tokenizer_.split(part.text, starts_text, &words));
+        for (const std::string_view word : words.list) {
+          KVC_RETURN_IF_ERROR(bpe_.encode(word, &ids));
+        }
       }
     }
-    if (add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+    if (add_special_tokens)
+      ids.insert(ids.end(), post_processor_.suffix.begin(), post_processor_.suffix.end());
     return ids;
   });
 }
 
 std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special) const {
-  std::string bytes;
-  for (const std::int32_t id : ids) {
-    if (!skip_special || !is_special(id)) bytes += token_bytes(id);
-  }
+  StreamDecoder decoder(*this, skip_special);
   std::string text;
-  const std::size_t taken = append_complete_utf8(bytes, &text);
-  if (taken < bytes.size()) text += kReplacementCharacter;
+  for (const std::int32_t id : ids) text += decoder.push(id);
+  text += decoder.flush();
   return text;
 }
 
-std::string_view Tokenizer::token_bytes(std::int32_t id) const {
-  return contains(id) ? std::string_view(bytes_[static_cast<std::size_t>(id)]) : std::string_view();
+std::string_view Tokenizer::token_text(std::int32_t id) const {
+  return contains(id) ? std::string_view(texts_[static_cast<std::size_t>(id)]) : std::string_view();
 }
 
 std::optional<std::int32_t> Tokenizer::find_token(std::string_view content) const {

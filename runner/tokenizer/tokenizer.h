@@ -12,15 +12,18 @@
 #include "kvcache/status.h"
 #include "runner/tokenizer/added_tokens.h"
 #include "runner/tokenizer/bpe.h"
+#include "runner/tokenizer/decoder.h"
+#include "runner/tokenizer/normalizer.h"
+#include "runner/tokenizer/post_processor.h"
 #include "runner/tokenizer/pre_tokenizer.h"
 
 namespace kvcache::runner {
 
-// Byte-level BPE, the kind Qwen and Llama 3 use: NFC or no normalizer, Split and ByteLevel
-// pre-tokenizers, BPE with merges, added tokens, TemplateProcessing and ByteLevel post-processors,
-// the ByteLevel decoder. A part it does not know is refused by name. Ids and text are those of
-// Hugging Face tokenizers. Truncation and padding in the file are ignored, as transformers does
-// for a single text. Thread safety: const.
+// An interpreter of tokenizer.json: a BPE model with the normalizers, pre-tokenizers, added tokens,
+// post-processors and decoders of GPT-2, Qwen2, Llama 2 and 3 and their kin (each class says what
+// it knows). A part it does not know is refused by name. Ids and text are those of Hugging Face
+// tokenizers; decode(encode(x)) is what x is normalised to. Truncation and padding in the file are
+// ignored, as transformers does for a single text. Thread safety: const.
 class Tokenizer {
  public:
   // `path` is the file. Errors: kNotFound, kIo; kCorrupt: malformed, or contradicts itself;
@@ -32,8 +35,8 @@ class Tokenizer {
 
   // Ids of `text`. Added tokens written in the text become their ids; `add_special_tokens` adds
   // what the post-processor puts around a single text (Llama 3: <|begin_of_text|>). Errors:
-  // kInvalidArgument: not UTF-8, naming the byte; kUnsupported: the pattern gives up on it;
-  // kOutOfMemory.
+  // kInvalidArgument: not UTF-8, naming the byte; kUnsupported: a pattern gives up on it, or it
+  // needs an unknown token that the file does not have; kOutOfMemory.
   Result<std::vector<std::int32_t>> encode(std::string_view text,
                                            bool add_special_tokens = true) const;
 
@@ -41,15 +44,18 @@ class Tokenizer {
   // are left out, and special tokens too with `skip_special`.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const;
 
-  // The bytes a token adds to the text, which may be part of a character. Empty for an id that does
-  // not exist. Valid until the tokenizer is destroyed.
-  std::string_view token_bytes(std::int32_t id) const;
+  // A token as the file writes it (an added token that is `normalized` as its normalised text),
+  // before the decoder. Empty for an id that does not exist. Valid until the tokenizer is
+  // destroyed.
+  std::string_view token_text(std::int32_t id) const;
+
+  const Decoder& decoder() const { return decoder_; }
 
   bool contains(std::int32_t id) const { return kind_of(id) != Kind::kNone; }
   bool is_special(std::int32_t id) const { return kind_of(id) == Kind::kSpecial; }
 
-  // The id of a token by its content: an added token as written ("<|im_end|>"), any other in
-  // byte-level characters.
+  // The id of a token by its content: an added token as written ("<|im_end|>"), any other as the
+  // vocabulary writes it.
   std::optional<std::int32_t> find_token(std::string_view content) const;
 
   // One more than the highest id. Ids below it may be missing.
@@ -65,18 +71,16 @@ class Tokenizer {
 
   static Result<Tokenizer> parse_document(const JsonObject& root);
   void name_token(std::int32_t id, std::string_view content, Kind kind);
-  Status read_post_processor(const JsonObject& root);
-  Status read_template(const JsonObject& component);
   Kind kind_of(std::int32_t id) const;
 
   Normalizer normalizer_;
   PreTokenizer pre_tokenizer_;
   Bpe bpe_;
   AddedTokens added_;
-  std::vector<std::int32_t> prefix_;  // what the post-processor puts around a single text
-  std::vector<std::int32_t> suffix_;
+  PostProcessor post_processor_;
+  Decoder decoder_;
   std::vector<Kind> kinds_;         // [vocab_size]
-  std::vector<std::string> bytes_;  // [vocab_size]
+  std::vector<std::string> texts_;  // [vocab_size]
 };
 
 }  // namespace kvcache::runner

@@ -256,6 +256,7 @@ Status bind_problem(const TensorView& q, std::span<const std::int32_t> qo_indptr
       options.scale ? *options.scale : 1.0f / std::sqrt(static_cast<float>(kv.k_head_dim));
   problem->softcap = options.softcap;
   problem->causal = options.causal;
+  problem->reproducible = options.reproducible;
   problem->window = options.window;
   problem->sink_tokens = options.sink_tokens;
   problem->alibi_slopes = options.alibi_slopes;

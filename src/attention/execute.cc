@@ -99,6 +99,7 @@ class ItemRun {
     tile_.group = static_cast<std::int32_t>(group);
     tile_.k_dim = kv.k_head_dim;
     tile_.v_dim = kv.v_head_dim;
+    tile_.path = problem.path(item.seq);
     tile_.q = q;
     tile_.position = position;
     tile_.softcap = problem.softcap;

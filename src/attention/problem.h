@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/kernel_table.h"
 #include "kvcache/kv_view.h"
 #include "kvcache/tensor_view.h"
 #include "kvcache/types.h"
@@ -37,6 +38,7 @@ struct AttentionProblem {
   float scale = 1;
   float softcap = 0;
   bool causal = true;
+  bool reproducible = false;  // one path for every number of queries
   std::int64_t window = 0;
   std::int64_t sink_tokens = 0;
   const float* alibi_slopes = nullptr;  // [num_heads]
@@ -45,6 +47,9 @@ struct AttentionProblem {
 
   std::int64_t group() const { return num_heads / kv.num_kv_heads; }
   std::int64_t num_queries(std::int32_t seq) const { return qo_indptr[seq + 1] - qo_indptr[seq]; }
+  Path path(std::int32_t seq) const {
+    return reproducible || num_queries(seq) > kDecodeQueries ? Path::kPrefill : Path::kDecode;
+  }
 };
 
 // Where the row of (seq, query, head) starts.

@@ -38,12 +38,18 @@ struct KvRows {
   const std::int32_t* positions = nullptr;    // of each row; null: first_index + row
 };
 
+// How a sequence's step is computed: by the number of its new tokens, 1 to 8 or more. The bits of a
+// result depend on it, and on nothing else of the batch.
+enum class Path : std::uint8_t { kDecode, kPrefill };
+inline constexpr std::int64_t kDecodeQueries = 8;
+
 // Query rows of one KV head: row r is query r / group, head r % group of the group.
 struct QueryTile {
   std::int32_t num_queries = 0;
   std::int32_t group = 0;
   std::int32_t k_dim = 0;
   std::int32_t v_dim = 0;
+  Path path = Path::kPrefill;
   const float* q = nullptr;  // [num_queries * group, k_dim up to kRowPadding] times the scale
   const std::int64_t* position = nullptr;  // [num_queries]
 

@@ -217,6 +217,7 @@ class BatchingPair {
     }
     if (heads != kHeads && expected == kOk) return "";  // would give the batch another shape
     Status status;
+    const std::int64_t committed = memory_.committed(), regions = memory_.regions();
     HostTensor out(DType::kF32, shaped(kSlots, 2 * kHeads, count, kVDim));
     if (attended) {
       const HostTensor queries = random_rows(kSlots, count, 2 * kHeads, kKDim, op[3] + 9, &q);
@@ -229,6 +230,9 @@ class BatchingPair {
       if (fetched.ok() && !mask_is_right(*fetched, layer, count)) return "mask differs";
     }
     const std::string wrong = judge(attended ? "attend" : "update_and_fetch", status, expected);
+    if (!status.ok() && (memory_.committed() != committed || memory_.regions() != regions)) {
+      return "a failed append kept memory";
+    }
     if (!wrong.empty() || !status.ok()) return wrong;
     for (std::size_t b = 0; b < kSlots; ++b) {
       if (!slots_[b]) continue;

@@ -3,6 +3,7 @@
 #include <rapidcheck/gtest.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <random>
 
@@ -24,6 +25,7 @@ RC_GTEST_PROP(ContiguousCacheModel, AnySequenceOfOperationsAgrees,
   if (!wrong.empty()) RC_FAIL(wrong);
 }
 
+// KVCACHE_SOAK_SECONDS: how long; new operations every time, and their number is printed.
 TEST(ContiguousCacheSoak, LongRandomSequencesAgree) {
   const char* wanted = std::getenv("KVCACHE_SOAK_SECONDS");
   const double seconds = wanted != nullptr ? std::strtod(wanted, nullptr) : 0.2;
@@ -33,6 +35,7 @@ TEST(ContiguousCacheSoak, LongRandomSequencesAgree) {
                            ? static_cast<std::uint32_t>(std::strtoul(first, nullptr, 10))
                        : wanted != nullptr ? std::random_device{}()
                                            : 1;
+  long long operations = 0;
   do {
     std::mt19937 random(seed);
     std::vector<Op> ops(200);
@@ -43,10 +46,14 @@ TEST(ContiguousCacheSoak, LongRandomSequencesAgree) {
       const std::string wrong = run_operations(c.kind, c.layout, c.dtype, ops);
       ASSERT_TRUE(wrong.empty() && !HasFailure())
           << wrong << "; KVCACHE_SOAK_SEED=" << seed << " repeats it";
+      operations += static_cast<long long>(ops.size());
     }
     ++seed;
   } while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
            seconds);
+  if (wanted != nullptr) {
+    std::printf("ContiguousCacheSoak: %lld operations, 0 differences\n", operations);
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <thread>
 
 #include "base/memory_kinds.h"
 #include "kvcache/memory_plan.h"
@@ -274,6 +275,36 @@ TEST_P(Section0, Rule13RetainedMemoryStaysReadable) {
   cache->reset();
   cache->shrink();
   EXPECT_EQ(values(old).size(), 2u);  // no fault; what it reads is unspecified
+}
+
+TEST_P(Section0, Rule13ConstCallsOnOneCacheRunTogether) {
+  const auto cache = make();
+  ASSERT_OK(put(*cache, tokens({1, 2, 3})));
+  const CacheState before = state_of(*cache);
+  const auto look = [&] {
+    for (int i = 0; i < 20; ++i) {
+      EXPECT_TRUE(state_of(*cache) == before);
+      EXPECT_EQ(cache->view(0).value().get().parts[0].lengths[0], 3);
+    }
+  };
+  std::thread other(look);
+  look();
+  other.join();
+}
+
+TEST_P(Section0, Rule13DistinctCachesAreIndependent) {
+  const auto work = [&] {
+    const auto cache = make();
+    Floats expected;
+    for (int i = 0; i < 12; ++i) {
+      EXPECT_OK(put(*cache, tokens({static_cast<double>(i)})));
+      expected.push_back(static_cast<float>(i));
+    }
+    EXPECT_EQ(keys(*cache), expected);
+  };
+  std::thread other(work);
+  work();
+  other.join();
 }
 
 TEST_P(Section0, Rule14NbytesIsRowsStoredAndReservedHoldsThem) {

@@ -270,6 +270,43 @@ TEST_P(Section4, AViewOfSequencesHasTheirCommittedRowsInTheOrderAsked) {
 
 // --- commit, rollback. ---
 
+TEST_P(Section4, ASequenceHasOneLengthForAllLayersMovedByCommit) {
+  PagedFixture f = make();
+  const SequenceId a = f.open();
+  PagedCache::Step step = f.reserve(a, 3).value();
+  EXPECT_OK(f.write(step, {1, 2, 3}));
+  EXPECT_EQ(f.cache.seq_length(a).value(), 0);
+  EXPECT_OK(f.cache.commit(step));
+  EXPECT_EQ(f.cache.seq_length(a).value(), 3);
+  EXPECT_EQ(f.cache.next_position(a).value(), 3);
+  for (std::int64_t layer = 0; layer < f.num_layers; ++layer) {
+    EXPECT_EQ(f.cache.view(layer, {&a, 1}).value().get().parts[0].lengths[0], 3);
+  }
+}
+
+// Rule 13: pages never move, so a view is good until one of its own sequences changes.
+TEST_P(Section4, AViewStaysValidWhileOtherSequencesAreReservedWrittenAndCommitted) {
+  PagedFixture f = make();
+  const SequenceId a = f.open();
+  const SequenceId b = f.open();
+  EXPECT_OK(f.append(a, {1, 2, 3, 4, 5}));
+  const OwnedKvView view = f.cache.view(1, {&a, 1}).value();
+  for (int round = 0; round < 3; ++round) {
+    EXPECT_OK(f.append(b, {6, 7, 8, 9}));
+    EXPECT_EQ(f.tokens(view, 0, 1), (Tokens{1, 2, 3, 4, 5}));
+  }
+  EXPECT_OK(f.cache.release(b));
+  EXPECT_EQ(f.tokens(view, 0, 1), (Tokens{1, 2, 3, 4, 5}));
+}
+
+// Rule 9.
+TEST_P(Section4, GrowthCopiesNothing) {
+  PagedFixture f = make();
+  const SequenceId a = f.open();
+  for (int i = 1; i <= 30; ++i) EXPECT_OK(f.append(a, {static_cast<double>(i)}));
+  EXPECT_EQ(f.cache.stats().rows_copied, 0);
+}
+
 TEST_P(Section4, CommitKeepsTheAcceptedTokensAndReturnsTheRestOfTheRoom) {
   PagedFixture f = make();
   const SequenceId a = f.open();

@@ -91,6 +91,42 @@ TEST_P(Section5, GroupedQueryHeadsReadTheirKvHead) {
   expect_near(answer.out, {7, 7, 5, 5});
 }
 
+TEST_P(Section5, TheDefaultScaleIsOneOverTheRootOfTheKeysHeadSize) {
+  KvRowsData data({2}, 1, 4, 1);
+  for (std::int64_t row = 0; row < 2; ++row) {
+    for (int d = 0; d < 4; ++d) data.k_row(0, row, 0)[d] = 0;
+    *data.v_row(0, row, 0) = row == 0 ? 4 : 8;
+  }
+  *data.k_row(0, 1, 0) = kLn3;
+  const KvStorage storage(data);
+  const HostTensor q = tensor_of<float>({1, 1, 4}, {2, 0, 0, 0});
+  HostTensor out(DType::kF32, {1, 1, 1});
+  const std::vector<std::int32_t> indptr = {0, 1};
+  const Status status = attend(q, indptr, storage.view(), out.mutable_view(), {}, options());
+  ASSERT_TRUE(status.ok()) << status.to_string();
+  expect_near(values(out), {7});
+}
+
+TEST_P(Section5, SoftcapComesBeforeAlibiAndAlibiBeforeTheMask) {
+  // Scores 0 and ln 3 after the softcap, -ln 3 and ln 3 after ALiBi, equal after the mask.
+  const float slopes[] = {kLn3};
+  const HostTensor mask = tensor_of<float>({1, 1, 1, 2}, {2 * kLn3, 0});
+  AttentionOptions all = options();
+  all.softcap = kLn3;
+  all.alibi_slopes = slopes;
+  all.mask = mask;
+  const Answer answer = ask({1}, 1, keys({{0, 1e6f}}, {{4, 8}}), all);
+  expect_near(answer.out, {6});
+}
+
+TEST_P(Section5, AnInfiniteRowReachesOnlyTheQueriesThatSeeIt) {
+  const Answer key = ask({1, 1}, 1, keys({{0, kInfinity}}, {{4, 8}}), options());
+  EXPECT_EQ(key.out[0], 4);
+  EXPECT_TRUE(std::isnan(key.out[1]));
+  const Answer value = ask({1, 1}, 1, keys({{0, 0}}, {{4, kInfinity}}), options());
+  expect_near(value.out, {4, kInfinity});
+}
+
 TEST_P(Section5, CausalIsBottomRight) {
   const Answer answer = ask({1, 1}, 1, keys({{0, kLn3, 0}}, {{4, 8, 20}}), options());
   expect_near(answer.out, {7.0f, 9.6f});

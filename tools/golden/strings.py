@@ -7,6 +7,40 @@ import unicodedata
 MARKERS = {
     "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"],
     "llama3": ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|eot_id|>"],
+    "gpt2": ["<|endoftext|>", "<mask>", "<sep>", "<gap>", "river", "<n>"],
+    "llama2": ["<s>", "</s>", "<unk>", "[INST]", "[/INST]", "river", "<n>", "<0x41>", "\u2581"],
+    "llama2_legacy": ["<s>", "</s>", "<unk>", "[INST]", "New York", "river", "\u2581bridge"],
+}
+
+# Marks of added tokens with each of their flags: at the ends, beside spaces of other kinds, beside
+# one another, within words.
+MARKED = {
+    "qwen2": [],
+    "llama3": [],
+    "gpt2": [
+        "a <mask> b", "a \n\t<mask>\u3000b", "<mask>", "  <mask>  ", " <mask><mask> <mask>",
+        "a <sep> b", "a <sep> \n b", "<sep>", "  <sep>  ", "<sep> <mask>", "<sep>\u00a0<mask>x",
+        "a <gap> b", "\n<gap>\n", "<gap> <gap>", "<gap> <sep> <mask> <gap>", "a<gap>b",
+        "river", "river bank", "rivers", "a river.", "driver river_ 1river river1 éриver ériver",
+        "river\u0301", "river\u200d river\u00adx", "(river)", "<mask>river<sep>", "river river",
+        "<n>", "a <n> b<n>", "<n><mask> <n>", "it's<mask>'s", " <|endoftext|> <mask>",
+    ],
+    "llama2": [
+        "a [INST] b [/INST] c", "[INST]", "[/INST]", "  [INST]  [/INST]  ", "[/INST] [INST]",
+        "<s>[INST] hello [/INST] hi </s><s>[INST] more [/INST]", "\u3000[INST]\u3000a",
+        "<s>", "<s>a", "<s> a", "a<s>a", "</s>", "<unk>", "<unk>a", "<pad> <pad>",
+        "river", " river", "river a", "rivers driver river. (river)", "\u2581river", "river\u2581",
+        "<n>", " <n>", "a<n>b", "<n> a", "\u2581", "\u2581\u2581", "\u2581a \u2581 a\u2581 a",
+        "a\u2581b", " \u2581", "<0x41>", "<0x0A>", "a<0xFF>b", "\n", "a\nb", "         a          b",
+    ],
+    "llama2_legacy": [
+        "a [INST] b", "[INST]", "  [INST]  ", "[INST][INST] [INST]", "<s>", "<s>a", "<s> a", "a<s>a",
+        "<s>[INST] hello [INST]", "New York", " New York", "a New York", "a New York b", "New  York",
+        "NewYork", "<s>New York", "New York New York", "New\u2581York", "river", " river",
+        "a river", "a river b", "rivers", "a rivers driver", "<s>river", "(river) river.",
+        "a\u2581river", "bridge", "a bridge", "a bridge  b", "a bridges", "\u2581bridge \u2581",
+        "<s>bridge a", "a  bridge", "<0x41>", "a\u2581b", "\u2581", "         a          b", "\n",
+    ],
 }
 
 HARD = [

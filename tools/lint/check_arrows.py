@@ -25,7 +25,7 @@ ALLOWED = {
                 "kvcache/", "kvcache_c.h"),
     "runner": ("runner/", "kvcache/"),
     "runner/ops": ("runner/", "kvcache/", "kernels/cpu/simd/"),
-    "bench": ("bench/", "kvcache/", "kernels/cpu/simd/"),
+    "bench": ("bench/", "runner/", "kvcache/", "kernels/cpu/simd/"),
     "apps": ("apps/", "bench/", "runner/", "kvcache/"),
     "examples": ("kvcache/", "kvcache_c.h"),
     "tests": ("support/", "apps/", "bench/", "runner/", "api/", "attention/", "cache/", "kernels/",

@@ -11,6 +11,8 @@
 //   max(a, b)                           b where one is NaN
 //   choose(bits, a, b)                  lane i of a if bit i is set, else of b
 //   reduce_add, reduce_max              in a fixed order
+//   load_bf16_pairs                     2 kLanes elements, the even and the odd ones
+//   fold(x)                             lane i: the sum of x[i]
 //   transpose(x)                        kLanes vectors as a matrix
 //   exp, tanh                           math.inl
 #include <cstdint>
@@ -53,11 +55,21 @@ KVC_SIMD_FN F32 from_bits(U32 bits) {
   return x;
 }
 
+// The 2 * kLanes bf16 elements from `from` on: the even ones and the odd ones. (Little-endian.)
+KVC_SIMD_FN void load_bf16_pairs(const std::uint16_t* from, F32* even, F32* odd) {
+  U32 pairs;
+  __builtin_memcpy(&pairs, from, sizeof(pairs));
+  *even = from_bits(pairs << 16);
+  *odd = from_bits(pairs & set1_u32(0xffff0000u));
+}
+
 // Halves are folded onto each other.
 KVC_SIMD_FN float reduce_add(F32 x) {
   float lanes[kLanes];
   __builtin_memcpy(lanes, &x, sizeof(x));
+#pragma GCC unroll 4
   for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
     for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
   }
   return lanes[0];
@@ -65,7 +77,9 @@ KVC_SIMD_FN float reduce_add(F32 x) {
 KVC_SIMD_FN float reduce_max(F32 x) {
   float lanes[kLanes];
   __builtin_memcpy(lanes, &x, sizeof(x));
+#pragma GCC unroll 4
   for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
     for (int i = 0; i < half; ++i) {
       lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
     }
@@ -94,6 +108,26 @@ KVC_SIMD_FN F32 zip_high(F32 a, F32 b) {
 }
 #endif
 
+// The same within each 16 bytes.
+#if KVC_SIMD_BYTES == 16
+KVC_SIMD_FN F32 quad_low(F32 a, F32 b) { return zip_low(a, b); }
+KVC_SIMD_FN F32 quad_high(F32 a, F32 b) { return zip_high(a, b); }
+#elif KVC_SIMD_BYTES == 32
+KVC_SIMD_FN F32 quad_low(F32 a, F32 b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+}
+KVC_SIMD_FN F32 quad_high(F32 a, F32 b) {
+  return __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+}
+#else
+KVC_SIMD_FN F32 quad_low(F32 a, F32 b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+}
+KVC_SIMD_FN F32 quad_high(F32 a, F32 b) {
+  return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+}
+#endif
+
 // x[i][j] <-> x[j][i]. Zipping row i with row i + kLanes / 2 rotates the bits of the element's
 // address (row, column) by one; log2(kLanes) rotations exchange row and column.
 KVC_SIMD_FN void transpose(F32 (&x)[kLanes]) {
@@ -108,6 +142,37 @@ KVC_SIMD_FN void transpose(F32 (&x)[kLanes]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) x[i] = y[i];
   }
+}
+
+// Lane i of the result is the sum of the lanes of x[i], in the same order for every i.
+KVC_SIMD_FN F32 fold(const F32 (&x)[kLanes]) {
+  // Within 16 bytes: four vectors become one, x[4 i + j] in the lanes j.
+  F32 quads[kLanes / 4];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes / 4; ++i) {
+    const F32 a = quad_low(x[4 * i], x[4 * i + 2]) + quad_high(x[4 * i], x[4 * i + 2]);
+    const F32 b = quad_low(x[4 * i + 1], x[4 * i + 3]) + quad_high(x[4 * i + 1], x[4 * i + 3]);
+    quads[i] = quad_low(a, b) + quad_high(a, b);
+  }
+#if KVC_SIMD_BYTES == 16
+  return quads[0];
+#elif KVC_SIMD_BYTES == 32
+  return __builtin_shufflevector(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
+#else
+  F32 pairs[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    pairs[i] = __builtin_shufflevector(quads[2 * i], quads[2 * i + 1], 0, 1, 2, 3, 16, 17, 18, 19, 8,
+                                       9, 10, 11, 24, 25, 26, 27) +
+               __builtin_shufflevector(quads[2 * i], quads[2 * i + 1], 4, 5, 6, 7, 20, 21, 22, 23,
+                                       12, 13, 14, 15, 28, 29, 30, 31);
+  }
+  return __builtin_shufflevector(pairs[0], pairs[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21,
+                                 22, 23) +
+         __builtin_shufflevector(pairs[0], pairs[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27,
+                                 28, 29, 30, 31);
+#endif
 }
 
 }  // namespace kvcache::internal::KVC_SIMD

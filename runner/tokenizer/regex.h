@@ -1,7 +1,8 @@
-// The regular expression that cuts text into words before merges.
-#ifndef KVCACHE_RUNNER_TOKENIZER_SPLIT_PATTERN_H_
-#define KVCACHE_RUNNER_TOKENIZER_SPLIT_PATTERN_H_
+// Regular expressions of tokenizer.json.
+#ifndef KVCACHE_RUNNER_TOKENIZER_REGEX_H_
+#define KVCACHE_RUNNER_TOKENIZER_REGEX_H_
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -14,21 +15,28 @@ struct pcre2_real_match_context_8;
 
 namespace kvcache::runner {
 
+// A stretch of text: a match, or the gap between two. [begin, end) in bytes.
+struct Span {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+  bool matches = false;
+};
+
 // Patterns of tokenizer.json are written for Oniguruma and run here on PCRE2. Both agree on what
 // published byte-level tokenizers use; the shorthands they read differently are rewritten (\s, \w),
 // and everything that could mean something else is refused by name.
-class SplitPattern {
+class Regex {
  public:
   // `where` is what errors call the pattern.
   // Errors: kUnsupported: a construct whose meaning differs, or a pattern that matches nothing at
   // all somewhere; kCorrupt: PCRE2 does not accept it.
-  static Result<SplitPattern> compile(const std::string& pattern, const std::string& where);
+  static Result<Regex> compile(const std::string& pattern, const std::string& where);
 
-  // Appends the pieces of `text` in order: every match and every gap between matches, none empty.
-  // The pieces point into `text`. Thread safety: const.
+  // Appends the spans of `text` in order: every match and every gap between matches, none empty.
+  // Thread safety: const.
   // REQUIRES: `text` is UTF-8. Errors: kUnsupported: the pattern gives up on this text (match
   // limit); kOutOfMemory.
-  Status split(std::string_view text, std::vector<std::string_view>* pieces) const;
+  Status find(std::string_view text, std::vector<Span>* spans) const;
 
  private:
   struct CodeDeleter {
@@ -38,7 +46,7 @@ class SplitPattern {
     void operator()(pcre2_real_match_context_8* context) const noexcept;
   };
 
-  SplitPattern() = default;
+  Regex() = default;
 
   std::unique_ptr<pcre2_real_code_8, CodeDeleter> code_;
   std::unique_ptr<pcre2_real_match_context_8, ContextDeleter> limits_;
@@ -47,4 +55,4 @@ class SplitPattern {
 
 }  // namespace kvcache::runner
 
-#endif  // KVCACHE_RUNNER_TOKENIZER_SPLIT_PATTERN_H_
+#endif  // KVCACHE_RUNNER_TOKENIZER_REGEX_H_

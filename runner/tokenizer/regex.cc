@@ -1,5 +1,5 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include "runner/tokenizer/split_pattern.h"
+#include "runner/tokenizer/regex.h"
 
 #include <pcre2.h>
 
@@ -110,15 +110,13 @@ struct MatchDataDeleter {
 
 }  // namespace
 
-void SplitPattern::CodeDeleter::operator()(pcre2_code* code) const noexcept {
-  pcre2_code_free(code);
-}
+void Regex::CodeDeleter::operator()(pcre2_code* code) const noexcept { pcre2_code_free(code); }
 
-void SplitPattern::ContextDeleter::operator()(pcre2_match_context* context) const noexcept {
+void Regex::ContextDeleter::operator()(pcre2_match_context* context) const noexcept {
   pcre2_match_context_free(context);
 }
 
-Result<SplitPattern> SplitPattern::compile(const std::string& pattern, const std::string& where) {
+Result<Regex> Regex::compile(const std::string& pattern, const std::string& where) {
   if (pattern.size() > kMaxPatternBytes) {
     return found_expected(StatusCode::kUnsupported, where,
                           std::to_string(pattern.size()) + " bytes",
@@ -135,7 +133,7 @@ Result<SplitPattern> SplitPattern::compile(const std::string& pattern, const std
   if (!context) return Status(StatusCode::kOutOfMemory, where + ": found no memory to compile it");
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
 
-  SplitPattern result;
+  Regex result;
   result.where_ = where;
   int error = 0;
   PCRE2_SIZE offset = 0;
@@ -164,7 +162,7 @@ Result<SplitPattern> SplitPattern::compile(const std::string& pattern, const std
   return result;
 }
 
-Status SplitPattern::split(std::string_view text, std::vector<std::string_view>* pieces) const {
+Status Regex::find(std::string_view text, std::vector<Span>* spans) const {
   std::unique_ptr<pcre2_match_data, MatchDataDeleter> match(
       pcre2_match_data_create_from_pattern(code_.get(), nullptr));
   if (!match) return Status(StatusCode::kOutOfMemory, where_ + ": found no memory to match");
@@ -194,11 +192,11 @@ Status SplitPattern::split(std::string_view text, std::vector<std::string_view>*
                             where_ + ": at byte " + std::to_string(at) + " of the text",
                             "a match of nothing", "at least one character");
     }
-    if (begin > at) pieces->push_back(text.substr(at, begin - at));
-    pieces->push_back(text.substr(begin, end - begin));
+    if (begin > at) spans->push_back({at, begin, false});
+    spans->push_back({begin, end, true});
     at = end;
   }
-  if (at < text.size()) pieces->push_back(text.substr(at));
+  if (at < text.size()) spans->push_back({at, text.size(), false});
   return Status();
 }
 

@@ -1,4 +1,4 @@
-#include "runner/tokenizer/split_pattern.h"
+#include "runner/tokenizer/regex.h"
 
 #include <string>
 #include <vector>
@@ -15,26 +15,28 @@ constexpr const char* kQwen2 =
     R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 Pieces cut(const std::string& pattern, const std::string& text) {
-  const Result<SplitPattern> compiled = SplitPattern::compile(pattern, "p");
+  const Result<Regex> compiled = Regex::compile(pattern, "p");
   EXPECT_TRUE(compiled.ok()) << compiled.status().to_string();
-  std::vector<std::string_view> pieces;
-  EXPECT_TRUE(compiled->split(text, &pieces).ok());
-  return Pieces(pieces.begin(), pieces.end());
+  std::vector<Span> spans;
+  EXPECT_TRUE(compiled->find(text, &spans).ok());
+  Pieces pieces;
+  for (const Span& span : spans) pieces.push_back(text.substr(span.begin, span.end - span.begin));
+  return pieces;
 }
 
 std::string refused(const std::string& pattern) {
-  const Status status = SplitPattern::compile(pattern, "p").status();
+  const Status status = Regex::compile(pattern, "p").status();
   EXPECT_FALSE(status.ok()) << pattern;
   return status.message();
 }
 
-TEST(SplitPattern, MatchesAndGapsArePieces) {
+TEST(Regex, MatchesAndGapsCoverTheText) {
   EXPECT_EQ(cut("b+", "abbcb"), (Pieces{"a", "bb", "c", "b"}));
   EXPECT_EQ(cut("x", "abc"), Pieces{"abc"});
   EXPECT_EQ(cut("x", ""), Pieces{});
 }
 
-TEST(SplitPattern, ThePatternOfQwenCutsWordsDigitsAndSpace) {
+TEST(Regex, ThePatternOfQwenCutsWordsDigitsAndSpace) {
   EXPECT_EQ(cut(kQwen2, "Hello, WORLD'S  12\n\n x"),
             (Pieces{"Hello", ",", " WORLD", "'S", " ", " ", "1", "2", "\n\n", " x"}));
   EXPECT_EQ(cut(kQwen2, "a   "), (Pieces{"a", "   "}));
@@ -42,18 +44,18 @@ TEST(SplitPattern, ThePatternOfQwenCutsWordsDigitsAndSpace) {
 }
 
 // White_Space holds U+0085 but not U+180E, which PCRE2's own \s does.
-TEST(SplitPattern, SpaceIsThePropertyWhiteSpace) {
+TEST(Regex, SpaceIsThePropertyWhiteSpace) {
   EXPECT_EQ(cut(R"(\s+)", "a\u0085b\u180ec\u3000d"),
             (Pieces{"a", "\u0085", "b\u180ec", "\u3000", "d"}));
   EXPECT_EQ(cut(R"([^\s]+)", "\u180e x"), (Pieces{"\u180e", " ", "x"}));
 }
 
-TEST(SplitPattern, WordCharactersIncludeMarks) {
+TEST(Regex, WordCharactersIncludeMarks) {
   EXPECT_EQ(cut(R"(\w+)", "e\u0301_1-"), (Pieces{"e\u0301_1", "-"}));
   EXPECT_EQ(cut(R"(\W)", "e\u0301-"), (Pieces{"e\u0301", "-"}));
 }
 
-TEST(SplitPattern, WhatReadsDifferentlyElsewhereIsRefusedByName) {
+TEST(Regex, WhatReadsDifferentlyElsewhereIsRefusedByName) {
   EXPECT_EQ(refused(R"(a\h)").substr(0, 16), "p: found \"\\h\", e");
   for (const char* pattern :
        {"^a",      "a$",      "[a[b]]",   "[a&&b]",  "[]a]",    "(?m:a)", "(?s:a)",
@@ -64,7 +66,7 @@ TEST(SplitPattern, WhatReadsDifferentlyElsewhereIsRefusedByName) {
   }
 }
 
-TEST(SplitPattern, PatternsThatDoNotCompileOrMatchNothingAreRefused) {
+TEST(Regex, PatternsThatDoNotCompileOrMatchNothingAreRefused) {
   for (const char* pattern : {"a(", "[a", "a**", R"(\p{Nonsense})", "a*", "", "(?=a)", "a|"}) {
     refused(pattern);
   }
@@ -72,15 +74,15 @@ TEST(SplitPattern, PatternsThatDoNotCompileOrMatchNothingAreRefused) {
   refused(std::string(5000, '(') + "a" + std::string(5000, ')'));
 }
 
-TEST(SplitPattern, APatternThatExplodesGivesUpWithAnError) {
-  const Result<SplitPattern> pattern = SplitPattern::compile("(?:a+)+(?:a+)+b", "p");
+TEST(Regex, APatternThatExplodesGivesUpWithAnError) {
+  const Result<Regex> pattern = Regex::compile("(?:a+)+(?:a+)+b", "p");
   ASSERT_TRUE(pattern.ok());
-  std::vector<std::string_view> pieces;
+  std::vector<Span> spans;
   const std::string text(2000, 'a');
-  const Status status = pattern->split(text + "c", &pieces);
+  const Status status = pattern->find(text + "c", &spans);
   EXPECT_TRUE(status.ok() || status.code() == StatusCode::kUnsupported);
   const std::string with_b = "b" + text + "cb";
-  const Status second = pattern->split(with_b, &pieces);
+  const Status second = pattern->find(with_b, &spans);
   EXPECT_EQ(second.code(), StatusCode::kUnsupported);
 }
 

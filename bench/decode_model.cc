@@ -1,0 +1,291 @@
+#include "bench/decode_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+
+#include "bench/roofs.h"
+#include "kvcache/backend.h"
+#include "runner/model/model.h"
+
+namespace kvcache::bench {
+namespace {
+
+using runner::KvStore;
+using runner::ModelConfig;
+
+// Elements of the matrices of all layers, without embedding and head.
+std::int64_t layer_elements(const ModelConfig& config) {
+  const std::int64_t q = config.num_heads * config.head_dim;
+  const std::int64_t kv = config.num_kv_heads * config.head_dim;
+  return config.num_layers * config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size);
+}
+
+Status check_options(const DecodeModelOptions& options) {
+  const auto check = [](const char* name, std::int64_t value, std::int64_t least,
+                        std::int64_t most) {
+    if (value >= least && value <= most) return Status();
+    return Status(StatusCode::kInvalidArgument,
+                  std::string(name) + ": found " + std::to_string(value) + ", expected " +
+                      std::to_string(least) + " .. " + std::to_string(most));
+  };
+  const std::int64_t room = options.config.max_position_embeddings;
+  KVC_RETURN_IF_ERROR(check("repeats", options.repeats, 1, 1000));
+  KVC_RETURN_IF_ERROR(check("prompt", options.prompt, 1, room));
+  KVC_RETURN_IF_ERROR(check("tokens", options.tokens, 1, room / (options.repeats + 1)));
+  KVC_RETURN_IF_ERROR(check("threads", options.threads, 0, 1024));
+  for (const std::int64_t depth : options.depths) {
+    KVC_RETURN_IF_ERROR(check("depth", depth, 0, room - options.tokens * (options.repeats + 1)));
+  }
+  return {};
+}
+
+// A model, its threads, and what both need to run.
+class Subject {
+ public:
+  static Result<std::unique_ptr<Subject>> create(const DecodeModelOptions& options) {
+    std::unique_ptr<Executor> pool;
+    if (options.threads > 0) {
+      KVC_ASSIGN_OR_RETURN(pool, make_thread_pool(options.threads));
+    }
+    KVC_ASSIGN_OR_RETURN(runner::Model model,
+                         runner::Model::random(options.config, options.weights, options.seed));
+    return std::unique_ptr<Subject>(new Subject(options, std::move(model), std::move(pool)));
+  }
+
+  Result<std::unique_ptr<KvStore>> store(runner::StoreKind kind, std::int64_t room) const {
+    runner::KvStoreOptions store;
+    store.kind = kind;
+    store.dtype = options_.kv_dtype;
+    store.max_length = room;
+    return runner::make_kv_store(options_.config, store);
+  }
+
+  // Stores `count` random rows in every layer, as if that many tokens had been read.
+  Status fill(KvStore& store, std::int64_t count) {
+    constexpr std::int64_t kPiece = 512;
+    const std::int64_t heads = options_.config.num_kv_heads;
+    const std::int64_t dim = options_.config.head_dim;
+    std::vector<float> rows(static_cast<std::size_t>(2 * kPiece * heads * dim));
+    std::normal_distribution<float> normal;
+    for (float& x : rows) x = normal(random_);
+    for (std::int64_t done = 0; done < count; done += kPiece) {
+      const std::int64_t tokens = std::min(kPiece, count - done);
+      const TensorView k(rows.data(), DType::kF32, {tokens, heads, dim});
+      const TensorView v(rows.data() + kPiece * heads * dim, DType::kF32, {tokens, heads, dim});
+      KVC_RETURN_IF_ERROR(store.begin(tokens));
+      for (std::int64_t layer = 0; layer < options_.config.num_layers; ++layer) {
+        const auto written = store.write(layer, k, v, context());
+        if (!written.ok()) {
+          store.abandon();
+          return written.status();
+        }
+      }
+      KVC_RETURN_IF_ERROR(store.end());
+    }
+    return {};
+  }
+
+  std::vector<std::int32_t> random_tokens(std::int64_t count) {
+    std::uniform_int_distribution<std::int32_t> token(
+        0, static_cast<std::int32_t>(options_.config.vocab_size) - 1);
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(count));
+    for (std::int32_t& each : tokens) each = token(random_);
+    return tokens;
+  }
+
+  Status forward(std::span<const std::int32_t> tokens, KvStore& store) {
+    return model_.forward(tokens, store, state_, logits_, runner::LogitRows::kLast, {}, context());
+  }
+
+  // Seconds of decoding `count` random tokens one by one.
+  Result<double> decode(std::int64_t count, KvStore& store) {
+    const std::vector<std::int32_t> tokens = random_tokens(count);
+    const double start = meter().now();
+    for (const std::int32_t& token : tokens) {
+      KVC_RETURN_IF_ERROR(forward({&token, 1}, store));
+    }
+    return meter().now() - start;
+  }
+
+  // Logits of a short text, token by token in a cache against one pass without.
+  Result<double> check() {
+    const std::vector<std::int32_t> tokens = random_tokens(9);
+    KVC_ASSIGN_OR_RETURN(const auto none, store(runner::StoreKind::kNone, 0));
+    KVC_RETURN_IF_ERROR(forward(tokens, *none));
+    const std::vector<float> expected = logits_;
+    KVC_ASSIGN_OR_RETURN(const auto cached,
+                         store(options_.cache, static_cast<std::int64_t>(tokens.size())));
+    for (const std::int32_t& token : tokens) {
+      KVC_RETURN_IF_ERROR(forward({&token, 1}, *cached));
+    }
+    double difference = 0;
+    double norm = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const double error = static_cast<double>(logits_[i]) - expected[i];
+      difference += error * error;
+      norm += static_cast<double>(expected[i]) * expected[i];
+    }
+    // Nothing but zeros is no answer either.
+    if (!std::isfinite(norm) || norm == 0) return std::numeric_limits<double>::infinity();
+    return std::sqrt(difference / norm);
+  }
+
+  Meter meter() const { return {context().executor, options_.clock}; }
+
+ private:
+  Subject(const DecodeModelOptions& options, runner::Model model, std::unique_ptr<Executor> pool)
+      : options_(options),
+        model_(std::move(model)),
+        pool_(std::move(pool)),
+        random_(options.seed) {}
+
+  ExecContext context() const {
+    ExecContext context;
+    context.executor = pool_ != nullptr ? pool_.get() : &default_executor();
+    return context;
+  }
+
+  const DecodeModelOptions options_;
+  const runner::Model model_;
+  const std::unique_ptr<Executor> pool_;
+  std::mt19937_64 random_;
+  runner::ForwardState state_;
+  std::vector<float> logits_;
+};
+
+Case summary(const std::string& name, const std::vector<double>& rates,
+             const std::vector<double>& roofs, double error, const DecodeModelOptions& options) {
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < rates.size(); ++i) ratios.push_back(rates[i] / roofs[i]);
+  const Spread spread = spread_of(rates);
+  Case result;
+  result.name = name;
+  result.achieved = spread.median;
+  result.roof = median(roofs);
+  result.ratio = median(ratios);
+  result.unit = "tokens/s";
+  result.error = error;
+  // Products of 16-bit weights may round their other operand to the same type.
+  result.tolerance = options.weights == DType::kF32 ? 1e-4 : 3e-2;
+  result.details = {{"least", spread.least}, {"most", spread.most}};
+  return result;
+}
+
+}  // namespace
+
+Result<ModelConfig> model_shape(std::string_view name) {
+  ModelConfig config;
+  config.tie_word_embeddings = true;
+  config.head_dim = 64;
+  if (name == "qwen2-0.5b") {
+    config.family = runner::ModelFamily::kQwen2;
+    config.vocab_size = 151936;
+    config.hidden_size = 896;
+    config.intermediate_size = 4864;
+    config.num_layers = 24;
+    config.num_heads = 14;
+    config.num_kv_heads = 2;
+    config.max_position_embeddings = 32768;
+    config.rope.theta = 1e6;
+    config.attention_bias = true;
+    return config;
+  }
+  if (name == "llama-1b") {
+    config.family = runner::ModelFamily::kLlama;
+    config.vocab_size = 128256;
+    config.hidden_size = 2048;
+    config.intermediate_size = 8192;
+    config.num_layers = 16;
+    config.num_heads = 32;
+    config.num_kv_heads = 8;
+    config.max_position_embeddings = 131072;
+    config.rms_norm_eps = 1e-5;
+    config.rope = {runner::RopeConfig::Type::kLlama3, 5e5, 32.0, 1.0, 4.0, 8192};
+    return config;
+  }
+  return Status(StatusCode::kInvalidArgument,
+                "shape: found " + std::string(name) + ", expected qwen2-0.5b or llama-1b");
+}
+
+std::int64_t decode_bytes(const ModelConfig& config, DType weights, DType kv_dtype,
+                          std::int64_t depth) {
+  const std::int64_t elements = layer_elements(config) + config.vocab_size * config.hidden_size;
+  const std::int64_t row = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
+  return elements * size_of(weights) + depth * row * size_of(kv_dtype);
+}
+
+double prompt_operations(const ModelConfig& config, std::int64_t tokens) {
+  const auto count = static_cast<double>(tokens);
+  const auto attention =
+      static_cast<double>(4 * config.num_layers * config.num_heads * config.head_dim) * count *
+      (count + 1) / 2;
+  return 2 * static_cast<double>(layer_elements(config)) * count +
+         2 * static_cast<double>(config.vocab_size * config.hidden_size) + attention;
+}
+
+Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
+                                           const std::function<void(int, int)>& on_progress) {
+  KVC_RETURN_IF_ERROR(check_options(options));
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject, Subject::create(options));
+  KVC_ASSIGN_OR_RETURN(
+      const Pages pages,
+      Pages::create(options.roof_bytes > 0 ? options.roof_bytes : 8 * last_level_bytes()));
+  const RoofKernels& kernels = roof_kernels(nullptr);
+  const Meter meter = subject->meter();
+  const std::int64_t total = options.repeats * static_cast<std::int64_t>(options.depths.size() + 1);
+  int done = 0;
+  const auto advance = [&] {
+    if (on_progress) on_progress(++done, static_cast<int>(total));
+  };
+  KVC_ASSIGN_OR_RETURN(const double error, subject->check());
+
+  std::vector<Case> cases;
+  std::vector<double> rates, roofs;
+  const bool dot = options.weights == DType::kBF16 && kernels.dot_bf16 != nullptr;
+  for (int repeat = 0; repeat < options.repeats; ++repeat) {
+    constexpr double kBurst = 20e-3;  // seconds
+    const double compute =
+        dot ? dot_bf16_rate(kernels, meter, kBurst) : fma_rate(kernels, meter, kBurst);
+    KVC_ASSIGN_OR_RETURN(const auto store, subject->store(options.cache, options.prompt));
+    const std::vector<std::int32_t> tokens = subject->random_tokens(options.prompt);
+    const double start = meter.now();
+    KVC_RETURN_IF_ERROR(subject->forward(tokens, *store));
+    const auto count = static_cast<double>(options.prompt);
+    rates.push_back(count / (meter.now() - start));
+    roofs.push_back(count * compute / prompt_operations(options.config, options.prompt));
+    advance();
+  }
+  cases.push_back(
+      summary("prompt of " + std::to_string(options.prompt), rates, roofs, error, options));
+
+  for (const std::int64_t depth : options.depths) {
+    rates.clear();
+    roofs.clear();
+    const std::int64_t room = depth + options.tokens * (options.repeats + 1);
+    KVC_ASSIGN_OR_RETURN(const auto store, subject->store(options.cache, room));
+    KVC_RETURN_IF_ERROR(subject->fill(*store, depth));
+    KVC_ASSIGN_OR_RETURN(double seconds, subject->decode(options.tokens, *store));  // warms
+    for (int repeat = 0; repeat < options.repeats; ++repeat) {
+      const double read =
+          static_cast<double>(pages.bytes()) /
+          read_seconds(kernels, {pages.data(), static_cast<std::size_t>(pages.bytes())}, meter);
+      // Half of the tokens of this repeat are stored on average.
+      const std::int64_t stored = store->length() + options.tokens / 2;
+      KVC_ASSIGN_OR_RETURN(seconds, subject->decode(options.tokens, *store));
+      rates.push_back(static_cast<double>(options.tokens) / seconds);
+      roofs.push_back(read / static_cast<double>(decode_bytes(options.config, options.weights,
+                                                              options.kv_dtype, stored)));
+      advance();
+    }
+    cases.push_back(
+        summary("decode at depth " + std::to_string(depth), rates, roofs, error, options));
+  }
+  return cases;
+}
+
+}  // namespace kvcache::bench

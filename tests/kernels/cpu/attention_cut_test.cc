@@ -1,0 +1,209 @@
+// attend_cut against a float64 definition, on random tiles: every backend that runs here, and the
+// algorithm in vectors of 32 and 64 bytes, whatever the processor has.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/cpu/vector_widths.h"
+#include "kernels/kernel_table.h"
+#include "kvcache/types.h"
+
+namespace kvcache::internal {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Kernels {
+  std::string name;
+  const AttentionKernels* functions;
+};
+
+std::vector<Kernels> all_kernels() {
+  std::vector<Kernels> found = {{"vectors_256", &vectors_256::attention_kernels()},
+                                {"vectors_512", &vectors_512::attention_kernels()}};
+  std::int32_t count = 0;
+  const Backend* all = all_backends(&count);
+  for (std::int32_t i = 0; i < count; ++i) {
+    if (all[i].available && all[i].attention != nullptr) {
+      found.push_back({all[i].name, all[i].attention});
+    }
+  }
+  return found;
+}
+
+// Rows in pages of a random order; unused slots are NaN.
+struct Rows {
+  DType dtype = DType::kF32;
+  std::int64_t dim = 0, page_size = 0;
+  std::vector<float> values;          // [num_rows, dim] as stored
+  std::vector<std::uint32_t> stored;  // words, so that rows of any type are aligned
+
+  std::byte* at(std::int64_t page, std::int64_t slot) {
+    return reinterpret_cast<std::byte*>(stored.data()) +
+           (page * page_size + slot) * dim * size_of(dtype);
+  }
+};
+
+void put(DType dtype, float x, std::byte* to, float* as_stored) {
+  if (dtype == DType::kF32) {
+    std::memcpy(to, &x, sizeof(x));
+    *as_stored = x;
+  } else if (dtype == DType::kF16) {
+    const Float16 half = to_float16(x);
+    std::memcpy(to, &half, sizeof(half));
+    *as_stored = to_float(half);
+  } else {
+    const BFloat16 half = to_bfloat16(x);
+    std::memcpy(to, &half, sizeof(half));
+    *as_stored = to_float(half);
+  }
+}
+
+Rows random_rows(std::mt19937& random, DType dtype, std::int64_t num_rows, std::int64_t dim,
+                 std::int64_t page_size, const std::vector<std::int32_t>& table) {
+  Rows rows;
+  rows.dtype = dtype;
+  rows.dim = dim;
+  rows.page_size = page_size;
+  const auto slots = static_cast<std::int64_t>(table.size()) * page_size;
+  rows.stored.assign(static_cast<std::size_t>(slots * dim * size_of(dtype) / 4 + 1), 0xffffffffu);
+  std::normal_distribution<float> normal;
+  for (std::int64_t r = 0; r < num_rows; ++r) {
+    std::byte* to = rows.at(table[static_cast<std::size_t>(r / page_size)], r % page_size);
+    for (std::int64_t d = 0; d < dim; ++d) {
+      float stored = 0;
+      put(dtype, normal(random), to + d * size_of(dtype), &stored);
+      rows.values.push_back(stored);
+    }
+  }
+  return rows;
+}
+
+class AttentionCutTest : public ::testing::TestWithParam<Kernels> {};
+
+TEST_P(AttentionCutTest, RandomTilesAgreeWithTheDefinition) {
+  const AttentionKernels& kernels = *GetParam().functions;
+  std::mt19937 random(7);
+  const auto below = [&](std::int64_t n) {
+    return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
+  };
+  constexpr std::int64_t kDims[] = {1, 7, 8, 24, 40, 64, 72, 80, 96, 128, 136};
+  for (int round = 0; round < 400; ++round) {
+    QueryTile tile;
+    tile.path = static_cast<Path>(round % 2);
+    tile.group = static_cast<std::int32_t>(1 + below(8));
+    tile.num_queries = static_cast<std::int32_t>(1 + below(round % 4 == 0 ? 1 : 8));
+    tile.k_dim = static_cast<std::int32_t>(kDims[below(11)]);
+    tile.v_dim = static_cast<std::int32_t>(kDims[below(11)]);
+    if (below(3) == 0) tile.window = 1 + below(90);
+    tile.sink_tokens = tile.window > 0 ? below(5) : 0;
+    const std::int64_t rows = std::int64_t{tile.num_queries} * tile.group;
+    const std::int64_t k_stride = (tile.k_dim + kRowPadding - 1) / kRowPadding * kRowPadding;
+    const std::int64_t v_stride = (tile.v_dim + kRowPadding - 1) / kRowPadding * kRowPadding;
+
+    const std::int64_t length = 1 + below(300);
+    const std::int64_t page_size = round % 3 == 0 ? length : 1 + below(70);
+    std::vector<std::int32_t> table;
+    for (std::int64_t page = 0; page * page_size < length; ++page) {
+      table.insert(table.begin() + below(page + 1), static_cast<std::int32_t>(page));
+    }
+    const DType k_dtype = static_cast<DType>(below(3));
+    const DType v_dtype = static_cast<DType>(below(3));
+    Rows k = random_rows(random, k_dtype, length, tile.k_dim, page_size, table);
+    Rows v = random_rows(random, v_dtype, length, tile.v_dim, page_size, table);
+    KvRows kv;
+    kv.k = k.at(0, 0);
+    kv.v = v.at(0, 0);
+    kv.k_dtype = k_dtype;
+    kv.v_dtype = v_dtype;
+    kv.k_token_stride = tile.k_dim;
+    kv.v_token_stride = tile.v_dim;
+    kv.k_page_stride = page_size * tile.k_dim;
+    kv.v_page_stride = page_size * tile.v_dim;
+    kv.page_size = page_size;
+    kv.block_table = table.data();
+    kv.num_rows = length;
+    kv.first_index = below(2) * below(200);
+
+    std::normal_distribution<float> normal;
+    std::vector<float> q(static_cast<std::size_t>(rows * k_stride));
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t d = 0; d < tile.k_dim; ++d) {
+        q[static_cast<std::size_t>(r * k_stride + d)] = normal(random);
+      }
+    }
+    std::vector<std::int64_t> position;
+    for (std::int32_t i = 0; i < tile.num_queries; ++i) {
+      position.push_back(kv.first_index + length - tile.num_queries + i);
+    }
+    tile.q = q.data();
+    tile.position = position.data();
+
+    CutTask task;
+    task.tile = &tile;
+    task.rows = &kv;
+    task.begin = below(length);
+    task.end = task.begin + 1 + below(length - task.begin);
+    task.causal_end = below(2) == 0 ? length - tile.num_queries + 1 : 1000000;
+    std::vector<float> max(static_cast<std::size_t>(rows), NAN), sum(max),
+        acc(static_cast<std::size_t>(rows * v_stride), NAN);
+    task.partial = {max.data(), sum.data(), acc.data()};
+    std::vector<std::byte> memory(
+        static_cast<std::size_t>(kernels.scratch_bytes(rows, tile.k_dim, tile.v_dim)) + 64);
+    task.scratch = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64);
+    kernels.attend_cut(task);
+
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t query = r / tile.group;
+      std::vector<double> scores(static_cast<std::size_t>(length), -kInfinity);
+      double top = -kInfinity;
+      for (std::int64_t j = task.begin; j < task.end && j < task.causal_end + query; ++j) {
+        const std::int64_t at = kv.first_index + j;
+        if (tile.window > 0 && position[static_cast<std::size_t>(query)] - at >= tile.window &&
+            at >= tile.sink_tokens) {
+          continue;
+        }
+        double s = 0;
+        for (std::int64_t d = 0; d < tile.k_dim; ++d) {
+          s += static_cast<double>(q[static_cast<std::size_t>(r * k_stride + d)]) *
+               k.values[static_cast<std::size_t>(j * tile.k_dim + d)];
+        }
+        scores[static_cast<std::size_t>(j)] = s;
+        top = std::max(top, s);
+      }
+      const std::size_t row = static_cast<std::size_t>(r);
+      if (top == -kInfinity) {
+        EXPECT_EQ(max[row], -kInfinity) << "round " << round;
+        EXPECT_EQ(sum[row], 0) << "round " << round;
+        continue;
+      }
+      double total = 0;
+      std::vector<double> expected(static_cast<std::size_t>(tile.v_dim));
+      for (std::int64_t j = 0; j < length; ++j) {
+        const double weight = std::exp(scores[static_cast<std::size_t>(j)] - top);
+        total += weight;
+        if (weight == 0) continue;
+        for (std::int64_t d = 0; d < tile.v_dim; ++d) {
+          expected[static_cast<std::size_t>(d)] +=
+              weight * v.values[static_cast<std::size_t>(j * tile.v_dim + d)];
+        }
+      }
+      ASSERT_NEAR(max[row] + std::log(sum[row]), top + std::log(total), 2e-5) << "round " << round;
+      for (std::int64_t d = 0; d < tile.v_dim; ++d) {
+        ASSERT_NEAR(acc[static_cast<std::size_t>(r * v_stride + d)] / sum[row],
+                    expected[static_cast<std::size_t>(d)] / total, 3e-5)
+            << "round " << round << ", row " << r << ", element " << d;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, AttentionCutTest, ::testing::ValuesIn(all_kernels()),
+                         [](const auto& kernels) { return kernels.param.name; });
+
+}  // namespace
+}  // namespace kvcache::internal

@@ -1,0 +1,17 @@
+// The attention kernels in vectors that this processor need not have, by the compiler's vector
+// extension: what differs between instruction sets in attention.inl is their width.
+#ifndef KVCACHE_TESTS_KERNELS_CPU_VECTOR_WIDTHS_H_
+#define KVCACHE_TESTS_KERNELS_CPU_VECTOR_WIDTHS_H_
+
+#include "kernels/kernel_table.h"
+
+namespace kvcache::internal {
+namespace vectors_256 {
+const AttentionKernels& attention_kernels();
+}
+namespace vectors_512 {
+const AttentionKernels& attention_kernels();
+}
+}  // namespace kvcache::internal
+
+#endif  // KVCACHE_TESTS_KERNELS_CPU_VECTOR_WIDTHS_H_

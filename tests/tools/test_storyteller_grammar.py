@@ -82,6 +82,15 @@ class LogProbabilities(unittest.TestCase):
             self.assertLess(starts[-1], len(story.text))
             self.assertTrue(all(logp <= 0 for _, logp in story.choices))
 
+    def test_the_options_of_a_choice_hold_what_was_written_and_sum_to_one(self):
+        for story in stories(50, seed=10):
+            self.assertEqual(len(story.options), len(story.choices))
+            for (at, logp), (texts, logps) in zip(story.choices, story.options, strict=True):
+                self.assertAlmostEqual(math.fsum(map(math.exp, logps)), 1.0)
+                options = zip(texts, logps, strict=True)
+                written = [p for text, p in options if story.text.startswith(text, at)]
+                self.assertEqual(written, [logp])
+
     def test_the_probability_of_the_opening_words_is_as_often_seen(self):
         told = stories(1500, seed=4)
         sagas = sum(story.text.startswith(tuple(words.LONG_OPENINGS)) for story in told)
@@ -117,6 +126,17 @@ class Rejecting(unittest.TestCase):
                 grammar.read(text)
             refused += 1
         self.assertEqual(refused, 100)
+
+    def test_somebody_doing_something_with_themselves_is_refused_but_no_stranger(self):
+        text = (
+            "Long ago there was a kind baker named Anna, who loved music and had a red lamp. "
+            "She lived on a farm in the valley. Anna met a shy cook named Tom, who loved maps and "
+            "had a blue hat. Anna danced with {}."
+        )
+        self.assertTrue(grammar.parses(text.format("Tom")))
+        with self.assertRaises(grammar.NotAStory) as refused:
+            grammar.read(text.format("Anna"))
+        self.assertNotIsInstance(refused.exception, grammar.Stranger)
 
     def test_a_text_outside_the_grammar_is_refused(self):
         story = stories(1, seed=8)[0].text

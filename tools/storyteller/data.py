@@ -1,5 +1,6 @@
 """Token streams for training and measuring: stories of the grammar, encoded, never told twice."""
 
+import math
 import os
 import random
 import sys
@@ -112,6 +113,138 @@ class Rows:
             batch[row] = self._ids[self.at : self.at + length + 1]
             self.at += length
         return batch
+
+
+class Chances:
+    """The generator's own chances of the next token, wherever its choices decide it.
+
+    A training target that holds them all teaches more than the one token that chance picked.
+    """
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self._known = {}
+
+    def _ids(self, text):
+        ids = self._known.get(text)
+        if ids is None:
+            ids = tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            if text[-1] in ". ":  # that token may still grow: ".\n", " kite"
+                ids = ids[:-1]
+            self._known[text] = ids
+        return ids
+
+    def of(self, story, ids, starts):
+        """Yields (position, tokens, chances), for tokens that could follow ids[:position].
+
+        ids, starts: the story's tokens and the character where each begins. Positions that are not
+        yielded have one choice only, or one that no whole tokens tell apart (`.` before a line
+        feed): there the token that was written is an unbiased target.
+        """
+        text = story.text
+        for (at, _), (options, logps) in zip(story.choices, story.options, strict=True):
+            if len(options) == 1:
+                continue
+            first = int(np.searchsorted(starts, at, side="right")) - 1
+            before = text[starts[first] : at]
+            if before.strip(' "'):
+                continue
+            left = []
+            for option, logp in zip(options, logps, strict=True):
+                if option == "\n":  # joins the token before, unless that one cannot grow
+                    joined = self._ids(text[starts[first - 1] : at] + "\n")
+                    if joined[0] != ids[first - 1]:
+                        continue
+                    left.append((joined[1:], math.exp(logp)))
+                else:
+                    left.append((self._ids(before + option), math.exp(logp)))
+            depth = 0
+            while first + depth < len(ids) and all(len(path) > depth for path, _ in left):
+                chances = {}
+                for path, chance in left:
+                    chances[path[depth]] = chances.get(path[depth], 0.0) + chance
+                token = int(ids[first + depth])
+                if token not in chances:
+                    break
+                total = math.fsum(chances.values())
+                if len(chances) > 1:
+                    yield first + depth, list(chances), [c / total for c in chances.values()]
+                left = [(path, chance) for path, chance in left if path[depth] == token]
+                depth += 1
+
+
+class WholeStories:
+    """Training batches of whole stories, each a row from its beginning.
+
+    A row is END, the story, END; one in four lacks the first END. Rows longer than asked are cut.
+    Stories of one batch are of like length; shorter ones are filled up with END, without weight.
+    Batches of shard k depend on (seed, k, tokens, longest) only, so a run is resumed by its
+    position (shard, batch).
+    """
+
+    def __init__(self, tokenizer, seed=TRAIN_SEED << 1, shard_stories=512):
+        self._tokenizer, self._seed, self._stories = tokenizer, seed, shard_stories
+        self._end = tokenizer.token_to_id(END)
+        self._chances = Chances(tokenizer)
+        self.shard, self.at = 0, 0
+        self._loaded = None
+
+    def state(self):
+        return {"shard": self.shard, "at": self.at}
+
+    def restore(self, state):
+        self.shard, self.at = state["shard"], state["at"]
+
+    def _load(self, tokens, longest):
+        rng = random.Random(self._seed + self.shard)
+        told = [grammar.write(rng) for _ in range(self._stories)]
+        rows = []
+        for story, encoding in zip(
+            told, self._tokenizer.encode_batch([s.text for s in told]), strict=True
+        ):
+            starts = np.array([start for start, _ in encoding.offsets])
+            bare = int(rng.random() < 0.25)
+            ids = np.array([self._end, *encoding.ids, self._end][bare:], dtype=np.int64)
+            soft = [
+                (at - bare, tokens_there, chances)
+                for at, tokens_there, chances in self._chances.of(story, encoding.ids, starts)
+                if bare <= at < longest + bare
+            ]
+            rows.append((ids[: longest + 1], soft))
+        rows.sort(key=lambda row: len(row[0]))
+        self._batches, batch = [], []
+        for row in rows:
+            if batch and (len(batch) + 1) * (len(row[0]) - 1) > tokens:
+                self._batches.append(batch)
+                batch = []
+            batch.append(row)
+        self._batches.append(batch)
+        rng.shuffle(self._batches)
+        self._loaded = (self.shard, tokens, longest)
+
+    def take(self, tokens, longest):
+        """About `tokens` tokens: ids `[rows, length + 1]`, weights `[rows, length]`, the targets
+        that have several chances `(positions in weights laid flat, tokens, chances)`."""
+        if self._loaded != (self.shard, tokens, longest):
+            self._load(tokens, longest)
+        if self.at >= len(self._batches):
+            self.shard, self.at = self.shard + 1, 0
+            self._load(tokens, longest)
+        batch = self._batches[self.at]
+        self.at += 1
+        length = max(len(ids) for ids, _ in batch) - 1
+        filled = np.full((len(batch), length + 1), self._end, dtype=np.int64)
+        weights = np.zeros((len(batch), length), dtype=np.float32)
+        places, options, parts = [], [], []
+        for row, (ids, soft) in enumerate(batch):
+            filled[row, : len(ids)] = ids
+            weights[row, : len(ids) - 1] = 1.0
+            for at, tokens_there, chances in soft:
+                places += [row * length + at] * len(chances)
+                options += tokens_there
+                parts += chances
+        chances = np.array(places), np.array(options), np.array(parts, dtype=np.float32)
+        return filled, weights, chances
 
 
 def measure(tokenizer, story):

@@ -2,7 +2,7 @@
 
 Prints JSON and draws two plots.
 - loss: held-out loss per token beside the generator's own, with and without questions' answers;
-- samples: stories sampled at each temperature, how many parse and name only people they introduced,
+- samples: stories sampled in each way, how many parse and name only people they introduced,
   and how many of those also keep every fact;
 - recall: how often the whole answer of a question is the model's first choice, by the distance to
   where it was told.
@@ -76,8 +76,11 @@ def measure_loss(model, tokenizer, stories):
 
 
 @torch.no_grad()
-def sample(model, tokenizer, stories, seed, most, temperature):
-    """Stories drawn after END, each ended by END or cut after `most` tokens."""
+def sample(model, tokenizer, stories, seed, most, temperature, min_p=0.0):
+    """Stories drawn after END, each ended by END or cut after `most` tokens.
+
+    min_p: tokens less likely than this share of the likeliest one are never drawn.
+    """
     generator = torch.Generator().manual_seed(seed)
     end = tokenizer.token_to_id(data.END)
     past = [[] for _ in model.model.layers]
@@ -86,6 +89,7 @@ def sample(model, tokenizer, stories, seed, most, temperature):
     open_rows = list(range(stories))
     for _ in range(most):
         chances = torch.softmax(model(last, past)[:, -1] / temperature, dim=-1)
+        chances[chances < min_p * chances.amax(-1, keepdim=True)] = 0.0
         last = torch.multinomial(chances, 1, generator=generator)
         going = [i for i, token in enumerate(last[:, 0].tolist()) if token != end]
         for i in going:
@@ -200,7 +204,11 @@ def draw_recall(found, path):
 def draw_loss(log, path):
     lines = [json.loads(line) for line in open(log)]
     figure, axes = plt.subplots(figsize=(6.4, 3.8), dpi=110)
-    tokens = [line["tokens"] / 1e6 for line in lines]
+    tokens, before = [], 0.0  # a second run counts from nothing; it goes on where the first ended
+    for i, line in enumerate(lines):
+        if i and line["step"] < lines[i - 1]["step"]:
+            before = tokens[-1]
+        tokens.append(before + line["tokens"] / 1e6)
     axes.plot(
         tokens,
         [line["questions_aside"] for line in lines],
@@ -232,7 +240,13 @@ def main():
     folder = os.path.join(ROOT, "models", "storyteller")
     parser.add_argument("--model", default=folder)
     parser.add_argument("--stories", type=int, default=300, help="held-out stories for the loss")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.7])
+    parser.add_argument(
+        "--sampling",
+        nargs="+",
+        default=["1.0", "1.0,0.02", "0.7"],
+        metavar="TEMPERATURE[,MIN_P]",
+        help="how stories are sampled; each way is measured",
+    )
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument(
         "--most", type=int, default=1024, help="tokens of a sampled story before it is cut"
@@ -250,12 +264,14 @@ def main():
     model = Storyteller.load(args.model).eval()
 
     report = {"loss": measure_loss(model, tokenizer, args.stories)}
-    for temperature in args.temperatures:
-        texts = sample(model, tokenizer, args.samples, SAMPLE_SEED, args.most, temperature)
+    for sampling in args.sampling:
+        temperature, min_p = (float(part) for part in (sampling + ",0").split(",")[:2])
+        texts = sample(model, tokenizer, args.samples, SAMPLE_SEED, args.most, temperature, min_p)
         counts, why = judge(texts)
-        report[f"samples at temperature {temperature}"] = {**counts, "why": why}
+        name = f"temperature {temperature}" + (f", min-p {min_p}" if min_p else "")
+        report[f"samples at {name}"] = {**counts, "why": why}
         for text in texts[: args.show]:
-            print(f"At temperature {temperature}:\n{text}\n", file=sys.stderr)
+            print(f"At {name}:\n{text}\n", file=sys.stderr)
     found = measure_recall(model, tokenizer, args.tales, args.sagas)
     report["recall"] = {kind or "all": by_distance(found, kind) for kind in (None, *CHANCE)}
 

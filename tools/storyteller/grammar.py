@@ -59,6 +59,7 @@ class Story:
     choices: one (start, nats) each, the character where its words begin and its log-probability
     (<= 0). answers: the answers to questions, which cost the generator 0 nats. slips: facts that a
     text that was read tells otherwise than before, answers aside. cut: the text stops early.
+    options: for a story that was written, (texts, logps) of every choice: what could stand there.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Story:
     answers: list = field(default_factory=list)
     slips: list = field(default_factory=list)
     cut: bool = False
+    options: list = field(default_factory=list, repr=False)
 
     @property
     def nats(self):
@@ -94,20 +96,24 @@ class _Options:
 
 
 class Pen:
-    """Writes: `say` fixed words, `choose` an option, `fresh` a new word, `recall` what is known."""
+    """Writes: `say` fixed words, `choose` an option, `fresh` a new word, `recall` what is known.
+
+    Beside each choice it notes what else could have been written there: (texts, logps).
+    """
 
     def __init__(self, rng):
         self._rng = rng
         self._parts = []
         self.at = 0
-        self.choices, self.answers, self.slips = [], [], []
+        self.choices, self.options, self.answers, self.slips = [], [], [], []
 
     def say(self, text):
         self._parts.append(text)
         self.at += len(text)
 
-    def _chose(self, text, logp):
+    def _chose(self, text, logp, texts, logps):
         self.choices.append((self.at, logp))
+        self.options.append((texts, logps))
         self.say(text)
 
     def choose(self, options):
@@ -115,27 +121,29 @@ class Pen:
             i = int(self._rng.random() * len(options.texts))
         else:
             i = self._rng.choices(range(len(options.texts)), options.weights)[0]
-        self._chose(options.texts[i], options.logps[i])
+        self._chose(options.texts[i], options.logps[i], options.texts, options.logps)
         return options.values[i]
+
+    def _chose_evenly(self, word, words):
+        logp = -math.log(len(words))
+        self._chose(word, logp, words, [logp] * len(words))
+        return word
 
     def fresh(self, words, used):
         while True:
             word = words[int(self._rng.random() * len(words))]
             if word not in used:
                 break
-        self._chose(word, -math.log(len(words) - len(used)))
-        return word
+        return self._chose_evenly(word, [word for word in words if word not in used])
 
     def recall(self, words, right):
         """One of `right`, evenly; the reader accepts any of `words` and notes a slip."""
-        word = right[int(self._rng.random() * len(right))]
-        self._chose(word, -math.log(len(right)))
-        return word
+        return self._chose_evenly(right[int(self._rng.random() * len(right))], right)
 
     def answer(self, words, right, told, kind):
         """The answer to a question: only `right` is true, so it costs nothing."""
         self.answers.append(Answer(self.at, self.at + len(right), told, kind, True))
-        self._chose(right, 0.0)
+        self._chose(right, 0.0, [right], [0.0])
 
     def text(self):
         return "".join(self._parts)
@@ -157,6 +165,10 @@ class Eye:
         if found and any(_NAME.fullmatch(text.rstrip(".,")) for text in texts):
             if found.end() == len(self._text):
                 raise _Cut
+            if f" named {found.group(1)}, " in self._text[: self.at]:
+                raise NotAStory(
+                    f"character {self.at}: found {found.group(1)}, expected somebody else"
+                )
             raise Stranger(
                 f"character {self.at}: found {found.group(1)}, expected somebody introduced"
             )
@@ -539,7 +551,7 @@ def write(rng):
     """A story. rng: random.Random."""
     pen = Pen(rng)
     _Teller(pen).tell()
-    return Story(pen.text(), pen.choices, pen.answers)
+    return Story(pen.text(), pen.choices, pen.answers, options=pen.options)
 
 
 def read(text):

@@ -151,7 +151,9 @@ Result<std::vector<bench::AttentionShape>> shapes_of(AttentionFlags& flags) {
   if (!flags.cases.empty()) return bench::attention_cases(flags.cases, flags.shape);
   flags.shape.dtype = parsed_dtype(flags.dtype);
   flags.shape.layout = parsed_layout(flags.layout);
-  if (flags.page_size != "contiguous") flags.shape.page_size = std::stoll(flags.page_size);
+  // In any base that CLI::Range has accepted.
+  if (flags.page_size != "contiguous")
+    flags.shape.page_size = std::stoll(flags.page_size, nullptr, 0);
   return std::vector{flags.shape};
 }
 

@@ -132,13 +132,13 @@ Status draw(const std::vector<CompareRun>& runs, const std::string& picture) {
   pid_t child = 0;
   const int error = posix_spawnp(&child, "python3", &actions, nullptr, arguments, environ);
   posix_spawn_file_actions_destroy(&actions);
+  int state = 0;
+  while (error == 0 && waitpid(child, &state, 0) < 0 && errno == EINTR) {
+  }
+  std::remove(data.c_str());
   if (error != 0) {
     return Status(StatusCode::kUnavailable, std::string("python3: ") + std::strerror(error));
   }
-  int state = 0;
-  while (waitpid(child, &state, 0) < 0 && errno == EINTR) {
-  }
-  std::remove(data.c_str());
   if (!WIFEXITED(state) || WEXITSTATUS(state) != 0) {
     return Status(StatusCode::kIo,
                   picture + ": could not be drawn (tools/plot.py needs matplotlib)");
@@ -156,6 +156,9 @@ Status run(Flags& flags) {
   flags.options.context = threads.context();
   KVC_ASSIGN_OR_RETURN(const LoadedModel loaded, load(flags.model));
   KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, loaded.tokenizer.encode(prompt));
+  // Before anything is printed.
+  KVC_RETURN_IF_ERROR(runner::check_prompt(loaded.model.config(), tokens));
+  KVC_RETURN_IF_ERROR(runner::check_options(flags.options));
 
   std::unique_ptr<ProgressBar> bar;
   runner::CompareCallbacks callbacks;

@@ -193,6 +193,9 @@ void add_generate(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command->add_option("--seed", sampler.seed, "Seed of the sampler")
       ->type_name("S")
+      ->check([](const std::string& text) {
+        return text.starts_with('-') ? "found " + text + ", expected at least 0" : std::string();
+      })
       ->capture_default_str();
   command->add_option("--stop", options.stop, "End before this text; may be given several times")
       ->type_name("TEXT")

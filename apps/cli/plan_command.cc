@@ -37,14 +37,18 @@ Result<std::vector<Line>> plan_lines(const Flags& flags, std::span<const LayerSp
   request.max_length = flags.context;
   request.page_size = flags.storage.page_size;
   request.layout = flags.storage.parsed_layout();
-  const std::int64_t n = flags.context;
-  const std::int64_t triangle = flags.batch * (n * (n + 1) / 2);
-  std::vector<Line> lines = {{"none", {}, triangle, triangle}};
+  std::vector<Line> lines = {{"none", {}}};
   for (const auto& [kind, name] :
        {std::pair(CacheKind::kDynamic, "dynamic"), std::pair(CacheKind::kStatic, "static"),
         std::pair(CacheKind::kPaged, "paged")}) {
     KVC_ASSIGN_OR_RETURN(const PlannedBytes bytes, plan_memory(kind, request));
-    lines.push_back({name, bytes, flags.batch * n, triangle});
+    lines.push_back({name, bytes});
+  }
+  // What the paged cache can hold, fewer than 2^31 tokens in all, can be counted.
+  const std::int64_t n = flags.context;
+  for (Line& line : lines) {
+    line.rows_read = flags.batch * (n * (n + 1) / 2);
+    line.rows_computed = line.name == "none" ? line.rows_read : flags.batch * n;
   }
   return lines;
 }

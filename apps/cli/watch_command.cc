@@ -46,6 +46,9 @@ Status run(Flags& flags) {
   flags.options.context = threads.context();
   KVC_ASSIGN_OR_RETURN(const LoadedModel loaded, load(flags.model));
   KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, loaded.tokenizer.encode(prompt));
+  // Before anything is printed.
+  KVC_RETURN_IF_ERROR(runner::check_prompt(loaded.model.config(), tokens));
+  KVC_RETURN_IF_ERROR(runner::check_options(flags.options));
 
   fmt::print(
       "rows: K/V rows each layer computed for the token; the paged cache runs, the column\n"

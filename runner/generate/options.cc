@@ -4,6 +4,8 @@
 #include <cmath>
 #include <string>
 
+#include "runner/tokenizer/utf8.h"
+
 namespace kvcache::runner {
 
 const char* name_of(StopReason reason) noexcept {
@@ -44,6 +46,13 @@ Status check_options(const GenerateOptions& options) {
     return Status(StatusCode::kInvalidArgument, "prefill_chunk: found " +
                                                     std::to_string(options.prefill_chunk) +
                                                     ", expected 0 (the whole prompt) or more");
+  }
+  for (const std::string& stop : options.stop) {
+    // Ended within a character, a text would be no UTF-8.
+    if (const auto at = find_invalid_utf8(stop)) {
+      return Status(StatusCode::kInvalidArgument,
+                    "stop: at byte " + std::to_string(*at) + ": found no UTF-8, expected UTF-8");
+    }
   }
   if (options.num_beams < 1 || options.num_beams > kMostBeams) {
     return Status(StatusCode::kInvalidArgument,

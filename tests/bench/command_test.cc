@@ -58,6 +58,12 @@ TEST(BenchCommand, ATableSaysWhatItWasMeasuredOn) {
   EXPECT_THAT(ran.output, HasSubstr("32 shared"));
 }
 
+TEST(BenchCommand, APageSizeInHexadecimalIsThatSize) {
+  const Ran ran = run_bench(std::string(kSmall) + "--page-size 0x10 --json");
+  ASSERT_EQ(ran.exit_code, 0) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("pages of 16"));
+}
+
 TEST(BenchCommand, BadArgumentsAreRefusedInOneLine) {
   const Ran heads = run_bench("attention --heads 30");
   EXPECT_EQ(heads.exit_code, 2);

@@ -1,0 +1,122 @@
+// The command line as a newcomer types it: words and numbers that are wrong, output that is lost,
+// JSON that stays alone on stdout.
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "support/golden_checkpoint.h"
+#include "support/paths.h"
+#include "support/temp_dir.h"
+
+namespace kvcache {
+namespace {
+
+struct Ran {
+  int exit_code = -1;
+  std::string out;
+  std::string error;
+};
+
+class CommandTest : public ::testing::Test {
+ protected:
+  // `kvcache` with these words; stdout goes to `to`, or into the result.
+  Ran run(const std::string& words, const std::string& to = "") {
+    const std::string out = to.empty() ? directory_.path() + "/stdout" : to;
+    const std::string error = directory_.path() + "/stderr";
+    const std::string command = testing::cli_path() + " " + words + " > " + out + " 2> " + error;
+    const int state = std::system(command.c_str());
+    Ran ran;
+    ran.exit_code = WIFEXITED(state) ? WEXITSTATUS(state) : -1;
+    if (to.empty()) ran.out = test::read_file(out);
+    ran.error = test::read_file(error);
+    return ran;
+  }
+
+  const std::string model_ = " --model " + testing::golden_directory("qwen2_tied") + " ";
+  test::TempDir directory_;
+};
+
+TEST_F(CommandTest, BadWordsAndNumbersAreOneLineAndExitCodeTwo) {
+  for (const std::string& words : std::vector<std::string>{
+           "",
+           "genrate --prompt x",
+           "info --jsno",
+           "plan --context 0",
+           "plan --context -1",
+           "plan --batch 0",
+           "plan --page-size 0",
+           "plan --kv-dtype f64",
+           "plan --model " + directory_.path() + "/missing",
+           // More bytes, and more rows to count, than 63 bits hold.
+           "plan --context 2147483648 --batch 1048576" + model_,
+           "generate --prompt x --seed -1",
+           "generate --prompt x --stop \"$(printf '\\200')\"",
+           "generate --prompt x -f y",
+           "compare --prompt x --max-tokens 0" + model_,
+           "watch --prompt x --max-tokens 0" + model_,
+           "bench",
+           "bench attention --page-size 0",
+       }) {
+    const Ran ran = run(words);
+    EXPECT_EQ(ran.exit_code, 2) << words << ": " << ran.error;
+    EXPECT_EQ(ran.out, "") << words;
+    ASSERT_GE(ran.error.size(), 9u) << words;
+    // `plan` may say before that the model itself stops earlier.
+    const std::size_t last = ran.error.rfind('\n', ran.error.size() - 2);
+    EXPECT_EQ(ran.error.substr(last + 1, 9), "kvcache: ") << words << ": " << ran.error;
+    if (words.rfind("plan --context 2147483648", 0) == 0) continue;
+    EXPECT_EQ(std::count(ran.error.begin(), ran.error.end(), '\n'), 1) << words << ran.error;
+  }
+  EXPECT_NE(run("genrate").error.find("found genrate, expected one of generate"),
+            std::string::npos);
+}
+
+TEST_F(CommandTest, HelpIsNoError) {
+  for (const char* words : {"--help", "--version", "generate --help", "compare --help",
+                            "watch --help", "plan --help", "info --help", "bench --help"}) {
+    const Ran ran = run(words);
+    EXPECT_EQ(ran.exit_code, 0) << words;
+    EXPECT_NE(ran.out, "") << words;
+    EXPECT_EQ(ran.error, "") << words;
+  }
+}
+
+TEST_F(CommandTest, OutputThatFindsNoRoomIsAFailure) {
+  for (const std::string& words :
+       std::vector<std::string>{"info", "info --json", "--help", "plan" + model_,
+                                "generate --prompt x --max-tokens 2 --json" + model_}) {
+    const Ran ran = run(words, "/dev/full");
+    EXPECT_EQ(ran.exit_code, 1) << words;
+    EXPECT_NE(ran.error.find("stdout"), std::string::npos) << words << ": " << ran.error;
+  }
+}
+
+TEST_F(CommandTest, JsonIsAloneOnStdout) {
+  for (const std::string& words :
+       std::vector<std::string>{"info --json", "plan --json --context 100000" + model_,
+                                "compare --json --prompt x --max-tokens 1" + model_,
+                                "compare --json --prompt x --max-tokens 3" + model_}) {
+    const Ran ran = run(words);
+    EXPECT_EQ(ran.exit_code, 0) << words << ": " << ran.error;
+    EXPECT_FALSE(nlohmann::json::parse(ran.out, nullptr, false).is_discarded()) << ran.out;
+  }
+}
+
+TEST_F(CommandTest, APictureThatCannotBeDrawnLeavesNoFileBehind) {
+  const std::string picture = directory_.path() + "/picture.png";
+  const std::string command = "PATH=" + directory_.path() + " " + testing::cli_path() +
+                              " compare --prompt x --max-tokens 2 --plot " + picture + model_ +
+                              " > /dev/null 2> /dev/null";
+  const int state = std::system(command.c_str());
+  EXPECT_NE(state, 0);
+  EXPECT_EQ(test::read_file(picture + ".json"), "");
+}
+
+}  // namespace
+}  // namespace kvcache

@@ -1,7 +1,6 @@
 #include "runner/model/weights.h"
 
 #include <cmath>
-#include <cstring>
 #include <new>
 #include <random>
 #include <utility>
@@ -107,13 +106,9 @@ class FileSource {
                                                   " (--weights f32 takes any mixture)");
     }
     *weight = {stored.data, weights_.dtype, out, in};
-    // Mapped tensors may start anywhere in the file; products want aligned elements.
-    const bool aligned = reinterpret_cast<std::uintptr_t>(stored.data) %
-                             static_cast<std::uintptr_t>(size_of(stored.dtype)) ==
-                         0;
-    if (stored.dtype != weights_.dtype || !aligned) {
-      void* copy = own(weights_, weights_.dtype, out * in);
-      KVC_RETURN_IF_ERROR(copy_out(stored, out * in, copy));
+    if (stored.dtype != weights_.dtype) {  // where all are widened
+      void* copy = own(weights_, DType::kF32, out * in);
+      widen(stored.data, stored.dtype, out * in, static_cast<float*>(copy));
       weight->data = copy;
     }
     count(weights_, weights_.dtype, out * in);
@@ -123,7 +118,7 @@ class FileSource {
   Status vector(const std::string& name, std::int64_t size, std::vector<float>* values) {
     KVC_ASSIGN_OR_RETURN(const TensorView stored, find(name, {size}));
     values->resize(static_cast<std::size_t>(size));
-    KVC_RETURN_IF_ERROR(copy_as_float(stored, size, values->data()));
+    widen(stored.data, stored.dtype, size, values->data());
     count(weights_, DType::kF32, size);
     return {};
   }
@@ -138,28 +133,6 @@ class FileSource {
                                               shape_text(shape) + " by config.json");
     }
     return stored;
-  }
-
-  // Unaligned sources go through a buffer, a piece at a time.
-  static Status copy_as_float(const TensorView& stored, std::int64_t elements, float* to) {
-    constexpr std::int64_t kPiece = 4096;
-    std::uint32_t piece[kPiece];
-    const auto* bytes = static_cast<const std::byte*>(stored.data);
-    const std::int64_t size = size_of(stored.dtype);
-    for (std::int64_t at = 0; at < elements; at += kPiece) {
-      const std::int64_t n = elements - at < kPiece ? elements - at : kPiece;
-      std::memcpy(piece, bytes + at * size, static_cast<std::size_t>(n * size));
-      widen(piece, stored.dtype, n, to + at);
-    }
-    return {};
-  }
-
-  Status copy_out(const TensorView& stored, std::int64_t elements, void* to) const {
-    if (stored.dtype == weights_.dtype) {
-      std::memcpy(to, stored.data, static_cast<std::size_t>(elements * size_of(stored.dtype)));
-      return {};
-    }
-    return copy_as_float(stored, elements, static_cast<float*>(to));
   }
 
   const Checkpoint& checkpoint_;

@@ -138,7 +138,9 @@ void add_generate(CLI::App& app, int* exit_code) {
       "batch\n"
       "(--cache batching): each joins when a slot is free and leaves when it ends, and its lines "
       "are\n"
-      "printed as [2] text. With another --cache named, a file is one prompt, line ends included.");
+      "printed as [2] text. With another --cache named, a file is one prompt, all but its last "
+      "line end\n"
+      "included.");
   flags->prompt.add(*command);
   flags->model.add_model(*command);
   auto& options = flags->options;

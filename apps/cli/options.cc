@@ -30,7 +30,13 @@ void PromptFlags::add(CLI::App& app) {
 }
 
 Result<std::string> PromptFlags::read(const std::optional<std::string>& otherwise) const {
-  if (!file.empty()) return read_input(file);
+  if (!file.empty()) {
+    KVC_ASSIGN_OR_RETURN(std::string read, read_input(file));
+    // The line end that editors and echo put behind the last line is no part of the prompt.
+    if (read.ends_with('\n')) read.pop_back();
+    if (read.ends_with('\r')) read.pop_back();
+    return read;
+  }
   if (!text.empty()) return text;
   if (otherwise.has_value()) return *otherwise;
   return Status(StatusCode::kInvalidArgument,

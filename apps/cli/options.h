@@ -31,8 +31,8 @@ struct PromptFlags {
   std::string file;
 
   void add(CLI::App& app);
-  // The prompt, or `otherwise` when neither was given. Errors: kInvalidArgument without one, or
-  // with both; those of read_input.
+  // The prompt (of a file without its last line end), or `otherwise` when neither was given.
+  // Errors: kInvalidArgument without one, or with both; those of read_input.
   Result<std::string> read(const std::optional<std::string>& otherwise = {}) const;
 };
 

@@ -108,6 +108,10 @@ class KVC_API BatchingCache final {
   // 0.
   Status rewind(std::int64_t id, std::int64_t n);
 
+  // Keeps the first n tokens of one request; layers that are shorter are left alone. Errors: those
+  // of seq_length, kInvalidArgument for n < 0.
+  Status truncate(std::int64_t id, std::int64_t n);
+
   // Tokens of a request; 0 in a layer it has not used. Errors: kNotFound for an empty slot,
   // kOutOfRange.
   Result<std::int64_t> seq_length(std::int64_t id, std::int64_t layer = 0) const;

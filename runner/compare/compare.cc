@@ -88,6 +88,9 @@ Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tok
                                         GenerateOptions options,
                                         const CompareCallbacks& callbacks) {
   options.stop_at_eos = false;
+  // 16-bit rows magnify the order of sums: one path for any number of queries, with and without.
+  const DType rows = options.kv_dtype.value_or(model.default_kv_dtype());
+  if (rows != DType::kF32) options.attention.reproducible = true;
   std::vector<CompareRun> runs;
   for (const StoreKind cache : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
                                 StoreKind::kPaged, StoreKind::kFunctional}) {

@@ -47,10 +47,6 @@ Result<std::unique_ptr<BatchingStore>> BatchingStore::create(const ModelConfig& 
 }
 
 Status BatchingStore::begin(std::span<const std::int64_t> counts) {
-  if (broken_) {
-    return Status(StatusCode::kInternal,
-                  "batch: found a step that failed between two layers, expected none");
-  }
   std::int64_t new_tokens = 0;
   for (const std::int64_t count : counts) new_tokens = std::max(new_tokens, count);
   for (std::size_t slot = 0; slot < counts.size(); ++slot) {
@@ -62,7 +58,10 @@ Status BatchingStore::begin(std::span<const std::int64_t> counts) {
                       ", expected " + std::to_string(used ? new_tokens : 0));
   }
   new_tokens_ = new_tokens;
-  layers_written_ = 0;
+  lengths_.resize(counts.size());
+  for (std::size_t slot = 0; slot < counts.size(); ++slot) {
+    lengths_[slot] = length(static_cast<std::int64_t>(slot));
+  }
   rows_read_before_ = cache_.stats().rows_read;
   return {};
 }
@@ -82,7 +81,6 @@ Status BatchingStore::attend(std::int64_t layer, const AttentionInputs& inputs,
   std::copy_n(q.shape, kMaxRank, attended.shape);
   std::copy_n(q.strides, kMaxRank, attended.strides);
   KVC_RETURN_IF_ERROR(cache_.attend(q, k, v, attended, layer, options, context));
-  layers_written_ = layer + 1;
 
   const std::int64_t rows = new_tokens_ * out.shape[1] * out.shape[2];
   auto* to = static_cast<float*>(out.data);
@@ -94,16 +92,14 @@ Status BatchingStore::attend(std::int64_t layer, const AttentionInputs& inputs,
   return {};
 }
 
-Status BatchingStore::end() {
-  layers_written_ = 0;
-  return {};
-}
+Status BatchingStore::end() { return {}; }
 
 void BatchingStore::abandon() noexcept {
-  if (layers_written_ == 0) return;
-  broken_ = layers_written_ < num_layers_;
-  for (std::int64_t slot = 0; slot < num_sequences() && !broken_; ++slot) {
-    if (occupied(slot)) broken_ = !cache_.rewind(slot, new_tokens_).ok();
+  for (std::size_t slot = 0; slot < lengths_.size(); ++slot) {
+    const auto id = static_cast<std::int64_t>(slot);
+    if (!occupied(id)) continue;
+    // Of a slot that is occupied, and to a length it had: it cannot fail.
+    [[maybe_unused]] const Status status = cache_.truncate(id, lengths_[slot]);
   }
 }
 

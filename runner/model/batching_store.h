@@ -35,8 +35,6 @@ class BatchingStore final : public KvStore {
                 const AttentionOptions& options, const ExecContext& context) override;
   Status end() override;
 
-  // Takes the step back where no layer was written, or all were. A step that fails between layers
-  // cannot be taken back: every later begin() is kInternal.
   void abandon() noexcept override;
 
   std::int64_t rows_read() const noexcept override {
@@ -55,10 +53,9 @@ class BatchingStore final : public KvStore {
   BatchingCache cache_;
   std::int64_t num_layers_;
   Layout layout_;
-  std::int64_t new_tokens_ = 0;      // of each occupied slot in the open step
-  std::int64_t layers_written_ = 0;  // in the open step
+  std::int64_t new_tokens_ = 0;        // of each occupied slot in the open step
+  std::vector<std::int64_t> lengths_;  // [slots] before the open step
   std::int64_t rows_read_before_ = 0;
-  bool broken_ = false;
   std::vector<float> q_, k_, v_, out_;  // [slots * new_tokens, heads, head_dim]
 };
 

@@ -224,6 +224,15 @@ Status BatchingCache::rewind(std::int64_t id, std::int64_t n) {
   });
 }
 
+Status BatchingCache::truncate(std::int64_t id, std::int64_t n) {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(impl_->slots.check_occupied(id));
+    if (n < 0) return invalid("n", std::to_string(n), "at least 0");
+    impl_->slots.find(id)->truncate(n);
+    return {};
+  });
+}
+
 Result<std::int64_t> BatchingCache::seq_length(std::int64_t id, std::int64_t layer) const {
   return at_door([&]() -> Result<std::int64_t> {
     KVC_RETURN_IF_ERROR(impl_->slots.check_occupied(id));

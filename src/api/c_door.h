@@ -61,6 +61,17 @@ Status read_struct(const char* name, const Struct* from, Struct* to) {
   return {};
 }
 
+// A struct that is written: nothing but its struct_size is looked at, and what is beyond ours is
+// left as it is.
+template <typename Struct>
+Status expect_written_struct(const char* name, const Struct* to) {
+  KVC_RETURN_IF_ERROR(expect_not_null(name, to));
+  if (to->struct_size >= sizeof(Struct) && to->struct_size <= kMaxStructSize) return {};
+  return Status(StatusCode::kInvalidArgument, std::string(name) + ".struct_size: found " +
+                                                  std::to_string(to->struct_size) + ", expected " +
+                                                  std::to_string(sizeof(Struct)));
+}
+
 // Calls fn(i, element) for every element of an array whose elements have the size of the first.
 template <typename Struct, typename Fn>
 Status for_each_struct(const char* name, const Struct* array, std::int64_t count, Fn&& fn) {

@@ -281,8 +281,9 @@ kvc_status kvc_paged_lengths(const kvc_paged* cache, const int64_t* seqs, int64_
 kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
-    kvc_paged_stats ours;
-    KVC_RETURN_IF_ERROR(read_struct("stats", stats, &ours));
+    kvc_paged_stats ours = {};
+    KVC_RETURN_IF_ERROR(expect_written_struct("stats", stats));
+    ours.struct_size = stats->struct_size;
     const kvcache::PagedStats found = cache->cache.stats();
     ours.pages_total = found.pages_total;
     ours.pages_held = found.pages_held;

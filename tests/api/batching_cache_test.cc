@@ -326,6 +326,26 @@ TEST(BatchingCache, DenseCopiesAreCountedAndReuseTheirMemory) {
   EXPECT_EQ(batch.stats().rows_appended, 100);
 }
 
+TEST(BatchingCache, TruncateKeepsTheFirstTokensOfOneRequestInEveryLayer) {
+  BatchingCache batch = BatchingCache::create(2).value();
+  for (const std::int64_t id : {0, 1}) {
+    DynamicCache cache = DynamicCache::create().value();
+    ASSERT_OK(batch.add_request(cache, id));
+  }
+  const HostTensor two = rows({{1, 2, 3}, {4, 5, 6}});
+  ASSERT_OK(batch.update_and_fetch(two, two, {}, {}, 0).status());
+  const HostTensor one = rows({{7}, {8}});
+  ASSERT_OK(batch.update_and_fetch(one, one, {}, {}, 1).status());
+  ASSERT_OK(batch.truncate(1, 2));
+  EXPECT_EQ(batch.seq_length(0, 0).value(), 3);
+  EXPECT_EQ(batch.seq_length(1, 0).value(), 2);
+  EXPECT_EQ(batch.seq_length(1, 1).value(), 1);  // shorter: left alone
+  EXPECT_EQ(batch.truncate(1, -1).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(batch.truncate(2, 0).code(), StatusCode::kOutOfRange);
+  ASSERT_OK(batch.remove_request(0));
+  EXPECT_EQ(batch.truncate(0, 0).code(), StatusCode::kNotFound);
+}
+
 TEST(BatchingCache, AnUpdateReachesOneLayerAndLayersAppearWhenUsed) {
   BatchingCache batch = BatchingCache::create(1).value();
   DynamicCache cache = DynamicCache::create().value();

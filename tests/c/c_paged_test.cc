@@ -1,5 +1,6 @@
 // PagedCache through the C door: step by step what the C++ class does, and bad input refused.
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -134,7 +135,8 @@ class CPaged : public ::testing::Test {
       EXPECT_EQ(pages, table.pages);
       expect_equal_attention(layer);
     }
-    kvc_paged_stats stats = {};
+    kvc_paged_stats stats;
+    std::memset(&stats, 0x5a, sizeof(stats));  // of a struct that is written only its size counts
     stats.struct_size = sizeof(stats);
     ASSERT_EQ(kvc_paged_get_stats(c_, &stats), KVC_OK);
     const PagedStats expected = cpp_->stats();

@@ -108,6 +108,21 @@ TEST_F(CommandTest, JsonIsAloneOnStdout) {
   }
 }
 
+TEST_F(CommandTest, AFileOfOneLineIsThatLine) {
+  const std::string file = directory_.path() + "/prompt";
+  const Ran typed = run("generate --prompt 'one two' --max-tokens 3 --json" + model_);
+  ASSERT_EQ(typed.exit_code, 0) << typed.error;
+  const auto tokens = nlohmann::json::parse(typed.out)["tokens"];
+  for (const std::string end : {"", "\\n", "\\r\\n"}) {
+    for (const std::string cache : {"", " --cache static"}) {
+      ASSERT_EQ(std::system(("printf 'one two" + end + "' > " + file).c_str()), 0);
+      const Ran read = run("generate -f " + file + " --max-tokens 3 --json" + cache + model_);
+      ASSERT_EQ(read.exit_code, 0) << read.error;
+      EXPECT_EQ(nlohmann::json::parse(read.out)["tokens"], tokens) << end << cache;
+    }
+  }
+}
+
 TEST_F(CommandTest, APictureThatCannotBeDrawnLeavesNoFileBehind) {
   const std::string picture = directory_.path() + "/picture.png";
   const std::string command = "PATH=" + directory_.path() + " " + testing::cli_path() +

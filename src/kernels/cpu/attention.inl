@@ -7,8 +7,8 @@
 //                          acc += P V     [rows, v_dim]
 //
 // The products have two forms, chosen by the path of the sequence (QueryTile::path): few rows
-// (attention_few.inl) are bound by memory, many (attention_many.inl) by arithmetic. All query rows of
-// a KV head share the pass over a block.
+// (attention_few.inl) are bound by memory, many (attention_many.inl) by arithmetic. All query rows
+// of a KV head share the pass over a block.
 //
 // Determinism: within a path a score and an output element are sums in an order that depends on
 // nothing but the row's own keys, whatever the shape of the register tile that computes it. So a

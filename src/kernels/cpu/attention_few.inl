@@ -1,11 +1,12 @@
 // Products of few query rows with a block of keys and values: the decode path. Part of
 // attention.inl.
 //
-// Lanes are elements of a row, for keys as for values: rows are read as they are stored, and nothing
-// is transposed. A score is the sum of kLanes sums, each over elements in ascending order, folded in
-// a fixed order; kLanes keys are folded together. bf16 rows are widened by pairs of elements, two
-// operations for two vectors: lanes of the first hold the even elements, of the second the odd ones.
-// Queries are brought into that order before, results are brought out of it after a cut.
+// Lanes are elements of a row, for keys as for values: rows are read as they are stored, and
+// nothing is transposed. A score is the sum of kLanes sums, each over elements in ascending order,
+// folded in a fixed order; kLanes keys are folded together. bf16 rows are widened by pairs of
+// elements, two operations for two vectors: lanes of the first hold the even elements, of the
+// second the odd ones. Queries are brought into that order before, results are brought out of it
+// after a cut.
 //
 // Cost per block and 4 rows: 64 (k_dim + v_dim) elements read and widened once, 4 times as many
 // multiply-adds. More rows take another pass over the block, which lies in the first cache by then.
@@ -101,7 +102,8 @@ KVC_SIMD_FN void score_keys(const float* q, int64_t stride, int64_t dim, const c
         F32 odd[kKeys];
 #pragma GCC unroll 16
         for (int i = 0; i < kKeys; ++i) {
-          load_bf16_pairs(reinterpret_cast<const uint16_t*>(k_rows[key + i]) + d, &even[i], &odd[i]);
+          load_bf16_pairs(reinterpret_cast<const uint16_t*>(k_rows[key + i]) + d, &even[i],
+                          &odd[i]);
         }
         add(q + d, even);
         add(q + d + kLanes, odd);
@@ -141,8 +143,7 @@ void score_few(const float* q, const QueryTile& tile, int rows, const BlockRows&
     for (int r = 0; r < rows; r += kFewRows) {
       for_few(static_cast<int>(min_of(kFewRows, rows - r)), [&]<int kRows>() {
         score_keys<kType, kRows>(q + r * stride, stride, tile.k_dim, block.k + key,
-                                 r == 0 ? next.k + key : nullptr,
-                                 scores + r * kBlock + key);
+                                 r == 0 ? next.k + key : nullptr, scores + r * kBlock + key);
       });
     }
   }

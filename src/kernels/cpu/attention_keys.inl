@@ -122,11 +122,8 @@ void find_rows(const KvRows& rows, int64_t row0, uint64_t bits, const void* miss
 
 // Asks for `bytes` of a row of the block after this one. Into the second level of cache: on Zen 4
 // the first is too small for it (T0 and NTA give two thirds of what T1 gives).
-#ifndef KVC_PREFETCH_LEVEL
-#define KVC_PREFETCH_LEVEL 2
-#endif
 KVC_SIMD_FN void prefetch(const char* row, int64_t bytes) {
-  for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, KVC_PREFETCH_LEVEL);
+  for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
 }
 
 }  // namespace

@@ -11,8 +11,8 @@
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
-// The register tile, rows by vectors: as many accumulators as leave room for the operands (NEON takes
-// the element of each row from a register of its own).
+// The register tile, rows by vectors: as many accumulators as leave room for the operands (NEON
+// takes the element of each row from a register of its own).
 constexpr int kTileRows = kLanes >= 8 ? 6 : 4;
 constexpr int kTileVecs = kRegisters == 32 ? 4 : 2;
 constexpr int kPanel = kTileVecs * kLanes;

@@ -241,5 +241,35 @@ TEST_F(KvStoreTest, ABatchingStepThatFailsLeavesTheSlotsAsTheyWere) {
   EXPECT_EQ((*made)->length(1), 4);
 }
 
+TEST_F(KvStoreTest, ABatchingStepGivenUpBetweenLayersStoresNothing) {
+  KvStoreOptions options;
+  auto made = BatchingStore::create(model_.config(), options, 2);
+  ASSERT_TRUE(made.ok());
+  const auto prefilled = make(options);
+  const auto alone = make(options);
+  step(*prefilled, {1, 2, 3}, {3});
+  step(*alone, {1, 2, 3}, {3});
+  ASSERT_TRUE((*made)->add(1, dynamic_cast<LayeredStore&>(*prefilled).cache()).ok());
+
+  const ModelConfig& config = model_.config();
+  const std::vector<std::int64_t> counts = {0, 1};
+  std::vector<float> rows(static_cast<std::size_t>(config.num_heads * config.head_dim), 1.0f);
+  std::vector<float> out(rows.size());
+  const AttentionInputs inputs = {
+      TensorView(rows.data(), DType::kF32, {1, config.num_heads, config.head_dim}),
+      TensorView(rows.data(), DType::kF32, {1, config.num_kv_heads, config.head_dim}),
+      TensorView(rows.data(), DType::kF32, {1, config.num_kv_heads, config.head_dim})};
+  ASSERT_TRUE((*made)->begin(counts).ok());
+  ASSERT_TRUE((*made)
+                  ->attend(0, inputs,
+                           MutableTensorView(out.data(), DType::kF32,
+                                             {1, config.num_heads, config.head_dim}),
+                           {}, serially())
+                  .ok());
+  (*made)->abandon();
+  EXPECT_EQ((*made)->length(1), 3);
+  EXPECT_EQ(step(**made, {4}, counts), step(*alone, {4}, {1}));
+}
+
 }  // namespace
 }  // namespace kvcache::runner

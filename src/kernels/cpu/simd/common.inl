@@ -163,8 +163,8 @@ KVC_SIMD_FN F32 fold(const F32 (&x)[kLanes]) {
   F32 pairs[2];
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
-    pairs[i] = __builtin_shufflevector(quads[2 * i], quads[2 * i + 1], 0, 1, 2, 3, 16, 17, 18, 19, 8,
-                                       9, 10, 11, 24, 25, 26, 27) +
+    pairs[i] = __builtin_shufflevector(quads[2 * i], quads[2 * i + 1], 0, 1, 2, 3, 16, 17, 18, 19,
+                                       8, 9, 10, 11, 24, 25, 26, 27) +
                __builtin_shufflevector(quads[2 * i], quads[2 * i + 1], 4, 5, 6, 7, 20, 21, 22, 23,
                                        12, 13, 14, 15, 28, 29, 30, 31);
   }

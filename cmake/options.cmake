@@ -6,6 +6,7 @@ option(KVCACHE_BUILD_BENCH "The measurements behind `kvcache bench`" ${PROJECT_I
 option(KVCACHE_BUILD_EXAMPLES "The examples" ${PROJECT_IS_TOP_LEVEL})
 option(KVCACHE_BUILD_TESTS "The tests (of what is built)" ${PROJECT_IS_TOP_LEVEL})
 option(KVCACHE_INSTALL "Rules for `cmake --install`" ${PROJECT_IS_TOP_LEVEL})
+option(KVCACHE_BUILD_FUZZERS "The fuzz targets (clang with -fsanitize=fuzzer-no-link)" OFF)
 
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
   set(KVC_PORTABLE_MEMORY_DEFAULT OFF)

@@ -8,10 +8,10 @@
 namespace kvcache::runner {
 namespace {
 
-constexpr std::int64_t kMaxConfigBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kMaxTokenizerConfigBytes = std::int64_t{16} << 20;
 
 Result<bool> config_has_template(const std::string& path) {
-  KVC_ASSIGN_OR_RETURN(const Json document, load_json(path, kMaxConfigBytes));
+  KVC_ASSIGN_OR_RETURN(const Json document, load_json(path, kMaxTokenizerConfigBytes));
   KVC_ASSIGN_OR_RETURN(const JsonObject root, JsonObject::create(document, path));
   return root.has("chat_template");
 }

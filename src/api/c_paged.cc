@@ -15,6 +15,7 @@ using kvcache::internal::c_call;
 using kvcache::internal::dtype_of;
 using kvcache::internal::expect_array;
 using kvcache::internal::expect_not_null;
+using kvcache::internal::expect_written_struct;
 using kvcache::internal::for_each_struct;
 using kvcache::internal::ForeignExecutor;
 using kvcache::internal::make_view;

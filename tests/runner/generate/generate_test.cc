@@ -113,11 +113,16 @@ TEST_F(GenerateTest, StopsAtAnyOfTheEndTokens) {
 
 TEST_F(GenerateTest, AStopTextAcrossTokensEndsTheTextBeforeIt) {
   const GenerateResult whole = run();
-  // The last character of one token's text and the first of the next.
+  // The last characters of one token's text and the first of the next: whole ones, of any length.
   const std::string& text = whole.text;
   ASSERT_GT(text.size(), 20u);
-  for (std::size_t at = 4; at + 6 < text.size(); at += 7) {
-    const std::string stop = text.substr(at, 5);
+  const auto character_from = [&](std::size_t at) {
+    while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) ++at;
+    return at;
+  };
+  for (std::size_t at = 4; at + 9 < text.size(); at += 7) {
+    const std::size_t begin = character_from(at);
+    const std::string stop = text.substr(begin, character_from(begin + 5) - begin);
     options_.stop = {"never in any text", stop};
     std::string streamed;
     GenerateCallbacks callbacks;

@@ -23,7 +23,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from golden import checkpoints, families, lookalikes, parts
+from golden import beams, checkpoints, families, lookalikes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden"
 LARGEST = 1_000_000
@@ -57,7 +57,7 @@ def main() -> int:
                 for c in families.CHECKPOINTS}
     builders |= {f"tokenizer_{n}": (lambda folder, n=n: lookalikes.build(n, folder))
                  for n in lookalikes.NAMES}
-    builders["tokenizer_parts"] = parts.build
+    builders["beams"] = lambda folder: beams.build(ROOT, folder)  # after the checkpoints
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="NAME", choices=builders,

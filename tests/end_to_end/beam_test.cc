@@ -1,11 +1,14 @@
 // Beam search finds the texts of Hugging Face transformers with their scores, through every cache
 // and none, with end tokens and without.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <fstream>
 #include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "runner/generate/generate.h"
 #include "support/golden_checkpoint.h"
@@ -79,6 +82,35 @@ TEST_P(BeamGoldenTest, SequencesAndScoresAreTransformersThroughEveryCache) {
       }
     }
   }
+}
+
+TEST_P(BeamGoldenTest, OtherWidthsAndLengthPenaltiesAreTransformersToo) {
+  const std::string path = testing::golden_directory("beams") + "/beams.json";
+  const auto json = nlohmann::json::parse(std::ifstream(path), nullptr, false);
+  ASSERT_TRUE(json.is_object()) << path;
+  int searches = 0;
+  for (const auto& entry : json.at("searches")) {
+    if (entry.at("checkpoint") != GetParam()) continue;
+    ++searches;
+    const GoldenBeams golden = testing::golden_beams(entry);
+    const auto& prompt = golden_.prompts[entry.at("prompt").get<std::size_t>()];
+    for (const StoreKind kind : {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+      KvStoreOptions store;
+      store.kind = kind;
+      store.page_size = 4;
+      const GenerateResult result = run(store, prompt.tokens, golden);
+      ASSERT_EQ(result.beams.size(), golden.sequences.size());
+      for (std::size_t i = 0; i < result.beams.size(); ++i) {
+        const auto length = static_cast<double>(golden.sequences[i].size());
+        EXPECT_EQ(result.beams[i].tokens, golden.sequences[i])
+            << name_of(kind) << " " << golden.num_beams << " beams, penalty "
+            << golden.length_penalty << ", beam " << i;
+        EXPECT_NEAR(result.beams[i].score, golden.scores[i],
+                    kScoreTolerance * std::pow(length, 1 - golden.length_penalty));
+      }
+    }
+  }
+  EXPECT_GT(searches, 0);
 }
 
 TEST_P(BeamGoldenTest, TheTextIsThatOfTheBestBeamWithoutItsEndToken) {

@@ -20,7 +20,7 @@ from golden.families import NO_FILE, Checkpoint, hub_spelling
 ATTEMPTS = 400
 
 
-def _dump(path: pathlib.Path, content: dict) -> None:
+def dump(path: pathlib.Path, content: dict) -> None:
     """JSON with one list of numbers a line."""
     text = json.dumps(content, indent=1, ensure_ascii=True)
     text = re.sub(r"\[\s+([-\d\s,.e+]*?)\s+\]",
@@ -140,8 +140,8 @@ def _save(checkpoint: Checkpoint, model, tokens: _Tokens, folder: pathlib.Path) 
     if checkpoint.generation_eos == NO_FILE:
         (folder / "generation_config.json").unlink()
     config = json.loads((folder / "config.json").read_text())
-    _dump(folder / "config.json", config)
-    _dump(folder / "config.hub.json", hub_spelling(checkpoint, config))
+    dump(folder / "config.json", config)
+    dump(folder / "config.hub.json", hub_spelling(checkpoint, config))
 
 
 def _load(folder: pathlib.Path):
@@ -188,7 +188,7 @@ def build(checkpoint: Checkpoint, folder: pathlib.Path) -> str:
             answer["greedy_text"] = lookalikes.decode(tokenizer, answer["greedy"])
     assert cached_gap < 2e-5, f"cached and uncached logits differ by {cached_gap}"
     safetensors.numpy.save_file(arrays, folder / "golden.safetensors")
-    _dump(folder / "golden.json", {
+    dump(folder / "golden.json", {
         "name": checkpoint.name, "about": checkpoint.about, "family": checkpoint.family,
         "transformers": transformers.__version__, "torch": torch.__version__.split("+")[0],
         "stored_dtype": checkpoint.stored, "vocab_size": config.vocab_size,

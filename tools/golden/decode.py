@@ -68,14 +68,15 @@ def generate(model, prompt: list[int], eos: list[int] | None, beams: int = 1,
     return sequences, (out.sequences_scores.tolist() if beams > 1 else None)
 
 
-def beam(model, prompt: list[int], eos: list[int] | None) -> dict | None:
+def beam(model, prompt: list[int], eos: list[int] | None, beams: int = BEAMS,
+         length_penalty: float = 1.0) -> dict | None:
     """Beam search, best first; None if it hangs on differences within the tolerance."""
-    options = {"length_penalty": 1.0, "early_stopping": False}
-    sequences, scores = generate(model, prompt, eos, BEAMS, **options)
+    options = {"length_penalty": length_penalty, "early_stopping": False}
+    sequences, scores = generate(model, prompt, eos, beams, **options)
     for trial in range(4):
-        if generate(model, prompt, eos, BEAMS, noise=trial, **options)[0] != sequences:
+        if generate(model, prompt, eos, beams, noise=trial, **options)[0] != sequences:
             return None
-    uncached, _ = generate(model, prompt, eos, BEAMS, use_cache=False, **options)
+    uncached, _ = generate(model, prompt, eos, beams, use_cache=False, **options)
     assert uncached == sequences, "beam search with and without a cache differ"
-    return {"num_beams": BEAMS, **options, "max_new_tokens": NEW_TOKENS,
+    return {"num_beams": beams, **options, "max_new_tokens": NEW_TOKENS,
             "eos_token_ids": eos or [], "sequences": sequences, "scores": scores}

@@ -1,4 +1,5 @@
 #include "kvcache/batching_cache.h"
+#include "base/memory_kinds.h"
 
 #include <gtest/gtest.h>
 
@@ -288,8 +289,10 @@ TEST(RunningBatch, RequestsJoinAndLeaveInAnyOrderAndKeepTheBitsOfTheirRunAlone) 
         }
       }
     }
-    ASSERT_EQ(batch.stats().rows_read, rows_read);  // idle slots cost no attention work
-    ASSERT_EQ(batch.stats().copied_bytes, 0);
+    ASSERT_EQ(batch.stats().rows_read, rows_read);           // idle slots cost no attention work
+    if (&system_memory() != &internal::portable_memory()) {  // where growth moves pages
+      ASSERT_EQ(batch.stats().copied_bytes, 0);
+    }
     ASSERT_EQ(batch.nbytes(), 0);
   }
 }

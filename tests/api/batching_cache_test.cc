@@ -1,5 +1,4 @@
 #include "kvcache/batching_cache.h"
-#include "base/memory_kinds.h"
 
 #include <gtest/gtest.h>
 
@@ -10,6 +9,7 @@
 #include <random>
 
 #include "api/batching_view.h"
+#include "base/memory_kinds.h"
 #include "kvcache/attention.h"
 #include "kvcache/static_cache.h"
 #include "support/batching.h"

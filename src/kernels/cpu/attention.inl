@@ -93,38 +93,41 @@ uint64_t adjust_scores(const CutTask& task, int64_t row0, int32_t query, int32_t
   return bits;
 }
 
-// Scores of one row become weights exp(s - m), 0 for hidden keys. REQUIRES: bits != 0.
-void softmax_row(float* scores, uint64_t bits, float* max_inout, float* sum_inout, float* acc,
-                 int64_t v_stride) {
+// The scores of one row against the maximum so far: raised, and what is accumulated rescaled, if
+// they hold a larger one. Hidden keys get -inf. REQUIRES: bits != 0.
+KVC_SIMD_FN void raise_max(float* scores, uint64_t bits, float* max_inout, float* sum_inout,
+                           float* acc, int64_t v_stride) {
   const F32 hidden = set1(-__builtin_inff());
-  F32 s[kBlockVecs];
   F32 top = hidden;
 #pragma GCC unroll 16
   for (int v = 0; v < kBlockVecs; ++v) {
-    s[v] = load(scores + v * kLanes);
+    F32 s = load(scores + v * kLanes);
     if (bits != kAllKeys) {
-      s[v] = choose(static_cast<std::uint32_t>(bits >> (v * kLanes)), s[v], hidden);
+      s = choose(static_cast<std::uint32_t>(bits >> (v * kLanes)), s, hidden);
+      store(scores + v * kLanes, s);
     }
-    top = max(top, s[v]);
+    top = max(top, s);
   }
   const float block_max = reduce_max(top);
-  float m = *max_inout;
-  if (block_max > m) {
-    if (m != -__builtin_inff() || *sum_inout != 0) {
-      const float factor = exp1(m - block_max);
-      *sum_inout *= factor;
-      const F32 scale = set1(factor);
-      for (int64_t d = 0; d < v_stride; d += kLanes) store(acc + d, load(acc + d) * scale);
-    }
-    m = block_max;
-    *max_inout = m;
+  const float m = *max_inout;
+  if (!(block_max > m)) return;
+  if (m != -__builtin_inff() || *sum_inout != 0) {
+    const float factor = exp1(m - block_max);
+    *sum_inout *= factor;
+    const F32 scale = set1(factor);
+    for (int64_t d = 0; d < v_stride; d += kLanes) store(acc + d, load(acc + d) * scale);
   }
+  *max_inout = block_max;
+}
+
+// Scores of one row become weights exp(s - m), 0 for hidden keys; their sum is added to `sum`.
+KVC_SIMD_FN void weigh(float* scores, float m, float* sum_inout) {
   // Every score so far is -inf: weights are 0.
   const F32 origin = set1(m == -__builtin_inff() ? 0.0f : m);
   F32 sum = zero();
 #pragma GCC unroll 16
   for (int v = 0; v < kBlockVecs; ++v) {
-    const F32 weight = exp(s[v] - origin);
+    const F32 weight = exp(load(scores + v * kLanes) - origin);
     store(scores + v * kLanes, weight);
     sum = sum + weight;
   }
@@ -168,6 +171,7 @@ void attend_cut(const CutTask& task) {
   }
 
   const bool adjusts = tile.softcap > 0 || tile.alibi_slopes != nullptr || tile.mask != nullptr;
+  const int64_t v_bytes = tile.v_dim * (kv.v_dtype == DType::kF32 ? 4 : 2);
   const int64_t first_block = (kv.first_index + task.begin) / kBlock;
   const int64_t last_block = (kv.first_index + task.end - 1) / kBlock;
   BlockRows blocks[2];
@@ -188,12 +192,14 @@ void attend_cut(const CutTask& task) {
       next.bits = 0;
       continue;
     }
-    if (any != found) find_rows(kv, row0, any, scratch.zeros, &here);
-    find_rows(kv, row0 + kBlock, bit_range(0, kv.num_rows - row0 - kBlock), scratch.zeros, &next);
+    if (few || any != found) find_rows(kv, row0, any, scratch.zeros, &here);
+    if (!few) {
+      find_rows(kv, row0 + kBlock, bit_range(0, kv.num_rows - row0 - kBlock), scratch.zeros, &next);
+    }
 
     for_dtype(kv.k_dtype, [&]<DType kType>() {
       if (few) {
-        score_few<kType>(q, tile, rows, here, next, scratch.scores);
+        score_few<kType>(q, tile, rows, here, v_bytes, scratch.scores);
       } else {
         score_many<kType>(tile, rows, here, next, scratch.keys, scratch.scores);
       }
@@ -208,13 +214,18 @@ void attend_cut(const CutTask& task) {
       }
       scratch.row_bits[r] = bits;
       if (bits == 0) continue;
-      softmax_row(scores, bits, partial.max + r, partial.sum + r, partial.acc + r * v_stride,
-                  v_stride);
+      raise_max(scores, bits, partial.max + r, partial.sum + r, partial.acc + r * v_stride,
+                v_stride);
+    }
+    // A loop of its own: the exponentials of all rows wait for nothing.
+    for (int r = 0; r < rows; ++r) {
+      if (scratch.row_bits[r] == 0) continue;
+      weigh(scratch.scores + r * kBlock, partial.max[r], partial.sum + r);
     }
 
     for_dtype(kv.v_dtype, [&]<DType kType>() {
       if (few) {
-        value_few<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, partial.acc);
+        value_few<kType>(tile, rows, here, scratch.row_bits, scratch.scores, partial.acc);
       } else {
         value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
                           partial.acc);

@@ -3,13 +3,16 @@
 //
 // Lanes are elements of a row, for keys as for values: rows are read as they are stored, and
 // nothing is transposed. A score is the sum of kLanes sums, each over elements in ascending order,
-// folded in a fixed order; kLanes keys are folded together. bf16 rows are widened by pairs of
-// elements, two operations for two vectors: lanes of the first hold the even elements, of the
-// second the odd ones. Queries are brought into that order before, results are brought out of it
-// after a cut.
+// folded in a fixed order; the sums of a step (rows by keys) are folded together. bf16 rows are
+// widened by pairs of elements, two operations for two vectors: lanes of the first hold the even
+// elements, of the second the odd ones. Queries are brought into that order before, results are
+// brought out of it after a cut.
 //
 // Cost per block and 4 rows: 64 (k_dim + v_dim) elements read and widened once, 4 times as many
 // multiply-adds. More rows take another pass over the block, which lies in the first cache by then.
+//
+// Memory: keys are read row after row, which the processor prefetches by itself. Values are read by
+// columns, which it does not: they are asked for, row after row, while the scores are computed.
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
@@ -66,84 +69,106 @@ KVC_SIMD_FN void for_few(int n, F f) {
   }
 }
 
-// Scores of kRows rows with kLanes keys: scores[r * kBlock + key]. `next` (or null): the rows of a
-// block later.
-template <DType kType, int kRows>
-KVC_SIMD_FN void score_keys(const float* q, int64_t stride, int64_t dim, const char* const* k_rows,
-                            const char* const* next, float* scores) {
-  constexpr int kPerRow = kFewSums / kRows;
-  constexpr int kKeys = kPerRow >= kLanes ? kLanes : kPerRow >= 8 ? 8 : kPerRow >= 4 ? 4 : 2;
-  F32 sums[kRows][kLanes];
-  for (int key = 0; key < kLanes; key += kKeys) {
-    F32 sum[kRows][kKeys];
+// Keys of a step of score_keys: with kRows rows they fill the accumulators. Not more than 4: rows
+// that are read side by side are read out of order, which the processor's own prefetching takes
+// badly (8 rows at a time: 0.6 of the read roof instead of 1.0).
+template <int kRows>
+constexpr int kFewKeys = kFewSums / kRows >= 4 ? 4 : 2;
+
+// Scores of kRows rows with kKeys keys, one sum each: sums[row * kKeys + key]. `later` (or null):
+// rows that are wanted soon, asked for line by line, as asking for whole rows at once stalls.
+template <DType kType, int kRows, int kKeys>
+KVC_SIMD_FN void sum_products(const float* q, int64_t stride, int64_t dim,
+                              const char* const* k_rows, const char* const* later,
+                              int64_t later_bytes, F32* sums) {
+  F32 sum[kRows][kKeys];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kKeys; ++i) sum[r][i] = zero();
+  }
+  const auto add = [&](const float* at, const F32(&x)[kKeys]) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
+      const F32 element = in_register(load(at + r * stride));
 #pragma GCC unroll 16
-      for (int i = 0; i < kKeys; ++i) sum[r][i] = zero();
+      for (int i = 0; i < kKeys; ++i) sum[r][i] = fma(element, x[i], sum[r][i]);
     }
-    const auto add = [&](const float* at, const F32(&x)[kKeys]) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const F32 element = load(at + r * stride);
-#pragma GCC unroll 16
-        for (int i = 0; i < kKeys; ++i) sum[r][i] = fma(element, x[i], sum[r][i]);
-      }
-    };
-    // Line by line as the keys are used: asking for whole rows at once stalls on the misses before.
-    const auto ask = [&](int64_t at) __attribute__((always_inline)) {
-      if (next == nullptr || at * kSize<kType> % 64 != 0) return;
-      for (int i = 0; i < kKeys; ++i) prefetch(next[key + i] + at * kSize<kType>, 64);
-    };
-    int64_t d = 0;
-    if constexpr (kType == DType::kBF16) {
-      for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-        ask(d);
-        F32 even[kKeys];
-        F32 odd[kKeys];
-#pragma GCC unroll 16
-        for (int i = 0; i < kKeys; ++i) {
-          load_bf16_pairs(reinterpret_cast<const uint16_t*>(k_rows[key + i]) + d, &even[i],
-                          &odd[i]);
-        }
-        add(q + d, even);
-        add(q + d + kLanes, odd);
-      }
-    }
-    for (; d + kLanes <= dim; d += kLanes) {
+  };
+  const auto ask = [&](int64_t at) __attribute__((always_inline)) {
+    const int64_t byte = at * kSize<kType>;
+    if (byte % 64 != 0 || byte >= later_bytes) return;
+#pragma GCC unroll 4
+    for (int i = 0; i < kKeys; ++i) prefetch(later[i] + byte);
+  };
+  int64_t d = 0;
+  if constexpr (kType == DType::kBF16) {
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
       ask(d);
-      F32 x[kKeys];
-#pragma GCC unroll 16
-      for (int i = 0; i < kKeys; ++i) x[i] = load_as<kType>(k_rows[key + i], d);
-      add(q + d, x);
-    }
-    if (d < dim) {
-      F32 x[kKeys];
+      F32 even[kKeys];
+      F32 odd[kKeys];
 #pragma GCC unroll 16
       for (int i = 0; i < kKeys; ++i) {
-        x[i] = load_n_as<kType>(k_rows[key + i], d, static_cast<int>(dim - d));
+        load_bf16_pairs(reinterpret_cast<const uint16_t*>(k_rows[i]) + d, &even[i], &odd[i]);
       }
-      add(q + d, x);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kKeys; ++i) sums[r][key + i] = sum[r][i];
+      add(q + d, even);
+      add(q + d + kLanes, odd);
     }
   }
+  for (; d + kLanes <= dim; d += kLanes) {
+    ask(d);
+    F32 x[kKeys];
+#pragma GCC unroll 16
+    for (int i = 0; i < kKeys; ++i) x[i] = load_as<kType>(k_rows[i], d);
+    add(q + d, x);
+  }
+  if (d < dim) {
+    F32 x[kKeys];
+#pragma GCC unroll 16
+    for (int i = 0; i < kKeys; ++i) {
+      x[i] = load_n_as<kType>(k_rows[i], d, static_cast<int>(dim - d));
+    }
+    add(q + d, x);
+  }
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) store(scores + r * kBlock, fold(sums[r]));
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kKeys; ++i) sums[r * kKeys + i] = sum[r][i];
+  }
 }
 
+// Scores of kRows rows with kLanes keys: scores[r * kBlock + key].
+template <DType kType, int kRows>
+KVC_SIMD_FN void score_keys(const float* q, int64_t stride, int64_t dim, const char* const* k_rows,
+                            const char* const* later, int64_t later_bytes, float* scores) {
+  constexpr int kKeys = kFewKeys<kRows>;
+  constexpr int kFolds = (kRows * kKeys + kLanes - 1) / kLanes;
+  for (int key = 0; key < kLanes; key += kKeys) {
+    F32 sums[kFolds * kLanes];
+#pragma GCC unroll 16
+    for (int i = kRows * kKeys; i < kFolds * kLanes; ++i) sums[i] = zero();
+    sum_products<kType, kRows, kKeys>(q, stride, dim, k_rows + key, later + key, later_bytes, sums);
+    float folded[kFolds * kLanes];
+#pragma GCC unroll 4
+    for (int i = 0; i < kFolds; ++i) store(folded + i * kLanes, fold(sums + i * kLanes));
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      __builtin_memcpy(scores + r * kBlock + key, folded + r * kKeys, kKeys * sizeof(float));
+    }
+  }
+}
+
+// Asks for the block's values on the way: `v_bytes` of a row.
 template <DType kType>
 void score_few(const float* q, const QueryTile& tile, int rows, const BlockRows& block,
-               const BlockRows& next, float* scores) {
+               int64_t v_bytes, float* scores) {
   const int64_t stride = pad(tile.k_dim);
   for (int key = 0; key < kBlock; key += kLanes) {
     if (((block.bits >> key) & (kAllKeys >> (kBlock - kLanes))) == 0) continue;
     for (int r = 0; r < rows; r += kFewRows) {
       for_few(static_cast<int>(min_of(kFewRows, rows - r)), [&]<int kRows>() {
-        score_keys<kType, kRows>(q + r * stride, stride, tile.k_dim, block.k + key,
-                                 r == 0 ? next.k + key : nullptr, scores + r * kBlock + key);
+        score_keys<kType, kRows>(q + r * stride, stride, tile.k_dim, block.k + key, block.v + key,
+                                 r == 0 ? v_bytes : 0, scores + r * kBlock + key);
       });
     }
   }
@@ -153,17 +178,14 @@ void score_few(const float* q, const QueryTile& tile, int rows, const BlockRows&
 // or `tail` < kLanes elements if not 0.
 template <DType kType, int kRows, int kVecs>
 KVC_SIMD_FN void few_columns(const float* weights, uint64_t bits, const char* const* v_rows,
-                             const char* const* next, int64_t at, int tail, float* acc,
-                             int64_t stride) {
+                             int64_t at, int tail, float* acc, int64_t stride) {
   F32 sum[kRows][kVecs];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) sum[r][i] = load(acc + r * stride + at + i * kLanes);
   }
-  const bool ask = next != nullptr && at * kSize<kType> % 64 == 0;  // once a line
   const auto add = [&](int key) __attribute__((always_inline)) {
-    if (ask) prefetch(next[key] + at * kSize<kType>, kVecs * kLanes * kSize<kType>);
     const char* row = v_rows[key];
     F32 x[kVecs];
     if constexpr (kType == DType::kBF16 && kVecs > 1) {
@@ -198,41 +220,39 @@ KVC_SIMD_FN void few_columns(const float* weights, uint64_t bits, const char* co
 }
 
 template <DType kType, int kRows>
-void few_values(const float* weights, uint64_t bits, const char* const* v_rows,
-                const char* const* next, int64_t dim, float* acc, int64_t stride) {
+void few_values(const float* weights, uint64_t bits, const char* const* v_rows, int64_t dim,
+                float* acc, int64_t stride) {
   constexpr int kPerRow = kFewSums / kRows;
   constexpr int kVecs = kPerRow >= 8 ? 8 : kPerRow >= 4 ? 4 : 2;
   int64_t at = 0;
   for (; at + kVecs * kLanes <= dim; at += kVecs * kLanes) {
-    few_columns<kType, kRows, kVecs>(weights, bits, v_rows, next, at, 0, acc, stride);
+    few_columns<kType, kRows, kVecs>(weights, bits, v_rows, at, 0, acc, stride);
   }
   for (; at + 2 * kLanes <= dim; at += 2 * kLanes) {
-    few_columns<kType, kRows, 2>(weights, bits, v_rows, next, at, 0, acc, stride);
+    few_columns<kType, kRows, 2>(weights, bits, v_rows, at, 0, acc, stride);
   }
   for (; at + kLanes <= dim; at += kLanes) {
-    few_columns<kType, kRows, 1>(weights, bits, v_rows, next, at, 0, acc, stride);
+    few_columns<kType, kRows, 1>(weights, bits, v_rows, at, 0, acc, stride);
   }
   if (at < dim) {
-    few_columns<kType, kRows, 1>(weights, bits, v_rows, next, at, static_cast<int>(dim - at), acc,
+    few_columns<kType, kRows, 1>(weights, bits, v_rows, at, static_cast<int>(dim - at), acc,
                                  stride);
   }
 }
 
 template <DType kType>
-void value_few(const QueryTile& tile, int rows, const BlockRows& block, const BlockRows& next,
-               const uint64_t* row_bits, const float* weights, float* acc) {
+void value_few(const QueryTile& tile, int rows, const BlockRows& block, const uint64_t* row_bits,
+               const float* weights, float* acc) {
   const int64_t stride = pad(tile.v_dim);
-  const char* const* ahead = next.v;
   for (int r = 0; r < rows;) {
     const uint64_t bits = row_bits[r];
     int n = 1;
     while (n < kFewRows && r + n < rows && row_bits[r + n] == bits) ++n;
     if (bits != 0) {
       for_few(n, [&]<int kRows>() {
-        few_values<kType, kRows>(weights + r * kBlock, bits, block.v, ahead, tile.v_dim,
-                                 acc + r * stride, stride);
+        few_values<kType, kRows>(weights + r * kBlock, bits, block.v, tile.v_dim, acc + r * stride,
+                                 stride);
       });
-      ahead = nullptr;  // once is enough
     }
     r += n;
   }

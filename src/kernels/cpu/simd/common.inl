@@ -12,7 +12,8 @@
 //   choose(bits, a, b)                  lane i of a if bit i is set, else of b
 //   reduce_add, reduce_max              in a fixed order
 //   load_bf16_pairs                     2 kLanes elements, the even and the odd ones
-//   fold(x)                             lane i: the sum of x[i]
+//   fold(x)                             lane i: the sum of x[i], i < kLanes
+//   in_register(x)                      x, kept from being read from memory at each use
 //   transpose(x)                        kLanes vectors as a matrix
 //   exp, tanh                           math.inl
 #include <cstdint>
@@ -61,6 +62,16 @@ KVC_SIMD_FN void load_bf16_pairs(const std::uint16_t* from, F32* even, F32* odd)
   __builtin_memcpy(&pairs, from, sizeof(pairs));
   *even = from_bits(pairs << 16);
   *odd = from_bits(pairs & set1_u32(0xffff0000u));
+}
+
+// For operands of several operations: compilers fold loads into each of them.
+KVC_SIMD_FN F32 in_register(F32 x) {
+#if defined(__aarch64__)
+  asm("" : "+w"(x));
+#elif defined(__AVX512F__) || (defined(__AVX__) && KVC_SIMD_BYTES <= 32)
+  asm("" : "+v"(x));
+#endif
+  return x;
 }
 
 // Halves are folded onto each other.
@@ -145,7 +156,7 @@ KVC_SIMD_FN void transpose(F32 (&x)[kLanes]) {
 }
 
 // Lane i of the result is the sum of the lanes of x[i], in the same order for every i.
-KVC_SIMD_FN F32 fold(const F32 (&x)[kLanes]) {
+KVC_SIMD_FN F32 fold(const F32* x) {
   // Within 16 bytes: four vectors become one, x[4 i + j] in the lanes j.
   F32 quads[kLanes / 4];
 #pragma GCC unroll 4

@@ -51,6 +51,10 @@ struct AttentionOptions {
   bool partial = false;       // leave the sinks to finish(), because results will be merged
   bool reproducible = false;  // one path for every query count: any split gives the same bits
 
+  // Sequences whose block tables begin with the same pages read these together, in whole cuts of
+  // 512 rows. The bits of a result are the same either way. With a window nothing is shared.
+  bool share_prefixes = true;
+
   const char* backend = nullptr;  // a name of backends(); null: KVCACHE_BACKEND, else the best
 };
 
@@ -59,7 +63,7 @@ struct AttentionOptions {
 //
 // Results depend on a query, the keys it sees, the options, the storage format, the backend and
 // the path of its sequence (decode: 1-8 queries, prefill: more), never on threads, the rest of the
-// batch, page size or placement.
+// batch, page size, placement or whether a prefix is read once for many.
 //
 // Thread safety: distinct plans are independent; one plan is used by one thread at a time.
 class KVC_API AttentionPlan {
@@ -88,7 +92,8 @@ class KVC_API AttentionPlan {
              const ExecContext& context = {});
 
   // K/V token rows one run reads: per sequence, those that at least one of its queries sees by
-  // causality, window and first visible key; each counted once, whatever the heads.
+  // causality, window and first visible key; each counted once, whatever the heads, and rows that
+  // several sequences share (share_prefixes) once for all of them.
   std::int64_t rows_read() const noexcept;
 
   // Name of the backend in use; "" before plan().

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "attention/units.h"
 #include "base/checked_math.h"
 #include "tensor/convert.h"
 
@@ -19,16 +20,21 @@ PartialRows partial_at(float* base, std::int64_t rows) {
   return {base, base + padded, base + 2 * padded};
 }
 
+// The rows of a partial from `row` on.
+PartialRows rows_from(const PartialRows& partial, std::int64_t row, std::int64_t v_dim) {
+  return {partial.max + row, partial.sum + row, partial.acc + row * round_up(v_dim, kRowPadding)};
+}
+
 // The tile's query rows as float, times the scale, padded with zeros.
-void load_queries(const AttentionProblem& problem, const WorkItem& item, std::int32_t kv_head,
+void load_queries(const AttentionProblem& problem, const WorkTile& tile, std::int32_t kv_head,
                   float* to) {
   const std::int64_t dim = problem.kv.k_head_dim;
   const std::int64_t stride = round_up(dim, kRowPadding);
   const std::int64_t group = problem.group();
-  for (std::int64_t query = 0; query < item.num_queries; ++query) {
+  for (std::int64_t query = 0; query < tile.num_queries; ++query) {
     for (std::int64_t member = 0; member < group; ++member) {
       const std::byte* from =
-          row_of(problem.q, problem, item.seq, item.query_begin + query, kv_head * group + member);
+          row_of(problem.q, problem, tile.seq, tile.query_begin + query, kv_head * group + member);
       convert_row(from, problem.q.dtype, problem.q.dim_stride, to, DType::kF32, dim);
       for (std::int64_t d = 0; d < dim; ++d) to[d] *= problem.scale;
       for (std::int64_t d = dim; d < stride; ++d) to[d] = 0;
@@ -43,13 +49,13 @@ void set_element(const RowTensor<std::byte>& tensor, std::byte* row, std::int64_
 }
 
 // out = acc / sum, learned sinks in the denominator; lse = max + ln(sum).
-void finish_rows(const AttentionProblem& problem, const WorkItem& item, std::int32_t kv_head,
+void finish_rows(const AttentionProblem& problem, const WorkTile& tile, std::int32_t kv_head,
                  const PartialRows& partial) {
   const std::int64_t dim = problem.kv.v_head_dim;
   const std::int64_t stride = round_up(dim, kRowPadding);
   const std::int64_t group = problem.group();
   std::int64_t r = 0;
-  for (std::int64_t query = 0; query < item.num_queries; ++query) {
+  for (std::int64_t query = 0; query < tile.num_queries; ++query) {
     for (std::int64_t member = 0; member < group; ++member, ++r) {
       const std::int64_t head = kv_head * group + member;
       const double sum = partial.sum[r];
@@ -63,65 +69,66 @@ void finish_rows(const AttentionProblem& problem, const WorkItem& item, std::int
       const float factor = static_cast<float>(1 / denominator);
       for (std::int64_t d = 0; d < dim; ++d) acc[d] = empty ? 0 : acc[d] * factor;
 
-      std::byte* out = row_of(problem.out, problem, item.seq, item.query_begin + query, head);
+      std::byte* out = row_of(problem.out, problem, tile.seq, tile.query_begin + query, head);
       if (problem.out.dim_stride == 1) {
         convert_row(acc, DType::kF32, 1, out, problem.out.dtype, dim);
       } else {
         for (std::int64_t d = 0; d < dim; ++d) set_element(problem.out, out, d, acc[d]);
       }
       if (problem.lse.data != nullptr) {
-        lse_of(problem, item.seq, item.query_begin + query, head) = static_cast<float>(lse);
+        lse_of(problem, tile.seq, tile.query_begin + query, head) = static_cast<float>(lse);
       }
     }
   }
 }
 
-// One item at work: the arguments of its kernels' calls.
-class ItemRun {
+// Tiles that take a pass over a unit together, for one KV head: the arguments of the kernels'
+// calls.
+class Pass {
  public:
-  ItemRun(const Execution& execution, const WorkItem& item, std::int32_t kv_head,
-          std::byte* scratch)
-      : execution_(execution), item_(item), kv_head_(kv_head) {
+  Pass(const Execution& execution, std::int32_t kv_head, std::byte* scratch)
+      : execution_(execution), kv_head_(kv_head), scratch_(scratch) {
     const AttentionProblem& problem = execution.problem;
-    const KvView& kv = problem.kv;
-    num_queries_ = problem.num_queries(item.seq);
-    first_query_row_ = total_length(kv, item.seq) - num_queries_ + item.query_begin;
-
-    float* q = reinterpret_cast<float*>(scratch + execution.layout.q);
-    load_queries(problem, item, kv_head, q);
-    std::int64_t* position = reinterpret_cast<std::int64_t*>(scratch + execution.layout.position);
-    for (std::int64_t query = 0; query < item.num_queries; ++query) {
-      position[query] = position_in_view(kv, item.seq, first_query_row_ + query);
-    }
-
-    const std::int64_t group = problem.group();
-    tile_.num_queries = item.num_queries;
-    tile_.group = static_cast<std::int32_t>(group);
-    tile_.k_dim = kv.k_head_dim;
-    tile_.v_dim = kv.v_head_dim;
-    tile_.path = problem.path(item.seq);
-    tile_.q = q;
-    tile_.position = position;
+    tile_.group = static_cast<std::int32_t>(problem.group());
+    tile_.k_dim = problem.kv.k_head_dim;
+    tile_.v_dim = problem.kv.v_head_dim;
     tile_.softcap = problem.softcap;
-    if (problem.alibi_slopes != nullptr)
-      tile_.alibi_slopes = problem.alibi_slopes + kv_head * group;
+    if (problem.alibi_slopes != nullptr) {
+      tile_.alibi_slopes = problem.alibi_slopes + kv_head * problem.group();
+    }
     tile_.window = problem.window;
     tile_.sink_tokens = problem.sink_tokens;
-    if (problem.mask.defined()) {
-      tile_.mask = mask_row(problem, item.seq, item.query_begin, kv_head * group);
+    tile_.q = reinterpret_cast<float*>(scratch + execution.layout.q);
+    tile_.position = reinterpret_cast<std::int64_t*>(scratch + execution.layout.position);
+  }
+
+  // Brings in the queries of tiles begin .. end of the list, unless they are there.
+  void load(std::int32_t begin, std::int32_t end) {
+    if (begin == tile_begin_ && end == tile_end_) return;
+    const AttentionProblem& problem = execution_.problem;
+    tile_begin_ = begin;
+    tile_end_ = end;
+    part_ = -1;
+    first_ = &execution_.work.tiles()[static_cast<std::size_t>(begin)];
+    num_queries_ = problem.num_queries(first_->seq);
+    first_query_row_ = total_length(problem.kv, first_->seq) - num_queries_ + first_->query_begin;
+    tile_.path = problem.path(first_->seq);
+    tile_.num_queries = 0;
+    for (std::int32_t t = begin; t < end; ++t) add(execution_.work.tiles()[std::size_t(t)]);
+    if (problem.mask.defined()) {  // then the pass has one tile
+      tile_.mask =
+          mask_row(problem, first_->seq, first_->query_begin, std::int64_t{kv_head_} * tile_.group);
       tile_.mask_head_stride = problem.mask.shape[1] == 1 ? 0 : problem.mask.strides[1];
       tile_.mask_query_stride = problem.mask.strides[2];
       tile_.mask_key_stride = problem.mask.strides[3];
     }
-    kernel_scratch_ = scratch + execution.layout.kernel;
   }
 
   std::int64_t rows() const { return std::int64_t{tile_.num_queries} * tile_.group; }
 
-  // Attends to unit `index` of the sequence if any query of the tile sees any of it by the rules.
+  // Attends to unit `index` if any query sees any of it by the rules.
   bool attend(std::int32_t index, const PartialRows& partial) {
-    const KvView& kv = execution_.problem.kv;
-    const Unit unit = unit_at(kv, item_.seq, index);
+    const Unit unit = unit_at(execution_.problem.kv, first_->seq, index);
     if (unit.part != part_) enter_part(unit);
     if (!visible_.touches(unit.begin, unit.end)) return false;
     CutTask task;
@@ -129,31 +136,41 @@ class ItemRun {
     task.rows = &rows_;
     task.begin = std::max(unit.begin, visible_.begin);
     task.end = std::min(unit.end, visible_.end);
-    task.causal_end = execution_.rules.causal ? first_query_row_ - unit.part_row + 1
-                                              : std::numeric_limits<std::int64_t>::max() / 2;
+    // Every query of tiles that share a pass sees all of the unit.
+    const bool causal = execution_.rules.causal && tile_end_ - tile_begin_ == 1;
+    task.causal_end = causal ? first_query_row_ - unit.part_row + 1
+                             : std::numeric_limits<std::int64_t>::max() / 2;
     task.mask_key = unit.part_row;
     task.partial = partial;
-    task.scratch = kernel_scratch_;
+    task.scratch = scratch_ + execution_.layout.kernel;
     execution_.kernels.attend_cut(task);
     return true;
   }
 
-  // Whether attend() would find the unit visible.
-  bool sees(std::int32_t index) {
-    const Unit unit = unit_at(execution_.problem.kv, item_.seq, index);
-    if (unit.part != part_) enter_part(unit);
-    return visible_.touches(unit.begin, unit.end);
+ private:
+  void add(const WorkTile& tile) {
+    const AttentionProblem& problem = execution_.problem;
+    float* q = reinterpret_cast<float*>(scratch_ + execution_.layout.q);
+    load_queries(problem, tile, kv_head_, q + rows() * round_up(tile_.k_dim, kRowPadding));
+    std::int64_t* position =
+        reinterpret_cast<std::int64_t*>(scratch_ + execution_.layout.position) + tile_.num_queries;
+    const std::int64_t row =
+        total_length(problem.kv, tile.seq) - problem.num_queries(tile.seq) + tile.query_begin;
+    for (std::int64_t query = 0; query < tile.num_queries; ++query) {
+      position[query] = position_in_view(problem.kv, tile.seq, row + query);
+    }
+    tile_.num_queries += tile.num_queries;
   }
 
- private:
   void enter_part(const Unit& unit) {
     const KvView& kv = execution_.problem.kv;
     const KvPart& part = kv.parts[unit.part];
+    const std::int32_t seq = first_->seq;
     part_ = unit.part;
-    visible_ = visible_rows(kv, unit.part, item_.seq, num_queries_, item_.query_begin,
-                            item_.query_begin + item_.num_queries - 1, execution_.rules);
+    visible_ = visible_rows(kv, unit.part, seq, num_queries_, first_->query_begin,
+                            first_->query_begin + first_->num_queries - 1, execution_.rules);
     // Without a table sequence s is page s.
-    const std::int64_t page = part.block_table == nullptr ? item_.seq : 0;
+    const std::int64_t page = part.block_table == nullptr ? seq : 0;
     rows_ = KvRows();
     rows_.k =
         static_cast<const std::byte*>(part.k) +
@@ -169,22 +186,23 @@ class ItemRun {
     rows_.v_token_stride = part.v_token_stride;
     rows_.page_size = part.page_size;
     if (part.block_table != nullptr) {
-      rows_.block_table = part.block_table + item_.seq * part.block_table_stride;
+      rows_.block_table = part.block_table + seq * part.block_table_stride;
     }
-    rows_.num_rows = length_of(part, item_.seq);
-    rows_.first_index = first_index_of(part, item_.seq);
+    rows_.num_rows = length_of(part, seq);
+    rows_.first_index = first_index_of(part, seq);
     if (part.positions != nullptr) {
-      rows_.positions = part.positions + item_.seq * part.positions_stride;
+      rows_.positions = part.positions + seq * part.positions_stride;
     }
   }
 
   const Execution& execution_;
-  const WorkItem& item_;
   const std::int32_t kv_head_;
-  std::int64_t num_queries_ = 0;      // of the sequence
-  std::int64_t first_query_row_ = 0;  // row in the sequence of the tile's first query
+  std::byte* scratch_;
+  std::int32_t tile_begin_ = 0, tile_end_ = 0;
+  const WorkTile* first_ = nullptr;   // whose rows are read
+  std::int64_t num_queries_ = 0;      // of its sequence
+  std::int64_t first_query_row_ = 0;  // row in the sequence of its first query
   QueryTile tile_;
-  void* kernel_scratch_ = nullptr;
   std::int32_t part_ = -1;
   KvRows rows_;
   VisibleRows visible_;
@@ -197,56 +215,111 @@ void set_empty(const PartialRows& partial, std::int64_t rows) {
   }
 }
 
-void run_whole(const Execution& execution, const WorkItem& item, std::int32_t kv_head,
-               std::byte* scratch) {
-  ItemRun run(execution, item, kv_head, scratch);
-  const PartialRows running =
-      partial_at(reinterpret_cast<float*>(scratch + execution.layout.running), run.rows());
-  const PartialRows next =
-      partial_at(reinterpret_cast<float*>(scratch + execution.layout.next), run.rows());
-  bool first = true;
-  for (std::int32_t unit = item.unit_begin; unit < item.unit_end; ++unit) {
-    if (!run.attend(unit, first ? running : next)) continue;
-    if (!first) {
-      execution.kernels.merge(running, next, run.rows(), execution.problem.kv.v_head_dim);
-    }
-    first = false;
-  }
-  if (first) set_empty(running, run.rows());
-  finish_rows(execution.problem, item, kv_head, running);
-}
-
-void run_piece(const Execution& execution, const WorkItem& item, std::int32_t kv_head,
-               std::byte* scratch) {
-  ItemRun run(execution, item, kv_head, scratch);
-  const AttentionProblem& problem = execution.problem;
-  const SplitTile& split = execution.work.splits()[static_cast<std::size_t>(item.split)];
-  const std::int64_t floats = partial_floats(run.rows(), problem.kv.v_head_dim);
-  float* partials =
-      execution.workspace + split.workspace + std::int64_t{kv_head} * split.units * floats;
-  for (std::int32_t unit = item.unit_begin; unit < item.unit_end; ++unit) {
-    run.attend(unit, partial_at(partials + unit * floats, run.rows()));
+// One item at work, for one KV head.
+class ItemRun {
+ public:
+  ItemRun(const Execution& execution, const WorkItem& item, std::int32_t kv_head,
+          std::byte* scratch)
+      : execution_(execution),
+        item_(item),
+        group_(execution.work.groups()[static_cast<std::size_t>(item.group)]),
+        kv_head_(kv_head),
+        heads_(execution.problem.group()),
+        v_dim_(execution.problem.kv.v_head_dim),
+        pass_(execution, kv_head, scratch),
+        next_(reinterpret_cast<float*>(scratch + execution.layout.next)) {
+    const WorkGroup& root = execution.work.groups()[static_cast<std::size_t>(group_.root)];
+    const std::int64_t rows = root.num_queries * heads_;
+    float* base = root.running < 0
+                      ? reinterpret_cast<float*>(scratch + execution.layout.running)
+                      : execution.workspace + root.running + kv_head * partial_floats(rows, v_dim_);
+    running_ = rows_from(partial_at(base, rows), first_row(group_.tile_begin, root), v_dim_);
   }
 
-  std::atomic_ref<std::int32_t> left(
-      execution.items_left[item.split * problem.kv.num_kv_heads + kv_head]);
-  if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  PartialRows result;
-  for (std::int32_t unit = 0; unit < split.units; ++unit) {
-    if (!run.sees(unit)) continue;
-    const PartialRows next = partial_at(partials + unit * floats, run.rows());
-    if (result.max == nullptr) {
-      result = next;
-    } else {
-      execution.kernels.merge(result, next, run.rows(), problem.kv.v_head_dim);
+  void run() {
+    // All passes over a unit follow one another while it is in cache.
+    for (std::int32_t unit = item_.unit_begin; unit < item_.unit_end; ++unit) {
+      for (std::int32_t begin = group_.tile_begin; begin < group_.tile_end;) {
+        const std::int32_t end = pass_end(begin);
+        pass_.load(begin, end);
+        attend(unit, first_row(begin, group_));
+        begin = end;
+      }
+    }
+    if (group_.unit_end == 0) set_empty(running_, rows());  // there are no keys
+
+    std::atomic_ref<std::int32_t> left(
+        execution_
+            .items_left[std::int64_t{item_.group} * execution_.problem.kv.num_kv_heads + kv_head_]);
+    if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) finish_group();
+  }
+
+ private:
+  std::int64_t rows() const { return group_.num_queries * heads_; }
+  const WorkTile& tile(std::int32_t index) const {
+    return execution_.work.tiles()[static_cast<std::size_t>(index)];
+  }
+  // Rows of a group before those of a tile.
+  std::int64_t first_row(std::int32_t index, const WorkGroup& group) const {
+    return (tile(index).first_query - tile(group.tile_begin).first_query) * heads_;
+  }
+
+  // The tiles from `begin` on that take a pass together.
+  std::int32_t pass_end(std::int32_t begin) const {
+    std::int32_t end = begin + 1;
+    if (!execution_.stacked) return end;
+    std::int64_t queries = tile(begin).num_queries;
+    while (end < group_.tile_end) {
+      queries += tile(end).num_queries;
+      if (queries > tile_queries(heads_)) break;
+      ++end;
+    }
+    return end;
+  }
+
+  PartialRows spilled_at(std::int32_t place) const {
+    const std::int64_t floats = partial_floats(rows(), v_dim_);
+    return partial_at(execution_.workspace + group_.spilled +
+                          (std::int64_t{kv_head_} * group_.num_spilled + place) * floats,
+                      rows());
+  }
+
+  // The pass over a unit; its rows are those of the group from `row` on.
+  void attend(std::int32_t unit, std::int64_t row) {
+    if (item_.spilled < 0 && unit > 0) {
+      const PartialRows next = partial_at(next_, pass_.rows());
+      if (!pass_.attend(unit, next)) return;
+      execution_.kernels.merge(rows_from(running_, row, v_dim_), next, pass_.rows(), v_dim_);
+      return;
+    }
+    const PartialRows all =
+        item_.spilled < 0 ? running_ : spilled_at(item_.spilled + unit - item_.unit_begin);
+    const PartialRows partial = rows_from(all, row, v_dim_);
+    if (!pass_.attend(unit, partial)) set_empty(partial, pass_.rows());
+  }
+
+  // Merges what the items left, the earliest units first, and finishes the tiles that end here.
+  void finish_group() {
+    for (std::int32_t place = 0; place < group_.num_spilled; ++place) {
+      execution_.kernels.merge(running_, spilled_at(place), rows(), v_dim_);
+    }
+    for (std::int32_t t = group_.tile_begin; t < group_.tile_end; ++t) {
+      if (tile(t).last_group != item_.group) continue;
+      finish_rows(execution_.problem, tile(t), kv_head_,
+                  rows_from(running_, first_row(t, group_), v_dim_));
     }
   }
-  if (result.max == nullptr) {
-    result = partial_at(partials, run.rows());
-    set_empty(result, run.rows());
-  }
-  finish_rows(problem, item, kv_head, result);
-}
+
+  const Execution& execution_;
+  const WorkItem& item_;
+  const WorkGroup& group_;
+  const std::int32_t kv_head_;
+  const std::int64_t heads_;  // query heads of the KV head
+  const std::int64_t v_dim_;
+  Pass pass_;
+  float* next_;
+  PartialRows running_;  // of the group's rows
+};
 
 }  // namespace
 
@@ -274,12 +347,7 @@ WorkerScratch worker_scratch(const Backend& backend, const KvView& kv, std::int6
 
 void run_item(const Execution& execution, const WorkItem& item, std::int32_t kv_head,
               std::int32_t worker) noexcept {
-  std::byte* scratch = execution.scratch + worker * execution.layout.bytes;
-  if (item.split < 0) {
-    run_whole(execution, item, kv_head, scratch);
-  } else {
-    run_piece(execution, item, kv_head, scratch);
-  }
+  ItemRun(execution, item, kv_head, execution.scratch + worker * execution.layout.bytes).run();
 }
 
 }  // namespace kvcache::internal

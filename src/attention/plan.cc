@@ -49,9 +49,12 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
   shape.v_dim = like.v_head_dim;
   shape.concurrency = concurrency;
   shape.rules = {options.causal, options.window, options.sink_tokens};
+  prefixes_.find(like, qo_indptr,
+                 {options.share_prefixes && options.window == 0, options.causal,
+                  options.reproducible, tile_queries(shape.group)});
   WorkSize size;
-  KVC_RETURN_IF_ERROR(measure_work(like, qo_indptr, shape, &size));
-  const WorkerScratch layout = worker_scratch(*backend, like, shape.group, size.largest_tile);
+  KVC_RETURN_IF_ERROR(measure_work(like, qo_indptr, prefixes_, shape, &size));
+  const WorkerScratch layout = worker_scratch(*backend, like, shape.group, size.largest_pass);
   std::int64_t bytes = 0;
   std::int64_t workspace_bytes = 0;
   if (!checked_mul(layout.bytes, concurrency, &bytes) ||
@@ -59,7 +62,7 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
     return out_of_memory();
   }
   work_.reserve(size);
-  items_left_.reserve(static_cast<std::size_t>(size.num_splits * like.num_kv_heads));
+  items_left_.reserve(static_cast<std::size_t>(size.num_groups * like.num_kv_heads));
   const std::int64_t pairs = std::int64_t{like.num_parts} * like.num_seqs;
   lengths_.reserve(static_cast<std::size_t>(pairs));
   parts_.reserve(static_cast<std::size_t>(like.num_parts));
@@ -88,12 +91,13 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
                           part.first_visible == nullptr ? 0 : part.first_visible[seq]});
     }
   }
-  work_.fill(like, qo_indptr_, shape, size);
-  items_left_.resize(static_cast<std::size_t>(size.num_splits * like.num_kv_heads));
+  work_.fill(like, qo_indptr_, prefixes_, shape, size);
+  items_left_.resize(static_cast<std::size_t>(size.num_groups * like.num_kv_heads));
   rows_read_ = 0;
   for (std::int32_t seq = 0; seq < like.num_seqs; ++seq) {
     rows_read_ += count_visible_rows(like, seq, qo_indptr_[seq + 1] - qo_indptr_[seq], shape.rules);
   }
+  for (const SharedRun& run : prefixes_.runs()) rows_read_ -= (run.end - run.begin - 1) * run.keys;
   return {};
 }
 
@@ -157,6 +161,9 @@ Status Plan::check_planned(const KvView& kv, const AttentionOptions& options) co
   if (options.reproducible != options_.reproducible) {
     return not_planned("options.reproducible", options.reproducible, options_.reproducible);
   }
+  if (options.share_prefixes != options_.share_prefixes) {
+    return not_planned("options.share_prefixes", options.share_prefixes, options_.share_prefixes);
+  }
   if (options.backend != nullptr && std::strcmp(options.backend, backend_->name) != 0) {
     return not_planned("options.backend", options.backend, backend_->name);
   }
@@ -207,29 +214,40 @@ void Plan::run_reference(const AttentionProblem& problem, Executor& executor) {
 }
 
 void Plan::run_kernels(const AttentionProblem& problem, Executor& executor) {
-  const std::vector<SplitTile>& splits = work_.splits();
-  for (std::size_t split = 0; split < splits.size(); ++split) {
-    std::fill_n(items_left_.begin() + static_cast<std::ptrdiff_t>(split) * num_kv_heads_,
-                num_kv_heads_, splits[split].num_items);
+  const std::vector<WorkGroup>& groups = work_.groups();
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    std::fill_n(items_left_.begin() + static_cast<std::ptrdiff_t>(group) * num_kv_heads_,
+                num_kv_heads_, groups[group].num_items);
   }
-  Execution execution{problem,
-                      *backend_->attention,
-                      work_,
-                      {options_.causal, options_.window, options_.sink_tokens},
-                      layout_,
-                      scratch_.as<std::byte>(),
-                      workspace_.as<float>(),
-                      items_left_.data()};
-  const std::int64_t heads = num_kv_heads_;
-  executor.parallel_for(
-      static_cast<std::int64_t>(work_.items().size()) * heads,
-      [](void* context, std::int64_t task, std::int32_t worker) noexcept {
-        const Execution& self = *static_cast<const Execution*>(context);
-        const std::int64_t kv_heads = self.problem.kv.num_kv_heads;
-        run_item(self, self.work.items()[static_cast<std::size_t>(task / kv_heads)],
-                 static_cast<std::int32_t>(task % kv_heads), worker);
-      },
-      &execution);
+  const Execution execution{problem,
+                            *backend_->attention,
+                            work_,
+                            {options_.causal, options_.window, options_.sink_tokens},
+                            // A mask tells rows apart, and a view's tables need not be the planned.
+                            !problem.mask.defined() && work_.shared_in(problem.kv),
+                            layout_,
+                            scratch_.as<std::byte>(),
+                            workspace_.as<float>(),
+                            items_left_.data()};
+  struct Level {
+    const Execution& execution;
+    const WorkItem* items;
+  };
+  const WorkItem* const end = work_.items().data() + work_.items().size();
+  for (const WorkItem* begin = work_.items().data(); begin != end;) {
+    const WorkItem* next = begin + 1;
+    while (next != end && work_.level_of(*next) == work_.level_of(*begin)) ++next;
+    Level level{execution, begin};
+    executor.parallel_for((next - begin) * std::int64_t{num_kv_heads_},
+                          [](void* context, std::int64_t task, std::int32_t worker) noexcept {
+                            const Level& self = *static_cast<const Level*>(context);
+                            const std::int64_t heads = self.execution.problem.kv.num_kv_heads;
+                            run_item(self.execution, self.items[task / heads],
+                                     static_cast<std::int32_t>(task % heads), worker);
+                          },
+                          &level);
+    begin = next;
+  }
 }
 
 }  // namespace kvcache::internal

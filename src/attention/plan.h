@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/execute.h"
+#include "attention/prefixes.h"
 #include "attention/problem.h"
 #include "attention/work.h"
 #include "base/aligned_buffer.h"
@@ -65,11 +66,12 @@ class Plan {
   std::vector<PartLength> lengths_;  // [num_parts, num_seqs]
   std::vector<PartShape> parts_;
 
+  SharedPrefixes prefixes_;  // for plan() alone
   WorkList work_;
-  std::vector<std::int32_t> items_left_;  // [splits, num_kv_heads]
+  std::vector<std::int32_t> items_left_;  // [groups, num_kv_heads]
   WorkerScratch layout_;
   AlignedBuffer scratch_;    // [concurrency, layout.bytes]
-  AlignedBuffer workspace_;  // partials of split tiles
+  AlignedBuffer workspace_;  // see WorkGroup
 };
 
 }  // namespace kvcache::internal

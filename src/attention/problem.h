@@ -25,6 +25,10 @@ struct RowTensor {
   std::int64_t dim_stride = 1;
 };
 
+inline Path path_of(std::int64_t num_queries, bool reproducible) {
+  return reproducible || num_queries > kDecodeQueries ? Path::kPrefill : Path::kDecode;
+}
+
 struct AttentionProblem {
   KvView kv;
   const std::int32_t* qo_indptr = nullptr;  // [num_seqs + 1]
@@ -47,9 +51,7 @@ struct AttentionProblem {
 
   std::int64_t group() const { return num_heads / kv.num_kv_heads; }
   std::int64_t num_queries(std::int32_t seq) const { return qo_indptr[seq + 1] - qo_indptr[seq]; }
-  Path path(std::int32_t seq) const {
-    return reproducible || num_queries(seq) > kDecodeQueries ? Path::kPrefill : Path::kDecode;
-  }
+  Path path(std::int32_t seq) const { return path_of(num_queries(seq), reproducible); }
 };
 
 // Where the row of (seq, query, head) starts.

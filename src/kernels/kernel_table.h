@@ -43,7 +43,8 @@ struct KvRows {
 enum class Path : std::uint8_t { kDecode, kPrefill };
 inline constexpr std::int64_t kDecodeQueries = 8;
 
-// Query rows of one KV head: row r is query r / group, head r % group of the group.
+// Query rows of one KV head: row r is query r / group, head r % group of the group. The queries are
+// those of a sequence, or of several that see all rows of the cut alike (no window, no mask).
 struct QueryTile {
   std::int32_t num_queries = 0;
   std::int32_t group = 0;

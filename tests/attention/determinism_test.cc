@@ -132,6 +132,87 @@ TEST_P(AttentionBits, PartsThatEndAtCutsAreAsOnePart) {
   expect_same_bits(c.run(GetParam()), expected, "four parts");
 }
 
+// Six sequences: two share 1600 rows, a third 1100 of these, another two 600 of theirs with all.
+AttentionCase tree(std::vector<std::int32_t> queries) {
+  AttentionCase c;
+  c.data = KvRowsData({1700, 1605, 1300, 700, 650, 1200}, 2, 40, 24);
+  c.num_heads = 6;
+  c.queries = std::move(queries);
+  c.storage.k_dtype = c.storage.v_dtype = DType::kBF16;
+  c.storage.page_size = 16;
+  c.storage.shuffle = 5;
+  c.storage.shared = {{}, {0, 1600}, {0, 1100}, {0, 600}, {3, 600}, {}};
+  std::mt19937 rng(12);
+  c.randomize(rng);
+  c.data.share(c.storage.shared);
+  return c;
+}
+
+TEST_P(AttentionBits, ASharedPrefixMovesNoBit) {
+  for (const std::vector<std::int32_t>& queries : std::vector<std::vector<std::int32_t>>{
+           {1, 1, 1, 1, 1, 1}, {1, 3, 8, 2, 1, 5}, {9, 12, 16, 10, 9, 11}, {1, 9, 2, 40, 16, 0}}) {
+    AttentionCase c = tree(queries);
+    for (const bool with_mask : {false, true}) {
+      if (with_mask) {
+        std::mt19937 rng(13);
+        choose_mask(rng, &c);
+        c.alibi_slopes = {0.1f, 0.2f, 0.3f, 0.01f, 0.02f, 0.03f};
+      }
+      c.options.share_prefixes = false;
+      const Attended expected = c.run(GetParam());
+      c.options.share_prefixes = true;
+      for (std::int32_t threads = 1; threads <= 4; ++threads) {
+        const std::unique_ptr<Executor> pool = make_thread_pool(threads).value();
+        expect_same_bits(c.run(GetParam(), *pool), expected, std::to_string(threads) + " threads");
+      }
+      AttentionCase paged = c;
+      for (const std::int32_t page_size : {0, 1, 7, 64, 512}) {
+        paged.storage.page_size = page_size;
+        expect_same_bits(paged.run(GetParam()), expected, "pages of " + std::to_string(page_size));
+      }
+    }
+  }
+}
+
+TEST_P(AttentionBits, ASharedPrefixOfMoreRowsThanOnePassMovesNoBit) {
+  AttentionCase c;
+  c.data = KvRowsData(std::vector<std::int32_t>(40, 1100), 1, 24, 24);
+  c.num_heads = 5;
+  c.queries.assign(40, 1);
+  c.queries[7] = 3;
+  c.storage.page_size = 16;
+  c.storage.shared.assign(40, {0, 1056});
+  c.storage.shared[0] = {};
+  std::mt19937 rng(14);
+  c.randomize(rng);
+  c.data.share(c.storage.shared);
+  c.options.share_prefixes = false;
+  const Attended expected = c.run(GetParam());
+  c.options.share_prefixes = true;
+  for (std::int32_t threads = 1; threads <= 4; ++threads) {
+    const std::unique_ptr<Executor> pool = make_thread_pool(threads).value();
+    expect_same_bits(c.run(GetParam(), *pool), expected, std::to_string(threads) + " threads");
+  }
+  for (std::size_t seq : {0, 7, 39}) {
+    const std::vector<std::int32_t> indptr = c.qo_indptr();
+    AttentionCase single = alone(c, seq);
+    single.storage.shared = {};
+    expect_same_bits(single.run(GetParam()).out,
+                     rows(expected.out, indptr[seq], indptr[seq + 1], 5 * 24), "alone");
+  }
+}
+
+TEST_P(AttentionBits, RandomCallsWithAndWithoutSharing) {
+  const std::unique_ptr<Executor> pool = make_thread_pool(3).value();
+  for (std::uint32_t seed = 2000; seed < 2060; ++seed) {
+    AttentionCase c = random_case(seed);
+    SCOPED_TRACE(describe(c));
+    const Attended shared = c.run(GetParam(), *pool);
+    c.options.share_prefixes = false;
+    expect_same_bits(shared, c.run(GetParam()), "seed " + std::to_string(seed));
+  }
+}
+
 TEST_P(AttentionBits, RandomCallsOnAnyNumberOfThreads) {
   const std::unique_ptr<Executor> pool = make_thread_pool(4).value();
   for (std::uint32_t seed = 1000; seed < 1040; ++seed) {

@@ -207,6 +207,9 @@ TEST_F(PlanTest, RunChecksThatTheViewIsThePlanned) {
   options = {};
   options.window = 4;
   expect_error(run(options), "options.window: found 4, expected 0 as planned");
+  options = {};
+  options.share_prefixes = false;
+  expect_error(run(options), "options.share_prefixes: found 0, expected 1 as planned");
 }
 
 TEST_F(PlanTest, RunRefusesMoreThreadsThanPlanned) {
@@ -242,6 +245,61 @@ TEST_F(PlanTest, RowsReadAreThoseSomeQuerySees) {
   EXPECT_EQ(plan_.rows_read(), 17 + 0);
 }
 
+TEST_F(PlanTest, RowsThatSequencesShareAreReadOnce) {
+  AttentionCase c;
+  c.data = KvRowsData({1300, 1100, 1100, 20}, 2, 8, 4);
+  c.num_heads = 4;
+  c.queries = {1, 1, 2, 1};
+  c.storage.page_size = 16;
+  c.storage.shared = {{}, {0, 1030}, {0, 600}, {}};
+  const KvStorage stored(c.data, c.storage);
+  AttentionOptions options;
+  ASSERT_TRUE(plan_.plan(stored.view(), c.qo_indptr(), 4, options, kSerial).ok());
+  EXPECT_EQ(plan_.rows_read(), 1300 + 1100 + 1100 + 20 - 512 - 1024);
+  options.share_prefixes = false;
+  ASSERT_TRUE(plan_.plan(stored.view(), c.qo_indptr(), 4, options, kSerial).ok());
+  EXPECT_EQ(plan_.rows_read(), 1300 + 1100 + 1100 + 20);
+  options = {};
+  options.window = 5000;
+  ASSERT_TRUE(plan_.plan(stored.view(), c.qo_indptr(), 4, options, kSerial).ok());
+  EXPECT_EQ(plan_.rows_read(), 1300 + 1100 + 1100 + 20);
+}
+
+TEST_F(PlanTest, TwoAndThirtySequencesReadTheirPrefixOnce) {
+  AttentionCase c;
+  c.data = KvRowsData(std::vector<std::int32_t>(32, 8392), 1, 1, 1);
+  c.queries.assign(32, 1);
+  c.storage.page_size = 16;
+  c.storage.shared.assign(32, {0, 8192});
+  c.storage.shared[0] = {};
+  const KvStorage stored(c.data, c.storage);
+  ASSERT_TRUE(plan_.plan(stored.view(), c.qo_indptr(), 1, {}, kSerial).ok());
+  EXPECT_EQ(plan_.rows_read(), 8192 + 32 * 200);
+}
+
+TEST_F(PlanTest, AViewThatSharesLessThanThePlannedOneIsReadAsItIs) {
+  AttentionCase c;
+  c.data = KvRowsData({1300, 1100}, 2, 8, 4);
+  c.num_heads = 4;
+  c.queries = {1, 1};
+  c.storage.page_size = 16;
+  c.storage.shared = {{}, {0, 1030}};
+  std::mt19937 rng(3);
+  c.randomize(rng);
+  const KvStorage shared(c.data, c.storage);
+  c.storage.shared = {};
+  const KvStorage apart(c.data, c.storage);
+  for (const std::string& backend : backend_names(false)) {
+    const Attended expected = c.run(backend);
+    const HostTensor q = tensor_of<float>({2, 4, 8}, c.q, DType::kF32);
+    HostTensor out(DType::kF32, {2, 4, 4});
+    const AttentionOptions options = c.options_for(backend);
+    ASSERT_TRUE(plan_.plan(shared.view(), c.qo_indptr(), 4, options, kSerial).ok());
+    ASSERT_TRUE(plan_.run(q, apart.view(), out.mutable_view(), {}, options, kSerial).ok());
+    expect_same_bits(values(out), expected.out, backend);
+  }
+}
+
 TEST_F(PlanTest, NoSequencesAndNoQueriesSucceed) {
   ASSERT_TRUE(plan({}, {0, 0, 0}).ok());
   EXPECT_EQ(plan_.rows_read(), 0);
@@ -255,16 +313,18 @@ TEST_F(PlanTest, NoSequencesAndNoQueriesSucceed) {
 }
 
 TEST(PlanMemory, PlanningTheSameShapeAndRunningAllocateNothing) {
-  KvRowsData data({3000, 40}, 2, 16, 16);
+  KvRowsData data({3000, 40, 2000}, 2, 16, 16);
   std::mt19937 rng(3);
   data.randomize(rng);
   KvStorageOptions options;
   options.page_size = 16;
+  options.shared = {{}, {}, {0, 1700}};
+  data.share(options.shared);
   const KvStorage storage(data, options);
   const std::unique_ptr<Executor> pool = make_thread_pool(2).value();
   const ExecContext context{pool.get(), nullptr};
-  HostTensor q(DType::kF32, {3, 4, 16}), out(DType::kF32, {3, 4, 16});
-  const std::vector<std::int32_t> indptr = {0, 1, 3};
+  HostTensor q(DType::kF32, {4, 4, 16}), out(DType::kF32, {4, 4, 16});
+  const std::vector<std::int32_t> indptr = {0, 1, 3, 4};
   for (const std::string& backend : backend_names(true)) {
     AttentionOptions attention;
     attention.backend = backend.c_str();

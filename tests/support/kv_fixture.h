@@ -17,6 +17,12 @@
 
 namespace kvcache::testing {
 
+// The first `rows` rows of a sequence are those of an earlier one.
+struct SharedRows {
+  std::int32_t of = -1;  // -1: of none
+  std::int32_t rows = 0;
+};
+
 // Keys and values by sequence, row, head and element, without any storage.
 struct KvRowsData {
   std::int32_t num_kv_heads = 1;
@@ -42,6 +48,17 @@ struct KvRowsData {
     return v[seq].data() + (row * num_kv_heads + head) * v_dim;
   }
 
+  // Makes the first rows of sequences those of earlier ones.
+  void share(const std::vector<SharedRows>& shared) {
+    for (std::size_t s = 0; s < shared.size(); ++s) {
+      if (shared[s].of < 0) continue;
+      const auto of = static_cast<std::size_t>(shared[s].of);
+      const std::int64_t heads = std::int64_t{shared[s].rows} * num_kv_heads;
+      std::copy_n(k[of].begin(), heads * k_dim, k[s].begin());
+      std::copy_n(v[of].begin(), heads * v_dim, v[s].begin());
+    }
+  }
+
   template <typename Rng>
   void randomize(Rng& rng, float k_scale = 1, float v_scale = 1) {
     std::normal_distribution<float> normal;
@@ -61,6 +78,9 @@ struct KvStorageOptions {
   std::int32_t page_size = 0;    // 0: contiguous, one page per sequence and no table
   std::int32_t spare_slots = 3;  // contiguous: slots behind the longest sequence
   std::uint32_t shuffle = 0;     // seed of the order of pages; 0: in order
+
+  // [num_seqs] whole pages of these rows are the same pages, see KvRowsData::share; empty: none.
+  std::vector<SharedRows> shared;
 
   std::vector<std::vector<std::int32_t>> parts;  // [num_parts][num_seqs] lengths; empty: one part
   std::vector<std::int32_t> first_position;      // [num_seqs] of the first part; empty: 0
@@ -132,7 +152,7 @@ class KvStorage {
     part.page_size =
         paged ? options.page_size : static_cast<std::int32_t>(longest + options.spare_slots);
     std::int64_t num_pages = num_seqs_;
-    if (paged) num_pages = make_table(options, lengths, longest, owned);
+    if (paged) num_pages = make_table(options, lengths, begin, longest, owned);
 
     const std::int64_t heads = data.num_kv_heads;
     part.k_format.dtype = options.k_dtype;
@@ -187,7 +207,8 @@ class KvStorage {
   }
 
   std::int64_t make_table(const KvStorageOptions& options, const std::vector<std::int32_t>& lengths,
-                          std::int64_t longest, OwnedPart* owned) {
+                          const std::vector<std::int32_t>& begin, std::int64_t longest,
+                          OwnedPart* owned) {
     const std::int64_t page_size = options.page_size;
     const std::int64_t per_seq = (longest + page_size - 1) / page_size + 1;
     std::int64_t used = 0;
@@ -202,8 +223,14 @@ class KvStorage {
     owned->table.assign(static_cast<std::size_t>(num_seqs_ * per_seq), -1);
     std::size_t next = 0;
     for (std::int32_t s = 0; s < num_seqs_; ++s) {
+      const SharedRows shared = options.shared.empty() ? SharedRows() : options.shared[s];
+      std::int64_t rows = 0;  // of this part that are shared
+      if (shared.of >= 0 && begin[shared.of] == begin[s]) {
+        rows = std::min({shared.rows - begin[s], lengths[s], lengths[shared.of]});
+      }
       for (std::int64_t page = 0; page * page_size < lengths[s]; ++page) {
-        owned->table[s * per_seq + page] = ids[next++];
+        owned->table[s * per_seq + page] =
+            (page + 1) * page_size <= rows ? owned->table[shared.of * per_seq + page] : ids[next++];
       }
     }
     owned->part.block_table = owned->table.data();

@@ -28,10 +28,10 @@ inline void choose_sizes(std::mt19937& rng, AttentionCase* c) {
   const auto k_dim = pick<std::int32_t>(rng, {1, 4, 5, 16, 33, 64, 80, 128});
   const auto v_dim = chance(rng, 2) ? k_dim : pick<std::int32_t>(rng, {1, 8, 15, 48, 64, 130});
   std::vector<std::int32_t> lengths;
-  const int num_seqs = 1 + static_cast<int>(rng() % 3);
+  const int num_seqs = 1 + static_cast<int>(rng() % (chance(rng, 3) ? 6 : 3));
   for (int s = 0; s < num_seqs; ++s) {
-    lengths.push_back(
-        pick<std::int32_t>(rng, {0, 1, 2, 63, 64, 65, 127, 130, 511, 512, 513, 700, 1024, 1030}));
+    lengths.push_back(pick<std::int32_t>(
+        rng, {0, 1, 2, 63, 64, 65, 127, 130, 511, 512, 513, 700, 1024, 1030, 1100}));
     c->queries.push_back(pick<std::int32_t>(rng, {0, 1, 1, 2, 4, 8, 9, 17, 40}));
   }
   c->data = KvRowsData(lengths, kv_heads, k_dim, v_dim);
@@ -85,6 +85,34 @@ inline void choose_storage(std::mt19937& rng, AttentionCase* c) {
   }
 }
 
+// Some sequences begin with pages of earlier ones, near and beyond the ends of cuts.
+inline void choose_shared(std::mt19937& rng, AttentionCase* c) {
+  KvStorageOptions& storage = c->storage;
+  const std::vector<std::int32_t>& lengths = c->data.lengths;
+  storage.shared.resize(lengths.size());
+  for (std::size_t s = 1; s < lengths.size(); ++s) {
+    SharedRows& shared = storage.shared[s];
+    shared.of = static_cast<std::int32_t>(rng() % s);
+    shared.rows = std::min({lengths[s], lengths[static_cast<std::size_t>(shared.of)],
+                            pick<std::int32_t>(rng, {0, 511, 512, 513, 700, 1024, 1100, 5000})});
+  }
+  // Rows are shared at the same place of their sequences only.
+  if (!chance(rng, 4)) {
+    for (std::int32_t& first : storage.first_position) first = storage.first_position[0];
+    for (std::int32_t& first : storage.first_visible) first = storage.first_visible[0];
+    for (std::vector<std::int32_t>& part : storage.parts) {
+      // All but the last part end at the same row of every sequence.
+      const std::int32_t least = *std::min_element(part.begin(), part.end());
+      if (&part != &storage.parts.back()) std::fill(part.begin(), part.end(), least);
+    }
+    for (std::size_t s = 0; s < lengths.size() && !storage.parts.empty(); ++s) {
+      std::int32_t rest = lengths[s];
+      for (std::size_t p = 0; p + 1 < storage.parts.size(); ++p) rest -= storage.parts[p][s];
+      storage.parts.back()[s] = rest;
+    }
+  }
+}
+
 inline void choose_mask(std::mt19937& rng, AttentionCase* c) {
   const std::int32_t queries =
       *std::max_element(c->queries.begin(), c->queries.end()) + static_cast<int>(rng() % 2);
@@ -131,7 +159,9 @@ inline AttentionCase random_case(std::uint32_t seed) {
   choose_storage(rng, &c);
   choose_options(rng, &c);
   c.q_dtype = chance(rng, 3) ? pick(rng, {DType::kF16, DType::kBF16}) : DType::kF32;
+  if (chance(rng, 2)) choose_shared(rng, &c);
   c.randomize(rng);
+  c.data.share(c.storage.shared);
   return c;
 }
 
@@ -146,6 +176,9 @@ inline std::string describe(const AttentionCase& c) {
        << c.data.v_dim << " ";
   list("lengths", c.data.lengths);
   list("queries", c.queries);
+  for (const SharedRows& shared : c.storage.shared) {
+    text << "shared " << shared.rows << " of " << shared.of << " ";
+  }
   text << name_of(c.storage.k_dtype) << "/" << name_of(c.storage.v_dtype) << " q "
        << name_of(c.q_dtype) << " " << name_of(c.storage.layout) << " page " << c.storage.page_size
        << " ";

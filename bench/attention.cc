@@ -27,6 +27,13 @@ class Subject {
   // Attention over an entry of the ring, or over the cached rows, into out().
   Status attend(std::int64_t entry) { return run(plan_, ring_.view(entry)); }
   Status attend_cached() { return run(cached_plan_, ring_.cached_view()); }
+  // The same, each sequence reading all of its rows itself. REQUIRES: a shared prefix.
+  Status attend_unshared(std::int64_t entry) {
+    options_.share_prefixes = false;
+    const Status status = run(unshared_plan_, ring_.view(entry));
+    options_.share_prefixes = true;
+    return status;
+  }
   Status plan() { return plan_.plan(ring_.view(0), qo_indptr_, shape_.heads, options_, context_); }
   void poison() { std::fill(out_.begin(), out_.end(), std::numeric_limits<float>::quiet_NaN()); }
 
@@ -39,6 +46,7 @@ class Subject {
   const std::vector<std::int32_t>& lengths() const { return lengths_; }
   const std::vector<float>& out() const { return out_; }
   const AttentionPlan& planned() const { return plan_; }
+  const AttentionPlan& planned_unshared() const { return unshared_plan_; }
   Executor& executor() const { return *context_.executor; }
 
  private:
@@ -71,7 +79,7 @@ class Subject {
   ExecContext context_;
   std::vector<std::int32_t> qo_indptr_;
   std::vector<float> q_, out_;
-  AttentionPlan plan_, cached_plan_;
+  AttentionPlan plan_, cached_plan_, unshared_plan_;
 };
 
 Result<std::unique_ptr<Subject>> Subject::create(const AttentionShape& shape,
@@ -93,6 +101,12 @@ Result<std::unique_ptr<Subject>> Subject::create(const AttentionShape& shape,
   KVC_RETURN_IF_ERROR(subject->cached_plan_.plan(subject->ring_.cached_view(), subject->qo_indptr_,
                                                  shape.heads, subject->options_,
                                                  subject->context_));
+  if (shape.shared_prefix > 0) {
+    AttentionOptions unshared = subject->options_;
+    unshared.share_prefixes = false;
+    KVC_RETURN_IF_ERROR(subject->unshared_plan_.plan(subject->ring_.view(0), subject->qo_indptr_,
+                                                     shape.heads, unshared, subject->context_));
+  }
   return subject;
 }
 
@@ -107,6 +121,7 @@ Result<double> timed(const Meter& meter, Fn&& fn) {
 // What the turns found, one element each.
 struct Turns {
   std::vector<double> case_seconds, cached_seconds;
+  std::vector<double> unshared_seconds, speedups;  // where a prefix is shared
   std::vector<double> read_rates, compute_rates, widen_rates;
   std::vector<double> read_bounds, compute_bounds, bounds, ratios;
 };
@@ -146,6 +161,12 @@ Result<Turns> take_turns(Subject& subject, const AttentionRun& run, const Attent
     KVC_ASSIGN_OR_RETURN(const double seconds, attend_once());
     KVC_ASSIGN_OR_RETURN(const double cached,
                          timed(meter, [&] { return subject.attend_cached(); }));
+    if (subject.shape().shared_prefix > 0) {
+      KVC_ASSIGN_OR_RETURN(const double unshared,
+                           timed(meter, [&] { return subject.attend_unshared(entry++); }));
+      turns.unshared_seconds.push_back(unshared);
+      turns.speedups.push_back(unshared / seconds);
+    }
     const Bound bound = bound_of(counts, rates);
     turns.case_seconds.push_back(seconds);
     turns.cached_seconds.push_back(cached);
@@ -206,8 +227,14 @@ Result<Case> run_attention(const AttentionShape& shape, const AttentionRun& run)
   KVC_ASSIGN_OR_RETURN(const Turns turns, take_turns(*subject, run, counts, kernels, dot));
   subject->poison();
   KVC_RETURN_IF_ERROR(subject->attend(0));
-  if (std::memcmp(checked.data(), subject->out().data(), checked.size() * sizeof(float)) != 0) {
-    error = std::numeric_limits<double>::infinity();
+  const auto differs = [&] {
+    return std::memcmp(checked.data(), subject->out().data(), checked.size() * sizeof(float)) != 0;
+  };
+  if (differs()) error = std::numeric_limits<double>::infinity();
+  if (shape.shared_prefix > 0) {
+    subject->poison();
+    KVC_RETURN_IF_ERROR(subject->attend_unshared(0));
+    if (differs()) error = std::numeric_limits<double>::infinity();
   }
 
   Case result = summary(shape, counts, turns, dot);
@@ -217,6 +244,14 @@ Result<Case> run_attention(const AttentionShape& shape, const AttentionRun& run)
   result.details.emplace_back("plan us", plan_seconds * 1e6);
   result.details.emplace_back("rows counted", static_cast<double>(subject->planned().rows_read()));
   result.details.emplace_back("rows needed", static_cast<double>(counts.rows));
+  if (shape.shared_prefix > 0) {
+    const auto unshared = static_cast<double>(subject->planned_unshared().rows_read());
+    result.details.emplace_back("rows unshared", unshared);
+    result.details.emplace_back("times fewer bytes",
+                                unshared / static_cast<double>(subject->planned().rows_read()));
+    result.details.emplace_back("ms unshared", median(turns.unshared_seconds) * 1e3);
+    result.details.emplace_back("times faster", median(turns.speedups));
+  }
   return result;
 }
 

@@ -24,7 +24,8 @@ struct AttentionRun {
 // rows that no cache holds: read, compute and conversion roof, the case, the case over rows that
 // fit the second level of cache. `achieved` and `roof` are medians, in GB/s of rows for one query a
 // sequence and in GFLOP/s for more; the roof is the bound of count_attention() by the rates of the
-// same turn, and `ratio` the median of the turns.
+// same turn, and `ratio` the median of the turns. Where a prefix is shared, the same attention with
+// sharing off takes its turn too, and must give the same bits.
 // Errors: kInvalidArgument, kUnavailable, kOutOfMemory.
 Result<Case> run_attention(const AttentionShape& shape, const AttentionRun& run);
 

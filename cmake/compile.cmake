@@ -39,15 +39,18 @@ target_compile_definitions(kvc_options INTERFACE KVC_X86_64=${KVC_X86_64} KVC_AR
 target_link_libraries(kvc_options INTERFACE Threads::Threads)
 
 # kvc_kernel_flags(SOURCES...): optimisation of inner loops in every kind of build, and the
-# instruction set that the name of a file states: x_avx2.cc, x_avx512.cc. Any other file is compiled
-# for the baseline of the platform, which on arm64 has what x_neon.cc needs.
+# instruction set that the name of a file states: x_avx2.cc, x_avx512.cc, x_avx512bf16.cc. Any other
+# file is compiled for the baseline of the platform, which on arm64 has what x_neon.cc needs.
 function(kvc_kernel_flags)
   foreach(source IN LISTS ARGN)
     set(flags -O3)
     if(source MATCHES "_avx2\\.cc$")
       list(APPEND flags -mavx2 -mfma -mf16c)
-    elseif(source MATCHES "_avx512\\.cc$")
+    elseif(source MATCHES "_avx512(bf16)?\\.cc$")
       list(APPEND flags -mavx512f -mavx512bw -mavx512vl -mavx2 -mfma -mf16c)
+      if(source MATCHES "bf16\\.cc$")
+        list(APPEND flags -mavx512bf16)
+      endif()
       if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
         # g++ 12 warns of its own _mm512_undefined_ps (GCC bug 105593).
         list(APPEND flags -Wno-uninitialized -Wno-maybe-uninitialized)

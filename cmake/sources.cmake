@@ -2,7 +2,7 @@
 function(kvc_glob var folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${folder}/*.cc)
   if(NOT KVC_X86_64)
-    list(FILTER sources EXCLUDE REGEX "_(avx2|avx512)\\.cc$")
+    list(FILTER sources EXCLUDE REGEX "_(avx2|avx512|avx512bf16)\\.cc$")
   endif()
   if(NOT KVC_ARM64)
     list(FILTER sources EXCLUDE REGEX "_neon\\.cc$")

@@ -92,6 +92,7 @@ class Pass {
     tile_.group = static_cast<std::int32_t>(problem.group());
     tile_.k_dim = problem.kv.k_head_dim;
     tile_.v_dim = problem.kv.v_head_dim;
+    tile_.exact = problem.reproducible;
     tile_.softcap = problem.softcap;
     if (problem.alibi_slopes != nullptr) {
       tile_.alibi_slopes = problem.alibi_slopes + kv_head * problem.group();

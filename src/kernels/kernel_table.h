@@ -51,6 +51,7 @@ struct QueryTile {
   std::int32_t k_dim = 0;
   std::int32_t v_dim = 0;
   Path path = Path::kPrefill;
+  bool exact = false;        // no rounding of queries and weights, as a backend's prefill may do
   const float* q = nullptr;  // [num_queries * group, k_dim up to kRowPadding] times the scale
   const std::int64_t* position = nullptr;  // [num_queries]
 

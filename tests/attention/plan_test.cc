@@ -103,9 +103,10 @@ TEST_F(PlanTest, OptionsAreChecked) {
   expect_error(plan(options), "options.scale");
   options = {};
   options.backend = "abacus";
-  expect_error(plan(options),
-               "found \"abacus\", expected one of avx512, avx2, neon, portable, reference",
-               StatusCode::kUnavailable);
+  expect_error(
+      plan(options),
+      "found \"abacus\", expected one of avx512bf16, avx512, avx2, neon, portable, reference",
+      StatusCode::kUnavailable);
 }
 
 TEST_F(PlanTest, MaskShapeIsChecked) {

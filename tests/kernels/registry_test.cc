@@ -17,7 +17,8 @@ TEST(Registry, NamesAreUniqueAndEachSaysWhy) {
     EXPECT_NE(std::string(all[i].reason), "");
     EXPECT_EQ(find_backend(all[i].name), &all[i]);
   }
-  EXPECT_EQ(names, (std::set<std::string>{"avx512", "avx2", "neon", "portable", "reference"}));
+  EXPECT_EQ(names, (std::set<std::string>{"avx512bf16", "avx512", "avx2", "neon", "portable",
+                                          "reference"}));
 }
 
 TEST(Registry, TheReferenceIsLastAndPortableAlwaysRuns) {

@@ -7,8 +7,9 @@
 //                          acc += P V     [rows, v_dim]
 //
 // The products have two forms, chosen by the path of the sequence (QueryTile::path): few rows
-// (attention_few.inl) are bound by memory, many (attention_many.inl) by arithmetic. All query rows
-// of a KV head share the pass over a block.
+// (attention_few.inl) are bound by memory, many (attention_many.inl) by arithmetic; many bf16 rows
+// take the dot product of pairs where there is one (attention_dot.inl), unless the tile is exact.
+// All query rows of a KV head share the pass over a block.
 //
 // Determinism: within a path a score and an output element are sums in an order that depends on
 // nothing but the row's own keys, whatever the shape of the register tile that computes it. So a
@@ -23,6 +24,10 @@
 
 #include "kernels/cpu/attention_many.inl"
 
+#if KVC_SIMD_DOT
+#include "kernels/cpu/attention_dot.inl"
+#endif
+
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
@@ -35,6 +40,8 @@ struct Scratch {
   float* q;              // few rows: [rows, k_dim padded] in the order of their products
   float* keys;           // many rows: a packed block
   float* values;         // many rows: a packed panel
+  uint32_t* q_pairs;     // many rows by pairs: [rows, pairs of k_dim padded]
+  uint32_t* weights;     // many rows by pairs: [rows, 32]
 };
 
 int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch* scratch) {
@@ -56,6 +63,10 @@ int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch*
   used = before;
   scratch->keys = static_cast<float*>(take(pad(k_dim) * kBlock * 4));
   scratch->values = static_cast<float*>(take(kPanel * kBlock * 4));
+#if KVC_SIMD_DOT
+  scratch->q_pairs = static_cast<uint32_t*>(take(rows * whole_pairs(k_dim) * 4));
+  scratch->weights = static_cast<uint32_t*>(take(rows * kBlockPairs * 4));
+#endif
   used = max_of(used, few);
   return used;
 }
@@ -170,8 +181,47 @@ void attend_cut(const CutTask& task) {
     q = scratch.q;
   }
 
-  const bool adjusts = tile.softcap > 0 || tile.alibi_slopes != nullptr || tile.mask != nullptr;
+#if KVC_SIMD_DOT
+  const bool k_pairs = !few && !tile.exact && kv.k_dtype == DType::kBF16;
+  const bool v_pairs = !few && !tile.exact && kv.v_dtype == DType::kBF16;
+  if (k_pairs) round_rows(tile.q, rows, tile.k_dim, pad(tile.k_dim), scratch.q_pairs);
+#endif
+
   const int64_t v_bytes = tile.v_dim * (kv.v_dtype == DType::kF32 ? 4 : 2);
+  const auto score = [&](const BlockRows& here, const BlockRows& next) {
+#if KVC_SIMD_DOT
+    if (k_pairs) {
+      auto* keys = reinterpret_cast<uint32_t*>(scratch.keys);
+      return score_dot(scratch.q_pairs, tile, rows, here, next, keys, scratch.scores);
+    }
+#endif
+    for_dtype(kv.k_dtype, [&]<DType kType>() {
+      if (few) {
+        score_few<kType>(q, tile, rows, here, v_bytes, scratch.scores);
+      } else {
+        score_many<kType>(tile, rows, here, next, scratch.keys, scratch.scores);
+      }
+    });
+  };
+  const auto add_weighted = [&](const BlockRows& here, const BlockRows& next) {
+#if KVC_SIMD_DOT
+    if (v_pairs) {
+      auto* panel = reinterpret_cast<uint32_t*>(scratch.values);
+      return value_dot(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.weights,
+                       panel, partial.acc);
+    }
+#endif
+    for_dtype(kv.v_dtype, [&]<DType kType>() {
+      if (few) {
+        value_few<kType>(tile, rows, here, scratch.row_bits, scratch.scores, partial.acc);
+      } else {
+        value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
+                          partial.acc);
+      }
+    });
+  };
+
+  const bool adjusts = tile.softcap > 0 || tile.alibi_slopes != nullptr || tile.mask != nullptr;
   const int64_t first_block = (kv.first_index + task.begin) / kBlock;
   const int64_t last_block = (kv.first_index + task.end - 1) / kBlock;
   BlockRows blocks[2];
@@ -197,13 +247,7 @@ void attend_cut(const CutTask& task) {
       find_rows(kv, row0 + kBlock, bit_range(0, kv.num_rows - row0 - kBlock), scratch.zeros, &next);
     }
 
-    for_dtype(kv.k_dtype, [&]<DType kType>() {
-      if (few) {
-        score_few<kType>(q, tile, rows, here, v_bytes, scratch.scores);
-      } else {
-        score_many<kType>(tile, rows, here, next, scratch.keys, scratch.scores);
-      }
-    });
+    score(here, next);
 
     for (int r = 0; r < rows; ++r) {
       const int32_t query = r / tile.group;
@@ -223,14 +267,7 @@ void attend_cut(const CutTask& task) {
       weigh(scratch.scores + r * kBlock, partial.max[r], partial.sum + r);
     }
 
-    for_dtype(kv.v_dtype, [&]<DType kType>() {
-      if (few) {
-        value_few<kType>(tile, rows, here, scratch.row_bits, scratch.scores, partial.acc);
-      } else {
-        value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
-                          partial.acc);
-      }
-    });
+    add_weighted(here, next);
   }
   if (few && kv.v_dtype == DType::kBF16) from_pairs(partial.acc, rows, tile.v_dim, v_stride);
 }

@@ -5,6 +5,7 @@ namespace {
 using std::int32_t;
 using std::int64_t;
 using std::uint16_t;
+using std::uint32_t;
 using std::uint64_t;
 
 constexpr int kBlock = static_cast<int>(kBlockKeys);

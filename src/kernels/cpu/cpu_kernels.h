@@ -21,6 +21,9 @@ const AttentionKernels& attention_kernels();
 namespace avx512 {
 const AttentionKernels& attention_kernels();
 }
+namespace avx512bf16 {
+const AttentionKernels& attention_kernels();
+}
 #endif
 
 }  // namespace kvcache::internal

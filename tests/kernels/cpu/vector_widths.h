@@ -12,6 +12,10 @@ const AttentionKernels& attention_kernels();
 namespace vectors_512 {
 const AttentionKernels& attention_kernels();
 }
+// With the dot product of pairs of bf16.
+namespace vectors_512_dot {
+const AttentionKernels& attention_kernels();
+}
 }  // namespace kvcache::internal
 
 #endif  // KVCACHE_TESTS_KERNELS_CPU_VECTOR_WIDTHS_H_

@@ -4,7 +4,9 @@
 
 #include <immintrin.h>
 
+#ifndef KVC_SIMD  // avx512bf16.h
 #define KVC_SIMD avx512
+#endif
 #define KVC_SIMD_BYTES 64
 
 #include "kernels/cpu/simd/common.inl"

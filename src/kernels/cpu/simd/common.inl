@@ -15,8 +15,14 @@
 //   fold(x)                             lane i: the sum of x[i], i < kLanes
 //   in_register(x)                      x, kept from being read from memory at each use
 //   transpose(x)                        kLanes vectors as a matrix
+//   round_pair(low, high)               two floats as bf16, to nearest even
+//   dot_bf16(sum, a, b)                 sum + a0 b0 + a1 b1 of pairs of bf16; where KVC_SIMD_DOT
 //   exp, tanh                           math.inl
 #include <cstdint>
+
+#ifndef KVC_SIMD_DOT
+#define KVC_SIMD_DOT 0
+#endif
 
 #define KVC_SIMD_FN [[gnu::always_inline]] static inline
 
@@ -54,6 +60,24 @@ KVC_SIMD_FN F32 from_bits(U32 bits) {
   F32 x;
   __builtin_memcpy(&x, &bits, sizeof(x));
   return x;
+}
+
+KVC_SIMD_FN U32 load_u32(const std::uint32_t* from) {
+  U32 x;
+  __builtin_memcpy(&x, from, sizeof(x));
+  return x;
+}
+KVC_SIMD_FN void store_u32(std::uint32_t* to, U32 x) { __builtin_memcpy(to, &x, sizeof(x)); }
+
+// `low` in the low half. See f32_to_bf16 in tensor/half.h.
+KVC_SIMD_FN std::uint32_t round_bf16(float x) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;  // NaN stays NaN
+  return (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+}
+KVC_SIMD_FN std::uint32_t round_pair(float low, float high) {
+  return round_bf16(low) | round_bf16(high) << 16;
 }
 
 // The 2 * kLanes bf16 elements from `from` on: the even ones and the odd ones. (Little-endian.)

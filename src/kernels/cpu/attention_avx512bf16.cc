@@ -1,0 +1,4 @@
+// See attention.inl.
+#include "kernels/cpu/simd/avx512bf16.h"
+
+#include "kernels/cpu/attention.inl"

@@ -1,0 +1,18 @@
+// See vector_widths.h.
+#define KVC_SIMD vectors_512_dot
+#define KVC_SIMD_BYTES 64
+#define KVC_SIMD_DOT 1
+#include "kernels/cpu/simd/portable.h"
+
+namespace kvcache::internal::KVC_SIMD {
+
+// What vdpbf16ps does, but for denormals: products of bf16 are exact in float32.
+KVC_SIMD_FN F32 dot_bf16(F32 sum, U32 a, U32 b) {
+  const U32 high = set1_u32(0xffff0000u);
+  sum = sum + from_bits(a & high) * from_bits(b & high);
+  return sum + from_bits(a << 16) * from_bits(b << 16);
+}
+
+}  // namespace kvcache::internal::KVC_SIMD
+
+#include "kernels/cpu/attention.inl"

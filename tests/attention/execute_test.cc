@@ -1,4 +1,5 @@
 // Every backend against the definition: random calls over all options, and values that hurt.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -14,9 +15,20 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 void compare(const AttentionCase& c, double tolerance = 1e-5) {
   const Attended expected = c.run("reference");
+  // A score has the error of a float of its size, and so has its weight, relatively.
+  float largest = 0;
+  for (const float lse : expected.lse) {
+    if (std::isfinite(lse)) largest = std::max(largest, std::abs(lse));
+  }
+  tolerance += 4 * static_cast<double>(std::numeric_limits<float>::epsilon() * largest);
   for (const std::string& backend : backend_names(false)) {
     SCOPED_TRACE(backend + ": " + describe(c));
-    expect_close(c.run(backend), expected, tolerance);
+    if (c.rounds(backend)) {
+      // One key alone bears the whole rounding of its score.
+      expect_close(c.run(backend), expected, std::max(tolerance, 5e-3), 3e-2);
+    } else {
+      expect_close(c.run(backend), expected, tolerance);
+    }
   }
 }
 

@@ -187,6 +187,7 @@ void attend_cut(const CutTask& task) {
   if (k_pairs) round_rows(tile.q, rows, tile.k_dim, pad(tile.k_dim), scratch.q_pairs);
 #endif
 
+  const int64_t k_bytes = tile.k_dim * (kv.k_dtype == DType::kF32 ? 4 : 2);
   const int64_t v_bytes = tile.v_dim * (kv.v_dtype == DType::kF32 ? 4 : 2);
   const auto score = [&](const BlockRows& here, const BlockRows& next) {
 #if KVC_SIMD_DOT
@@ -213,7 +214,8 @@ void attend_cut(const CutTask& task) {
 #endif
     for_dtype(kv.v_dtype, [&]<DType kType>() {
       if (few) {
-        value_few<kType>(tile, rows, here, scratch.row_bits, scratch.scores, partial.acc);
+        Ahead keys = {next.k, next.k + kBlock, k_bytes, 0};
+        value_few<kType>(tile, rows, here, scratch.row_bits, scratch.scores, partial.acc, &keys);
       } else {
         value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
                           partial.acc);
@@ -242,10 +244,8 @@ void attend_cut(const CutTask& task) {
       next.bits = 0;
       continue;
     }
-    if (few || any != found) find_rows(kv, row0, any, scratch.zeros, &here);
-    if (!few) {
-      find_rows(kv, row0 + kBlock, bit_range(0, kv.num_rows - row0 - kBlock), scratch.zeros, &next);
-    }
+    if (any != found) find_rows(kv, row0, any, scratch.zeros, &here);
+    find_rows(kv, row0 + kBlock, bit_range(0, kv.num_rows - row0 - kBlock), scratch.zeros, &next);
 
     score(here, next);
 

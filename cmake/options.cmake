@@ -5,6 +5,7 @@ option(KVCACHE_BUILD_CLI "The command line (needs the runner)" ${PROJECT_IS_TOP_
 option(KVCACHE_BUILD_BENCH "The measurements behind `kvcache bench`" ${PROJECT_IS_TOP_LEVEL})
 option(KVCACHE_BUILD_EXAMPLES "The examples" ${PROJECT_IS_TOP_LEVEL})
 option(KVCACHE_BUILD_TESTS "The tests (of what is built)" ${PROJECT_IS_TOP_LEVEL})
+option(KVCACHE_BUILD_PYTHON "The Python package (needs nanobind in the Python that is found)" OFF)
 option(KVCACHE_INSTALL "Rules for `cmake --install`" ${PROJECT_IS_TOP_LEVEL})
 option(KVCACHE_BUILD_FUZZERS "The fuzz targets (clang with -fsanitize=fuzzer-no-link)" OFF)
 

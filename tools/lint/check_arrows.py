@@ -23,6 +23,7 @@ ALLOWED = {
     "src/tiers": ("tiers/", "tensor/", "base/", "kvcache/"),
     "src/api": ("api/", "cache/", "attention/", "kernels/kernel_table.h", "tensor/", "base/",
                 "kvcache/", "kvcache_c.h"),
+    "python": ("python/", "runner/", "kvcache/"),
     "runner": ("runner/", "kvcache/"),
     "runner/ops": ("runner/", "kvcache/", "kernels/cpu/simd/"),
     "bench": ("bench/", "runner/", "kvcache/", "kernels/cpu/simd/"),

@@ -1,0 +1,647 @@
+#include "python/bindings/paged.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvcache/memory.h"
+#include "kvcache/paged_cache.h"
+#include "python/bindings/arrays.h"
+#include "python/bindings/errors.h"
+#include "python/bindings/info.h"
+#include "python/bindings/kv_view.h"
+#include "python/bindings/memory.h"
+#include "python/bindings/turn.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvcache::python {
+namespace {
+
+struct PyConfig {
+  CacheConfig core;
+  std::shared_ptr<LimitedMemory> memory;
+};
+
+struct PyPaged {
+  PyConfig config;
+  PagedCache cache;
+  Framework framework = Framework::kNumpy;  // of the rows written last
+  std::int64_t last_count = 0;              // most new tokens of a sequence in the last step
+  mutable std::mutex mutex;
+
+  PyPaged(PyConfig given, PagedCache made) noexcept
+      : config(std::move(given)), cache(std::move(made)) {}
+};
+
+struct PyAppend {
+  SequenceId seq{};
+  std::int64_t count = 0;
+  std::vector<std::int32_t> tokens, parents;
+};
+
+struct PyStep {
+  nb::object owner;  // outlives the step
+  PyPaged* cache = nullptr;
+  PagedCache::Step step;
+  std::vector<std::int32_t> qo_indptr;
+  std::int64_t count = 0;  // most new tokens of a sequence
+  bool open = true;
+
+  PyStep(nb::object paged, PagedCache::Step reserved) noexcept
+      : owner(std::move(paged)), step(std::move(reserved)) {}
+};
+
+SequenceId id_of(std::int64_t seq) { return SequenceId{seq}; }
+
+std::vector<SequenceId> ids_of(nb::handle seqs) {
+  std::vector<SequenceId> ids;
+  for (std::int64_t seq : int64_values("seqs", seqs)) ids.push_back(id_of(seq));
+  return ids;
+}
+
+// --- Configuration. ---
+
+constexpr std::pair<const char*, Operation> kOperations[] = {
+    {"fork", Operation::kFork},     {"truncate", Operation::kTruncate},
+    {"rewind", Operation::kRewind}, {"reorder", Operation::kReorder},
+    {"gather", Operation::kGather}, {"remove", Operation::kRemove},
+    {"shift", Operation::kShift},   {"parents", Operation::kParents},
+};
+
+Operation operation_from(const std::string& name) {
+  for (const auto& [word, operation] : kOperations) {
+    if (name == word) return operation;
+  }
+  raise(PyExc_ValueError, "operation: found " + name +
+                              ", expected fork, truncate, rewind, reorder, gather, remove, shift "
+                              "or parents");
+}
+
+PyConfig make_config(std::vector<LayerSpec> layers, std::int64_t page_size, std::int64_t num_pages,
+                     std::int64_t budget_bytes, nb::handle layout,
+                     std::shared_ptr<LimitedMemory> memory,
+                     const std::vector<std::string>& required) {
+  PyConfig config;
+  config.core.layers = std::move(layers);
+  config.core.page_size = page_size;
+  config.core.num_pages = num_pages;
+  config.core.budget_bytes = budget_bytes;
+  config.core.layout = layout_from(layout);
+  config.memory = std::move(memory);
+  config.core.memory = config.memory.get();
+  for (const std::string& name : required) config.core.required.push_back(operation_from(name));
+  return config;
+}
+
+PyConfig uniform(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
+                 nb::handle dtype, std::int64_t page_size, std::int64_t num_pages,
+                 std::int64_t budget_bytes, nb::handle layout,
+                 std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required) {
+  if (num_layers < 1) {
+    raise(PyExc_ValueError,
+          "num_layers: found " + std::to_string(num_layers) + ", expected at least 1");
+  }
+  const DType element = dtype_from(dtype).value_or(DType::kF32);
+  return make_config(CacheConfig::uniform(num_layers, num_kv_heads, head_dim, element).layers,
+                     page_size, num_pages, budget_bytes, layout, std::move(memory), required);
+}
+
+std::string repr_config(const PyConfig& self) {
+  return "CacheConfig(layers=" + std::to_string(self.core.layers.size()) +
+         ", page_size=" + std::to_string(self.core.page_size) +
+         ", num_pages=" + std::to_string(self.core.num_pages) +
+         ", budget_bytes=" + std::to_string(self.core.budget_bytes) +
+         ", layout=" + kvcache::name_of(self.core.layout) + ")";
+}
+
+// --- Steps. ---
+
+PyAppend append_from(nb::handle item) {
+  if (nb::isinstance<PyAppend>(item)) return nb::cast<const PyAppend&>(item);
+  if ((nb::isinstance<nb::tuple>(item) || nb::isinstance<nb::list>(item)) && nb::len(item) == 2) {
+    PyAppend append;
+    if (!nb::try_cast(item[0], append.count))
+      raise(PyExc_TypeError, "appends: found no sequence id");
+    append.seq = id_of(append.count);
+    if (!nb::try_cast(item[1], append.count)) raise(PyExc_TypeError, "appends: found no count");
+    return append;
+  }
+  raise(PyExc_TypeError, std::string("appends: found ") + nb::type_name(item.type()).c_str() +
+                             ", expected Append or (seq, count)");
+}
+
+std::unique_ptr<PyStep> reserve(nb::object self_object, const nb::iterable& appends) {
+  auto& self = nb::cast<PyPaged&>(self_object);
+  std::vector<PyAppend> held;
+  for (nb::handle item : appends) held.push_back(append_from(item));
+  std::vector<Append> wanted;
+  wanted.reserve(held.size());
+  for (const PyAppend& append : held) {
+    wanted.push_back({append.seq, append.count, append.tokens, append.parents});
+  }
+  std::unique_ptr<PyStep> step;
+  {
+    const Turn turn(self.mutex);
+    step = std::make_unique<PyStep>(nb::object(), take(self.cache.reserve(wanted)));
+  }
+  step->owner = std::move(self_object);
+  step->cache = &self;
+  step->qo_indptr.push_back(0);
+  for (const PyAppend& append : held) {
+    step->qo_indptr.push_back(static_cast<std::int32_t>(step->qo_indptr.back() + append.count));
+    step->count = std::max(step->count, append.count);
+  }
+  return step;
+}
+
+void write(PyPaged& self, PyStep& step, std::int64_t layer, nb::handle k, nb::handle v,
+           nb::handle executor) {
+  const Array key("k", k);
+  const Array value("v", v);
+  (void)key.view("k");
+  (void)value.view("v");
+  const ExecContext context = context_from(executor);
+  Status status;
+  {
+    const Turn turn(self.mutex);
+    {
+      const Unlocked unlocked(key.raw().num_elements() + value.raw().num_elements());
+      status = self.cache.write(step.step, layer, key.raw(), value.raw(), context);
+    }
+    if (status.ok()) self.framework = key.framework();
+  }
+  check(status);
+}
+
+std::unique_ptr<PyKvView> step_view(nb::object self_object, const PyStep& step,
+                                    std::int64_t layer) {
+  const auto& self = nb::cast<const PyPaged&>(self_object);
+  std::unique_ptr<PyKvView> view;
+  {
+    const Turn turn(self.mutex);
+    view = std::make_unique<PyKvView>(take(self.cache.view(step.step, layer)));
+  }
+  view->keep = std::move(self_object);
+  view->qo_indptr = step.qo_indptr;
+  return view;
+}
+
+std::unique_ptr<PyKvView> view(nb::object self_object, std::int64_t layer, nb::handle seqs) {
+  const auto& self = nb::cast<const PyPaged&>(self_object);
+  const std::vector<SequenceId> ids = ids_of(seqs);
+  std::unique_ptr<PyKvView> view;
+  {
+    const Turn turn(self.mutex);
+    view = std::make_unique<PyKvView>(take(self.cache.view(layer, ids)));
+  }
+  view->keep = std::move(self_object);
+  return view;
+}
+
+void commit(PyPaged& self, PyStep& step, nb::handle accepted) {
+  std::vector<std::int64_t> counts;
+  if (!accepted.is_none()) counts = int64_values("accepted", accepted);
+  const Turn turn(self.mutex);
+  check(self.cache.commit(step.step, counts));
+  step.open = false;
+  self.last_count = step.count;
+}
+
+void rollback(PyPaged& self, PyStep& step) {
+  const Turn turn(self.mutex);
+  check(self.cache.rollback(step.step));
+  step.open = false;
+}
+
+// The end of a `with` block: commits, or rolls back where an error leaves it. A step that the block
+// has ended itself stays as it is.
+bool leave(PyStep& step, nb::handle type) {
+  if (!step.open) return false;
+  if (!type.is_none()) {
+    rollback(*step.cache, step);
+    return false;
+  }
+  try {
+    commit(*step.cache, step, nb::none());
+  } catch (nb::python_error&) {
+    rollback(*step.cache, step);
+    throw;
+  }
+  return false;
+}
+
+// --- Sequences. ---
+
+template <typename Call>
+void change(PyPaged& self, Call call) {
+  const Turn turn(self.mutex);
+  check(call(self.cache));
+}
+
+template <typename Call>
+auto ask(const PyPaged& self, Call call) {
+  const Turn turn(self.mutex);
+  return call(self.cache);
+}
+
+// fork() without a length shares all of the sequence.
+std::int64_t fork(PyPaged& self, std::int64_t seq, std::optional<std::int64_t> length) {
+  const Turn turn(self.mutex);
+  if (!length) length = take(self.cache.seq_length(id_of(seq)));
+  return static_cast<std::int64_t>(take(self.cache.fork(id_of(seq), *length)));
+}
+
+void reorder(PyPaged& self, nb::handle seqs, nb::handle beam_idx) {
+  const std::vector<SequenceId> ids = ids_of(seqs);
+  const Indices indices("beam_idx", beam_idx);
+  change(self, [&](PagedCache& cache) { return cache.reorder(ids, indices.view()); });
+}
+
+nb::object block_table(const PyPaged& self, std::int64_t layer, nb::handle seqs) {
+  const std::vector<SequenceId> ids = ids_of(seqs);
+  const BlockTable table =
+      take(ask(self, [&](const PagedCache& cache) { return cache.block_table(layer, ids); }));
+  return array_of(table.pages, table.num_seqs);
+}
+
+PageIndices page_indices(const PyPaged& self, std::int64_t layer, nb::handle seqs) {
+  const std::vector<SequenceId> ids = ids_of(seqs);
+  return take(ask(self, [&](const PagedCache& cache) { return cache.page_indices(layer, ids); }));
+}
+
+nb::object slot_mapping(const PyPaged& self, const PyStep& step, std::int64_t layer) {
+  return array_of(take(
+      ask(self, [&](const PagedCache& cache) { return cache.slot_mapping(step.step, layer); })));
+}
+
+nb::tuple gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, nb::handle out,
+                 nb::handle executor) {
+  nb::object key, value;
+  if (out.is_none()) {
+    const std::int64_t length =
+        take(ask(self, [&](const PagedCache& cache) { return cache.seq_length(id_of(seq)); }));
+    const auto num_layers = static_cast<std::int64_t>(self.config.core.layers.size());
+    if (layer < 0 || layer >= num_layers) {
+      raise(PyExc_IndexError, "layer: found " + std::to_string(layer) + ", expected 0 .. " +
+                                  std::to_string(num_layers - 1));
+    }
+    const LayerSpec& spec = self.config.core.layers[static_cast<std::size_t>(layer)];
+    const bool head_first = self.config.core.layout == Layout::kHND;
+    const auto make = [&](std::int64_t dim, DType dtype) {
+      const std::int64_t shape[3] = {head_first ? spec.num_kv_heads : length,
+                                     head_first ? length : spec.num_kv_heads, dim};
+      return new_array(self.framework, dtype, shape, 3);
+    };
+    key = make(spec.k_head_dim, spec.k_format.dtype);
+    value = make(spec.v_head_dim, spec.v_format.dtype);
+  } else if (nb::isinstance<nb::sequence>(out) && nb::len(out) == 2) {
+    key = out[0];
+    value = out[1];
+  } else {
+    raise(PyExc_TypeError, std::string("out: found ") + nb::type_name(out.type()).c_str() +
+                               ", expected a pair (key, value) of arrays");
+  }
+  const Array key_array("key", key);
+  const Array value_array("value", value);
+  const MutableTensorView key_view = key_array.writable("key");
+  const MutableTensorView value_view = value_array.writable("value");
+  const ExecContext context = context_from(executor);
+  Status status;
+  {
+    const Turn turn(self.mutex);
+    const Unlocked unlocked(key_view.num_elements() + value_view.num_elements());
+    status = self.cache.gather(layer, id_of(seq), key_view, value_view, context);
+  }
+  check(status);
+  return nb::make_tuple(key, value);
+}
+
+nb::dict stats(const PyPaged& self) {
+  const auto [counted, nbytes, reserved] = ask(self, [](const PagedCache& cache) {
+    return std::tuple(cache.stats(), cache.nbytes(), cache.reserved_bytes());
+  });
+  nb::dict counters;
+  counters["backend"] = backend_name();
+  counters["path"] = path_name(self.last_count);
+  counters["storage"] = "paged";
+  counters["pages_total"] = counted.pages_total;
+  counters["pages_held"] = counted.pages_held;
+  counters["pages_reserved"] = counted.pages_reserved;
+  counters["pages_high_water"] = counted.pages_high_water;
+  counters["pages_copied"] = counted.pages_copied;
+  counters["rows_copied"] = counted.rows_copied;
+  counters["sequences"] = counted.sequences;
+  counters["open_steps"] = counted.open_steps;
+  counters["nbytes"] = nbytes;
+  counters["reserved_bytes"] = reserved;
+  return counters;
+}
+
+std::string repr(const PyPaged& self) {
+  const PagedStats s = ask(self, [](const PagedCache& cache) { return cache.stats(); });
+  return "PagedCache(num_layers=" + std::to_string(self.cache.num_layers()) +
+         ", page_size=" + std::to_string(self.cache.page_size()) +
+         ", pages_held=" + std::to_string(s.pages_held) + " of " + std::to_string(s.pages_total) +
+         ", sequences=" + std::to_string(s.sequences) +
+         ", open_steps=" + std::to_string(s.open_steps) + ")";
+}
+
+// --- The binding. ---
+
+void bind_config(nb::module_& module) {
+  nb::class_<PyConfig>(
+      module, "CacheConfig",
+      "What a PagedCache is made of.\n\n"
+      "layers: a list of LayerSpec; those with equal specs form a group with one block table. "
+      "page_size: tokens.\nnum_pages: of each group; 0: as many as budget_bytes allows. "
+      "budget_bytes: bound on reserved_bytes(); 0:\nas many as num_pages needs. layout: of the "
+      "tokens within a page. required: operations that must be there\n(see supports()).")
+      .def(
+          "__init__",
+          [](PyConfig* self, std::vector<LayerSpec> layers, std::int64_t page_size,
+             std::int64_t num_pages, std::int64_t budget_bytes, nb::handle layout,
+             std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required) {
+            new (self) PyConfig(make_config(std::move(layers), page_size, num_pages, budget_bytes,
+                                            layout, std::move(memory), required));
+          },
+          "layers"_a, nb::kw_only(), "page_size"_a = 16, "num_pages"_a = 0, "budget_bytes"_a = 0,
+          "layout"_a = "hnd", "memory"_a.none() = nb::none(),
+          "required"_a = std::vector<std::string>())
+      .def_static("uniform", &uniform, "num_layers"_a, "num_kv_heads"_a, "head_dim"_a,
+                  "dtype"_a = "float32", nb::kw_only(), "page_size"_a = 16, "num_pages"_a = 0,
+                  "budget_bytes"_a = 0, "layout"_a = "hnd", "memory"_a.none() = nb::none(),
+                  "required"_a = std::vector<std::string>(),
+                  "num_layers equal layers, K and V of the same head size.")
+      .def_prop_ro("layers", [](const PyConfig& self) { return self.core.layers; })
+      .def_prop_ro("page_size", [](const PyConfig& self) { return self.core.page_size; })
+      .def_prop_ro("num_pages", [](const PyConfig& self) { return self.core.num_pages; })
+      .def_prop_ro("budget_bytes", [](const PyConfig& self) { return self.core.budget_bytes; })
+      .def_prop_ro("layout",
+                   [](const PyConfig& self) { return kvcache::name_of(self.core.layout); })
+      .def("__repr__", &repr_config);
+  nb::class_<PyAppend>(module, "Append",
+                       "New tokens of one sequence: count of them, with their ids, [count] int32, "
+                       "or none.")
+      .def(
+          "__init__",
+          [](PyAppend* self, std::int64_t seq, std::int64_t count, nb::handle tokens,
+             nb::handle parents) {
+            PyAppend append;
+            append.seq = id_of(seq);
+            append.count = count;
+            if (!tokens.is_none()) append.tokens = int32_values("tokens", tokens);
+            if (!parents.is_none()) append.parents = int32_values("parents", parents);
+            new (self) PyAppend(std::move(append));
+          },
+          "seq"_a, "count"_a, "tokens"_a = nb::none(), "parents"_a = nb::none())
+      .def_prop_ro("seq", [](const PyAppend& a) { return static_cast<std::int64_t>(a.seq); })
+      .def_ro("count", &PyAppend::count)
+      .def("__repr__", [](const PyAppend& a) {
+        return "Append(seq=" + std::to_string(static_cast<std::int64_t>(a.seq)) +
+               ", count=" + std::to_string(a.count) + ")";
+      });
+  nb::class_<PageIndices>(module, "PageIndices",
+                          "The pages of committed rows as one list, int32: those of sequence i are "
+                          "kv_indices[kv_indptr[i] :\nkv_indptr[i + 1]].")
+      .def_prop_ro(
+          "kv_indptr", [](const PageIndices& p) { return array_of(p.kv_indptr); }, "[num_seqs + 1]")
+      .def_prop_ro(
+          "kv_indices", [](const PageIndices& p) { return array_of(p.kv_indices); }, "Page ids.")
+      .def_prop_ro(
+          "kv_last_page_len", [](const PageIndices& p) { return array_of(p.kv_last_page_len); },
+          "[num_seqs] tokens, 1 .. page_size; 0 for an empty sequence.");
+}
+
+void bind_step(nb::module_& module) {
+  nb::class_<PyStep>(
+      module, "Step",
+      "Room for new tokens, and what was written to it. A context manager: the end of the block "
+      "commits, an error\nrolls back; so does dropping a step.")
+      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__exit__",
+          [](PyStep& self, nb::handle type, nb::handle, nb::handle) { return leave(self, type); },
+          "type"_a.none(), "value"_a.none(), "traceback"_a.none())
+      .def(
+          "write",
+          [](PyStep& self, std::int64_t layer, nb::handle k, nb::handle v, nb::handle executor) {
+            write(*self.cache, self, layer, k, v, executor);
+          },
+          "layer"_a, "k"_a.none(), "v"_a.none(), nb::kw_only(), "executor"_a = nb::none(),
+          "PagedCache.write of this step.")
+      .def(
+          "view",
+          [](const PyStep& self, std::int64_t layer) { return step_view(self.owner, self, layer); },
+          "layer"_a, "PagedCache.view of this step.")
+      .def(
+          "commit", [](PyStep& self, nb::handle accepted) { commit(*self.cache, self, accepted); },
+          "accepted"_a = nb::none(), "PagedCache.commit of this step.")
+      .def(
+          "rollback", [](PyStep& self) { rollback(*self.cache, self); },
+          "PagedCache.rollback of this step.")
+      .def(
+          "slot_mapping",
+          [](const PyStep& self, std::int64_t layer) {
+            return slot_mapping(*self.cache, self, layer);
+          },
+          "layer"_a, "PagedCache.slot_mapping of this step.")
+      .def_prop_ro("num_new_tokens", [](const PyStep& self) { return self.step.num_new_tokens(); })
+      .def_prop_ro(
+          "qo_indptr", [](const PyStep& self) { return array_of(self.qo_indptr); },
+          "[num_seqs + 1] int32: the rows of each sequence among the new tokens.")
+      .def_prop_ro("open", [](const PyStep& self) { return self.open; })
+      .def("__repr__", [](const PyStep& self) {
+        return "Step(num_seqs=" + std::to_string(self.qo_indptr.size() - 1) +
+               ", num_new_tokens=" + std::to_string(self.qo_indptr.back()) +
+               (self.open ? ", open)" : ", ended)");
+      });
+}
+
+void bind_cache_steps(nb::class_<PyPaged>& paged) {
+  paged
+      .def(
+          "open",
+          [](PyPaged& self) {
+            const Turn turn(self.mutex);
+            return static_cast<std::int64_t>(take(self.cache.open()));
+          },
+          "The id of a new, empty sequence.\n\nErrors: RetryLater where its tables would pass the "
+          "budget.")
+      .def(
+          "release",
+          [](PyPaged& self, std::int64_t seq) {
+            change(self, [=](PagedCache& cache) { return cache.release(id_of(seq)); });
+          },
+          "seq"_a, "Gives its pages back; the id is never valid again.")
+      .def(
+          "reserve", &reserve, "appends"_a.none(),
+          "Room for the new tokens of every sequence in every layer, or nothing at all. appends: "
+          "a list of Append or\n(seq, count).\n\nErrors: RetryLater while other sequences hold the "
+          "pages, NeverFits if even all pages are too few,\nValueError for a sequence named twice "
+          "or in another open step.")
+      .def("write", &write, "step"_a, "layer"_a, "k"_a.none(), "v"_a.none(), nb::kw_only(),
+           "executor"_a = nb::none(),
+           "Stores the step's rows of one layer: k and v [num_new_tokens, num_kv_heads, head_dim], "
+           "sequences in the\norder of the appends. May be repeated; the last one counts.")
+      .def("view", &step_view, "step"_a, "layer"_a,
+           "The committed rows of the step's sequences and the step's own. Valid until the step "
+           "ends.\n\nErrors: ValueError before write().")
+      .def("view", &view, "layer"_a, "seqs"_a.none(),
+           "Committed rows only. Valid until one of the sequences changes.")
+      .def("commit", &commit, "step"_a, "accepted"_a = nb::none(),
+           "Keeps the first accepted[i] new tokens of each sequence (None: all) and ends the "
+           "step.\n\nErrors: ValueError if a layer was not written, or for a count beyond the new "
+           "tokens; the step stays open.")
+      .def("rollback", &rollback, "step"_a, "Everything as before reserve(); ends the step.")
+      .def("slot_mapping", &slot_mapping, "step"_a, "layer"_a,
+           "[num_new_tokens] int32: the slots, page * page_size + offset, of the new tokens.");
+}
+
+void bind_cache_sequences(nb::class_<PyPaged>& paged) {
+  paged
+      .def("fork", &fork, "seq"_a, "length"_a = nb::none(),
+           "The id of a new sequence of the first `length` tokens (None: all). Shares pages; a "
+           "shared tail page is\ncopied by whichever side writes to it first.\n\nErrors: "
+           "IndexError beyond the length.")
+      .def(
+          "truncate",
+          [](PyPaged& self, std::int64_t seq, std::int64_t n) {
+            change(self, [=](PagedCache& cache) { return cache.truncate(id_of(seq), n); });
+          },
+          "seq"_a, "n"_a, "Keeps the first n tokens.")
+      .def(
+          "rewind",
+          [](PyPaged& self, std::int64_t seq, std::int64_t n) {
+            change(self, [=](PagedCache& cache) { return cache.rewind(id_of(seq), n); });
+          },
+          "seq"_a, "n"_a, "Drops the newest n tokens.\n\nErrors: IndexError beyond the length.")
+      .def("reorder", &reorder, "seqs"_a.none(), "beam_idx"_a.none(),
+           "Sequence seqs[i] becomes what seqs[beam_idx[i]] was. Ids stay, no row is copied.")
+      .def(
+          "remove",
+          [](PyPaged& self, std::int64_t seq, std::int64_t begin, std::int64_t end) {
+            change(self, [=](PagedCache& cache) { return cache.remove(id_of(seq), begin, end); });
+          },
+          "seq"_a, "begin"_a, "end"_a, "By position. Errors: NotImplementedError until built.")
+      .def(
+          "shift",
+          [](PyPaged& self, std::int64_t seq, std::int64_t begin, std::int64_t end,
+             std::int64_t delta) {
+            change(self,
+                   [=](PagedCache& cache) { return cache.shift(id_of(seq), begin, end, delta); });
+          },
+          "seq"_a, "begin"_a, "end"_a, "delta"_a,
+          "By position. Errors: NotImplementedError until built.")
+      .def("block_table", &block_table, "layer"_a, "seqs"_a.none(),
+           "[num_seqs, max_pages] int32 page ids, -1 for unused.")
+      .def("page_indices", &page_indices, "layer"_a, "seqs"_a.none(),
+           "kv_indptr, kv_indices and kv_last_page_len of the same pages.")
+      .def("gather", &gather, "layer"_a, "seq"_a, nb::kw_only(), "out"_a = nb::none(),
+           "executor"_a = nb::none(),
+           "(key, value): a dense copy of the committed rows, [H, S, D] (\"nhd\": [S, H, D]), into "
+           "the pair `out` or new\narrays of the layer's type, of the library whose rows were "
+           "written last.");
+}
+
+void bind_cache_questions(nb::class_<PyPaged>& paged) {
+  paged
+      .def(
+          "seq_length",
+          [](const PyPaged& self, std::int64_t seq) {
+            return take(ask(self, [=](const PagedCache& c) { return c.seq_length(id_of(seq)); }));
+          },
+          "seq"_a, "Committed tokens.")
+      .def(
+          "next_position",
+          [](const PyPaged& self, std::int64_t seq) {
+            return take(
+                ask(self, [=](const PagedCache& c) { return c.next_position(id_of(seq)); }));
+          },
+          "seq"_a, "The position that the next token is rotated with.")
+      .def(
+          "free_pages",
+          [](const PyPaged& self, std::int64_t group) {
+            return ask(self, [=](const PagedCache& c) { return c.free_pages(group); });
+          },
+          "group"_a = 0, "Pages that a reserve could take now.")
+      .def_prop_ro("num_layers", [](const PyPaged& self) { return self.cache.num_layers(); })
+      .def_prop_ro("num_groups", [](const PyPaged& self) { return self.cache.num_groups(); })
+      .def_prop_ro(
+          "page_size", [](const PyPaged& self) { return self.cache.page_size(); }, "Tokens.")
+      .def_prop_ro("layout",
+                   [](const PyPaged& self) { return kvcache::name_of(self.config.core.layout); })
+      .def_prop_ro("layers", [](const PyPaged& self) { return self.config.core.layers; })
+      .def(
+          "supports",
+          [](const PyPaged& self, const std::string& operation) {
+            return self.cache.supports(operation_from(operation));
+          },
+          "operation"_a,
+          "Whether this cache can \"fork\", \"truncate\", \"rewind\", \"reorder\", \"gather\", "
+          "\"remove\", \"shift\", \"parents\".")
+      .def(
+          "nbytes",
+          [](const PyPaged& self) {
+            return ask(self, [](const PagedCache& c) { return c.nbytes(); });
+          },
+          "Bytes of committed rows, a shared row counted once.")
+      .def(
+          "reserved_bytes",
+          [](const PyPaged& self) {
+            return ask(self, [](const PagedCache& c) { return c.reserved_bytes(); });
+          },
+          "Bytes held for them: pages touched so far, and tables.")
+      .def("stats", &stats,
+           "The backend of attention, the path of the last step, the storage, and counters of "
+           "pages, copies and bytes.")
+      .def(
+          "check_invariants",
+          [](const PyPaged& self) {
+            check(ask(self, [](const PagedCache& c) { return c.check_invariants(); }));
+          },
+          "For tests. Errors: RuntimeError naming a page whose books do not agree.")
+      .def("__repr__", &repr);
+}
+
+}  // namespace
+
+void bind_paged(nb::module_& module) {
+  bind_config(module);
+  bind_step(module);
+  nb::class_<PyPaged> paged(
+      module, "PagedCache",
+      "Any number of sequences over a pool of pages that they can share.\n\n"
+      "    with cache.reserve([(seq, 1)]) as step:      # room, or RetryLater / NeverFits\n"
+      "        step.write(layer, k, v)                  # for every layer\n"
+      "        out = kvcache.attend(q, step.view(layer))\n\n"
+      "Only reserve can fail for space, and nothing is visible to others until commit. A call that "
+      "raises leaves the\ncache as it was. KeyError: an unknown or released id, a step that has "
+      "ended or is of another cache.\nValueError: a sequence in an open step cannot be changed by "
+      "anything else.\n\nPages never move: a view is valid until one of its own sequences changes. "
+      "Threads: calls on one cache wait\nfor each other; attention over views does not.");
+  paged.def(
+      "__init__",
+      [](PyPaged* self, const PyConfig& config) {
+        new (self) PyPaged(config, take(PagedCache::create(config.core)));
+      },
+      "config"_a,
+      "Errors: ValueError for a malformed config, NotImplementedError for a required "
+      "operation.");
+  bind_cache_steps(paged);
+  bind_cache_sequences(paged);
+  bind_cache_questions(paged);
+}
+
+}  // namespace kvcache::python

@@ -1,0 +1,37 @@
+"""Keys and values of transformer inference, and attention over them.
+
+The key/value cache as a library: rows live in memory of its own, arrays of NumPy and PyTorch go in
+and come out without copies, and attention reads them in place. Names are those of the C++ headers.
+
+    import numpy, kvcache
+    cache = kvcache.DynamicKVCache()
+    rows = numpy.ones((1, 2, 3, 64), numpy.float32)     # [batch, heads, tokens, head_dim]
+    k_all, v_all = cache.update(rows, rows)
+    out = kvcache.attend(numpy.ones((1, 8, 1, 64), numpy.float32), cache)
+
+kvcache.functional holds the cache as a value.
+"""
+
+from kvcache import functional
+from kvcache._core import (Append, AttentionPlan, BatchingCache, BatchingKvCache, CacheConfig,
+                           CachedAttention, CacheState, DynamicKVCache, FullCache, KVCache, KvView,
+                           LayerHandle, LayerSpec, LimitedMemory, NeverFits, PagedCache,
+                           PageIndices, PlannedBytes, RetryLater, StaticKVCache, Step, ThreadPool,
+                           TinyKvFullCache, __version__, attend, finish, info, merge, plan_memory)
+from kvcache.sequence_first import SequenceFirstCache
+
+
+def plan(kv, qo_indptr=None, *, num_heads, **options):
+    """A new AttentionPlan, planned: see AttentionPlan.plan for the arguments and errors."""
+    made = AttentionPlan()
+    made.plan(kv, qo_indptr, num_heads=num_heads, **options)
+    return made
+
+
+__all__ = [
+    "Append", "AttentionPlan", "BatchingCache", "BatchingKvCache", "CacheConfig", "CachedAttention",
+    "CacheState", "DynamicKVCache", "FullCache", "KVCache", "KvView", "LayerHandle", "LayerSpec",
+    "LimitedMemory", "NeverFits", "PagedCache", "PageIndices", "PlannedBytes", "RetryLater",
+    "SequenceFirstCache", "StaticKVCache", "Step", "ThreadPool", "TinyKvFullCache", "__version__",
+    "attend", "finish", "functional", "info", "merge", "plan", "plan_memory"
+]

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Runs the tests of a build folder and those of tests/tools, and counts test cases.
+"""Runs the tests of a build folder, of tests/tools and of the Python package, and counts test cases.
 
     tools/run_tests.py BUILD_DIR [--filter PATTERN]
 
 PATTERN is a GoogleTest filter ("PagedCache*", "*Soak*"). The last line says
 "N passed, N failed": cases of every GoogleTest program, plus one for each example, plus the Python
-tests. A program that dies without naming a failed case counts as one failure.
+tests; those of python/tests run in the .venv where the build folder holds the package. A program that
+dies without naming a failed case counts as one failure.
 """
 
 import argparse
@@ -76,6 +77,31 @@ def run_python(pattern):
     return result.testsRun - bad - len(result.skipped), bad
 
 
+def run_package(build, pattern):
+    """Runs the tests of python/tests that need NumPy alone; returns (passed, failed)."""
+    package = build / "python"
+    if not (package / "kvcache").is_dir():
+        return 0, 0
+    report = build / "test-reports" / "package" / "report.xml"
+    command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "pytest", str(ROOT / "python" / "tests"),
+               f"--ignore={ROOT / 'python' / 'tests' / 'hf'}",
+               f"--ignore={ROOT / 'python' / 'tests' / 'with_torch'}",
+               f"--junitxml={report}", "-p", "no:cacheprovider"]
+    if pattern:
+        command += ["--match", pattern]
+    environment = dict(os.environ, PYTHONPATH=str(package), PYTHONDONTWRITEBYTECODE="1")
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    if not report.exists():
+        return 0, 1
+    passed = failed = 0
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        bad = case.find("failure") is not None or case.find("error") is not None
+        passed += not bad and case.find("skipped") is None
+        failed += bad
+    nothing_matched = 5
+    return passed, max(failed, int(done.returncode not in (0, nothing_matched)))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", type=pathlib.Path, metavar="BUILD_DIR")
@@ -84,7 +110,8 @@ def main():
     arguments = parser.parse_args()
     programs = run_programs(arguments.build.resolve(), arguments.filter)
     scripts = run_python(arguments.filter)
-    passed, failed = (a + b for a, b in zip(programs, scripts))
+    package = run_package(arguments.build.resolve(), arguments.filter)
+    passed, failed = map(sum, zip(programs, scripts, package))
     if passed + failed == 0:
         print("no test ran: filter: found " + repr(arguments.filter) + ", expected one that matches")
     print(f"{passed} passed, {failed} failed", flush=True)

@@ -80,8 +80,8 @@ void expect_rank(const char* name, const std::int64_t* shape, int rank) {
 
 // For a torch tensor that has no memory to read: of another device, sparse, ...
 [[noreturn]] void raise_no_memory(const char* name, nb::handle tensor) {
-  const std::string device = nb::str(nb::object(tensor.attr("device"))).c_str();
-  const std::string layout = nb::str(nb::object(tensor.attr("layout"))).c_str();
+  const std::string device = text_of(nb::object(tensor.attr("device")));
+  const std::string layout = text_of(nb::object(tensor.attr("layout")));
   raise(device == "cpu" ? PyExc_ValueError : PyExc_NotImplementedError,
         std::string(name) + ": found a tensor on " + device + " of layout " + layout +
             ", expected one on cpu of layout torch.strided");
@@ -125,35 +125,18 @@ Array::Array(const char* name, nb::handle object) : object_(nb::borrow(object)) 
   }
 }
 
-Array::Array(Array&& other) noexcept { *this = std::move(other); }
-
-Array& Array::operator=(Array&& other) noexcept {
-  if (this == &other) return *this;
-  release();
-  raw_ = other.raw_;
-  element_ = other.element_;
-  framework_ = other.framework_;
-  read_only_ = other.read_only_;
-  type_name_ = std::move(other.type_name_);
-  object_ = std::move(other.object_);
-  capsule_ = std::move(other.capsule_);
-  buffer_ = std::move(other.buffer_);
-  other.raw_ = TensorView();
-  return *this;
-}
-
-void Array::release() noexcept {
-  if (buffer_ != nullptr) PyBuffer_Release(buffer_.get());
-  buffer_.reset();
+void Array::Release::operator()(Py_buffer* buffer) const noexcept {
+  PyBuffer_Release(buffer);
+  delete buffer;
 }
 
 void Array::read_buffer(const char* name, nb::handle object) {
-  auto buffer = std::make_unique<Py_buffer>();
-  if (PyObject_GetBuffer(object.ptr(), buffer.get(), PyBUF_RECORDS_RO) != 0) {
+  auto raw = std::make_unique<Py_buffer>();
+  if (PyObject_GetBuffer(object.ptr(), raw.get(), PyBUF_RECORDS_RO) != 0) {
     // NumPy lends no buffer of a type that it does not know itself, but the same bits as integers.
     if (!is_numpy(object)) throw nb::python_error();
     PyErr_Clear();
-    if (std::strcmp(nb::str(nb::object(object.attr("dtype"))).c_str(), "bfloat16") != 0) {
+    if (text_of(nb::object(object.attr("dtype"))) != "bfloat16") {
       element_ = Element::kOther;
       nb::tuple shape = nb::borrow<nb::tuple>(object.attr("shape"));
       raw_.rank = static_cast<std::int32_t>(std::min<std::size_t>(shape.size(), kMaxRank));
@@ -161,14 +144,14 @@ void Array::read_buffer(const char* name, nb::handle object) {
       return;
     }
     nb::object bits = object.attr("view")("uint16");
-    if (PyObject_GetBuffer(bits.ptr(), buffer.get(), PyBUF_RECORDS_RO) != 0) {
+    if (PyObject_GetBuffer(bits.ptr(), raw.get(), PyBUF_RECORDS_RO) != 0) {
       throw nb::python_error();
     }
     element_ = Element::kBF16;
   } else {
     element_ = Element::kOther;
   }
-  buffer_ = std::move(buffer);
+  buffer_.reset(raw.release());
   const Py_buffer& b = *buffer_;
   if (element_ != Element::kBF16) element_ = element_of(name, b.format, b.itemsize);
   if (element_ == Element::kOther && b.format != nullptr) type_name_ = b.format;
@@ -196,7 +179,8 @@ void Array::read_buffer(const char* name, nb::handle object) {
     }
     dense *= std::max<std::int64_t>(raw_.shape[axis], 1);
   }
-  if (!empty && reinterpret_cast<std::uintptr_t>(b.buf) % std::max<Py_ssize_t>(b.itemsize, 1)) {
+  if (!empty && element_ != Element::kOther &&
+      reinterpret_cast<std::uintptr_t>(b.buf) % std::max<Py_ssize_t>(b.itemsize, 1)) {
     raise(PyExc_ValueError, std::string(name) +
                                 ": found elements off their natural alignment, expected aligned "
                                 "ones");
@@ -261,7 +245,7 @@ std::string Array::describe() const {
                                                   : type_name_;
   if (element_ == Element::kOther) {
     if (object_.is_valid() && nb::hasattr(object_, "dtype")) {
-      type = nb::str(object_.attr("dtype")).c_str();
+      type = text_of(nb::object(object_.attr("dtype")));
     }
   }
   return shape_text(raw_.shape, raw_.rank) + " " + type;
@@ -290,7 +274,12 @@ MutableTensorView Array::writable(const char* name) const {
 
 Indices::Indices(const char* name, nb::handle object) {
   if (PyLong_Check(object.ptr()) && !PyBool_Check(object.ptr())) {
-    scalar_ = nb::cast<std::int64_t>(object);
+    scalar_ = PyLong_AsLongLong(object.ptr());
+    if (scalar_ == -1 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      raise(PyExc_ValueError,
+            std::string(name) + ": found " + text_of(object) + ", expected an int64");
+    }
     view_ = TensorView(&scalar_, DType::kI64, {});
     return;
   }
@@ -418,7 +407,7 @@ std::optional<DType> dtype_from(nb::handle object, const char* name) {
   } else if (PyType_Check(object.ptr())) {  // numpy.float32, ml_dtypes.bfloat16
     text = nb::cast<std::string>(object.attr("__name__"));
   } else {  // numpy.dtype("float32"), torch.float32
-    text = nb::str(object).c_str();
+    text = text_of(object);
   }
   if (text.starts_with("torch.")) text.erase(0, 6);
   for (int i = 0; i < 5; ++i) {
@@ -430,7 +419,7 @@ std::optional<DType> dtype_from(nb::handle object, const char* name) {
 }
 
 Layout layout_from(nb::handle object) {
-  const std::string text = nb::str(object).c_str();
+  const std::string text = text_of(object);
   if (text == "hnd" || text == "HND") return Layout::kHND;
   if (text == "nhd" || text == "NHD") return Layout::kNHD;
   raise(PyExc_ValueError, "layout: found " + text + ", expected hnd or nhd");

@@ -27,13 +27,11 @@ enum class Framework : std::uint8_t { kNumpy, kTorch };
 // The element types that arrays may have here, those of the core and some that are converted.
 enum class Element : std::uint8_t { kF32, kF16, kBF16, kI32, kI64, kF64, kBool, kOther };
 
-// Memory of a Python object, borrowed until this is destroyed (with the GIL held).
+// Memory of a Python object, borrowed until this is destroyed (with the GIL held). Move-only; what
+// was moved from is only destroyed.
 class Array {
  public:
   Array() noexcept = default;
-  Array(Array&& other) noexcept;
-  Array& operator=(Array&& other) noexcept;
-  ~Array() { release(); }
 
   // Reads `object`, any element type. Errors: TypeError for what is no array, ValueError for more
   // than four axes, another byte order, elements off their natural alignment, tensors that require
@@ -54,7 +52,10 @@ class Array {
   std::string describe() const;
 
  private:
-  void release() noexcept;
+  struct Release {
+    void operator()(Py_buffer* buffer) const noexcept;
+  };
+
   void read_buffer(const char* name, nanobind::handle object);
   void read_dlpack(const char* name, nanobind::handle object);
   void set(const char* name, const DlTensor& tensor);
@@ -66,7 +67,7 @@ class Array {
   std::string type_name_;     // of Element::kOther
   nanobind::object object_;   // what is borrowed from
   nanobind::object capsule_;  // of DLPack
-  std::unique_ptr<Py_buffer> buffer_;
+  std::unique_ptr<Py_buffer, Release> buffer_;
 };
 
 // Numbers of a 0-, 1- or 2-axis index array: a Python int, lists of them, or an int32 / int64

@@ -1,5 +1,7 @@
 #include "python/bindings/libraries.h"
 
+#include <nanobind/stl/string.h>
+
 #include <string>
 
 #include "python/bindings/errors.h"
@@ -25,6 +27,8 @@ nb::handle numpy_bfloat16() {
 }
 
 }  // namespace
+
+std::string text_of(nb::handle object) { return nb::cast<std::string>(nb::str(object)); }
 
 const char* python_name(DType dtype) noexcept {
   switch (dtype) {
@@ -84,7 +88,7 @@ const Torch* torch() {
   PyErr_Clear();
   if (exchange == nullptr || exchange->major != 1 || exchange->tensor_from_object == nullptr) {
     raise(PyExc_ImportError, std::string("torch: found ") +
-                                 nb::str(nb::object(module.attr("__version__"))).c_str() +
+                                 text_of(nb::object(module.attr("__version__"))) +
                                  ", expected 2.10 or newer (its Tensor." + kExchange + ")");
   }
   t.exchange = exchange;

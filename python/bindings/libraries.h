@@ -5,6 +5,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <string>
+
 #include "kvcache/types.h"
 #include "python/bindings/dlpack.h"
 
@@ -34,6 +36,9 @@ const Torch* torch();
 
 // As both say it: "float32".
 const char* python_name(DType dtype) noexcept;
+
+// str(object).
+std::string text_of(nanobind::handle object);
 
 // Whether `object` is an instance of `type` or a type derived from it.
 inline bool is_instance(nanobind::handle object, nanobind::handle type) {

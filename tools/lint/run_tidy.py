@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs clang-tidy-14 over src/, runner/, apps/ and bench/, one file per processor.
+"""Runs clang-tidy-14 over src/, runner/, apps/, bench/ and python/, one file per processor.
 
     tools/lint/run_tidy.py BUILD_DIR [SUBSTRING...]     only files whose path contains a SUBSTRING
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-FOLDERS = ("src", "runner", "apps", "bench")
+FOLDERS = ("src", "runner", "apps", "bench", "python")
 
 
 def sources(build, wanted):

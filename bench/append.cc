@@ -27,6 +27,7 @@ class Target {
  public:
   virtual ~Target() = default;
   virtual Status append(const void* rows, std::int64_t tokens) = 0;
+  virtual Status rewind(std::int64_t tokens) = 0;
   // Largest difference between the newest row of layer 0 and what was written.
   virtual Result<double> check(const void* rows) = 0;
 };
@@ -67,6 +68,8 @@ class DynamicTarget final : public Target {
     return {};
   }
 
+  Status rewind(std::int64_t tokens) override { return cache_.rewind(tokens); }
+
   Result<double> check(const void* rows) override {
     KVC_ASSIGN_OR_RETURN(const KeyValueView stored, cache_.get(0));
     return difference(stored.key, options_, rows);
@@ -91,6 +94,8 @@ class PagedTarget final : public Target {
     }
     return cache_.commit(step);
   }
+
+  Status rewind(std::int64_t tokens) override { return cache_.rewind(seq_, tokens); }
 
   Result<double> check(const void* rows) override {
     KVC_ASSIGN_OR_RETURN(const std::int64_t length, cache_.seq_length(seq_));
@@ -143,7 +148,8 @@ Status fill(Target& target, std::int64_t tokens, const AppendOptions& options) {
   return {};
 }
 
-// Seconds a token for copying the same rows, one head after another, into fresh memory.
+// Seconds a token for copying the same rows, one head after another, into fresh memory, or into
+// memory written to before.
 Result<double> copy_roof(const AppendOptions& options, const void* rows) {
   const std::int64_t row = options.head_dim * size_of(options.dtype);
   const std::int64_t streams = options.layers * 2 * options.kv_heads;  // K and V
@@ -157,6 +163,7 @@ Result<double> copy_roof(const AppendOptions& options, const void* rows) {
   madvise(memory, bytes, MADV_NOHUGEPAGE);
   auto* to = static_cast<std::byte*>(memory);
   const auto* from = static_cast<const std::byte*>(rows);
+  if (options.warm) std::memset(memory, 1, bytes);
   const double start = seconds_now();
   for (std::int64_t token = 0; token < options.appends; ++token) {
     for (std::int64_t stream = 0; stream < streams; ++stream) {
@@ -209,6 +216,10 @@ Result<std::vector<Case>> run_append(const AppendOptions& options,
       KVC_ASSIGN_OR_RETURN(const auto target,
                            make_target(at >= num_lengths, options, length + options.appends));
       KVC_RETURN_IF_ERROR(fill(*target, length, options));
+      if (options.warm) {
+        KVC_RETURN_IF_ERROR(fill(*target, options.appends, options));
+        KVC_RETURN_IF_ERROR(target->rewind(options.appends));
+      }
       const double start = seconds_now();
       for (std::int64_t i = 0; i < options.appends; ++i) {
         KVC_RETURN_IF_ERROR(target->append(rows.data(), 1));

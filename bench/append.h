@@ -21,12 +21,13 @@ struct AppendOptions {
   std::vector<std::int64_t> lengths = {100, 100000};  // tokens stored before the appends, ascending
   std::int64_t appends = 4096;  // the mean of so many, because page faults come in bursts
   int repeats = 5;              // medians of so many
+  bool warm = false;            // the memory was written to before: no first touches
 };
 
 // Microseconds a token for the dynamic and the paged cache, each length against a memcpy of the
-// same rows into memory that was reserved in one piece and not touched before. `error` compares the
-// rows read back with those written. `on_progress` may be empty. Errors: kInvalidArgument,
-// kOutOfMemory.
+// same rows into memory that was reserved in one piece and not touched before, or was if `warm`.
+// `error` compares the rows read back with those written. `on_progress` may be empty. Errors:
+// kInvalidArgument, kOutOfMemory.
 Result<std::vector<Case>> run_append(const AppendOptions& options,
                                      const std::function<void(int done, int total)>& on_progress);
 

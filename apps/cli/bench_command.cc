@@ -106,9 +106,9 @@ int run_append(AppendFlags& flags) {
   if (!flags.json) {
     fmt::print(
         "One token to each of {} layers, {} KV heads x {} in {}, mean of {}, median of {};\n"
-        "the roof is a plain copy of the same rows into fresh memory.\n\n",
+        "the roof is a plain copy of the same rows into {} memory.\n\n",
         flags.options.layers, flags.options.kv_heads, flags.options.head_dim, flags.dtype,
-        flags.options.appends, flags.options.repeats);
+        flags.options.appends, flags.options.repeats, flags.options.warm ? "touched" : "fresh");
   }
   return print_cases(*cases, flags.json);
 }
@@ -128,6 +128,7 @@ void add_append(CLI::App& bench, int* exit_code) {
   command
       ->add_option("--kv-len", options.lengths, "Tokens stored before; may be given several times")
       ->capture_default_str();
+  command->add_flag("--warm", options.warm, "Append to memory that was written to before");
   command->add_option("--appends", options.appends, "Tokens the mean is taken over")
       ->capture_default_str();
   command->add_option("--repeats", options.repeats, "Runs the median is taken over")

@@ -167,7 +167,7 @@ void Array::read_buffer(const char* name, nb::handle object) {
   for (int axis = b.ndim - 1; axis >= 0; --axis) {
     raw_.shape[axis] = b.shape[axis];
     empty = empty || b.shape[axis] == 0;
-    if (b.shape[axis] <= 1) {
+    if (b.shape[axis] <= 1 || b.strides == nullptr) {  // ctypes says nothing of dense arrays
       raw_.strides[axis] = dense;
     } else if (element_ != Element::kOther && b.strides[axis] % b.itemsize != 0) {
       raise(PyExc_ValueError, std::string(name) + ": found a stride of " +

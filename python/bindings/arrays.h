@@ -103,6 +103,15 @@ std::optional<DType> dtype_from(nanobind::handle object, const char* name = "dty
 // "hnd" or "nhd".
 Layout layout_from(nanobind::handle object);
 
+// What signatures say of arrays: those of any library.
+inline nanobind::any any_of(nanobind::object array) {
+  return nanobind::steal<nanobind::any>(array.release());
+}
+using ArrayPair = nanobind::typed<nanobind::tuple, nanobind::any, nanobind::any>;
+// (key, value, length, mask)
+using Fetched =
+    nanobind::typed<nanobind::tuple, nanobind::any, nanobind::any, std::int64_t, nanobind::any>;
+
 // Memory of ours as an array. `owner` lives as long as the array does; it may go on any thread,
 // without the GIL. NumPy arrays are read-only. Errors: ImportError for bfloat16 in NumPy without
 // ml_dtypes.

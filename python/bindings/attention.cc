@@ -63,12 +63,12 @@ void set_rules(AttentionOptions* core, std::optional<float> scale, std::optional
   core->reproducible = reproducible;
 }
 
-nb::object attend(nb::handle q, nb::handle kv, nb::handle qo_indptr, std::int64_t layer,
-                  nb::handle layout, nb::handle out, nb::handle lse, std::optional<float> scale,
-                  std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                  std::int32_t sink_tokens, nb::handle alibi_slopes, nb::handle mask,
-                  nb::handle sinks, bool partial, bool reproducible,
-                  const std::optional<std::string>& backend, nb::handle executor) {
+nb::any attend(nb::handle q, nb::handle kv, nb::handle qo_indptr, std::int64_t layer,
+               nb::handle layout, nb::handle out, nb::handle lse, std::optional<float> scale,
+               std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
+               std::int32_t sink_tokens, nb::handle alibi_slopes, nb::handle mask, nb::handle sinks,
+               bool partial, bool reproducible, const std::optional<std::string>& backend,
+               nb::handle executor) {
   const Array query("q", q);
   expect_query(query);
   const KvArgument rows(kv, layer, layout_from(layout));
@@ -136,8 +136,8 @@ void plan_again(PyPlan& self, nb::handle kv, nb::handle qo_indptr, std::int64_t 
   check(status);
 }
 
-nb::object run(PyPlan& self, nb::handle q, nb::handle kv, std::int64_t layer, nb::handle layout,
-               nb::handle out, nb::handle lse, nb::handle mask, nb::handle executor) {
+nb::any run(PyPlan& self, nb::handle q, nb::handle kv, std::int64_t layer, nb::handle layout,
+            nb::handle out, nb::handle lse, nb::handle mask, nb::handle executor) {
   const Array query("q", q);
   expect_query(query);
   const KvArgument rows(kv, layer, layout_from(layout));
@@ -189,7 +189,7 @@ Part part_of(const char* name, nb::handle pair) {
   return part;
 }
 
-nb::tuple merge(nb::handle a, nb::handle b, nb::object out, nb::object lse) {
+ArrayPair merge(nb::handle a, nb::handle b, nb::object out, nb::object lse) {
   const Part first = part_of("a", a);
   const Part second = part_of("b", b);
   const auto result = [&](nb::object& given, const Array& like) {
@@ -213,13 +213,13 @@ nb::tuple merge(nb::handle a, nb::handle b, nb::object out, nb::object lse) {
   return nb::make_tuple(out, lse);
 }
 
-nb::object finish(nb::object out, nb::handle lse, nb::handle sinks) {
+nb::any finish(nb::object out, nb::handle lse, nb::handle sinks) {
   const Array out_array("out", out);
   const Array lse_array("lse", lse);
   const MutableTensorView out_view = out_array.writable("out");
   const std::vector<float> values = float_values(number_array("sinks", sinks), "sinks");
   check(kvcache::finish(out_view, lse_array.view("lse"), values));
-  return out;
+  return any_of(std::move(out));
 }
 
 constexpr const char* kOptionsDoc =
@@ -290,10 +290,7 @@ MutableTensorView Results::lse_view() const {
   return lse_array.defined() ? lse_array.writable("lse") : MutableTensorView();
 }
 
-nb::object Results::give() const {
-  if (!lse.is_valid()) return out;
-  return nb::make_tuple(out, lse);
-}
+nb::any Results::give() const { return any_of(lse.is_valid() ? nb::make_tuple(out, lse) : out); }
 
 void bind_attention(nb::module_& module) {
   static const std::string attend_doc =

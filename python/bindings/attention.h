@@ -43,7 +43,7 @@ struct Results {
           std::int64_t v_head_dim, bool partial);
   MutableTensorView out_view() const { return out_array.writable("out"); }
   MutableTensorView lse_view() const;
-  nanobind::object give() const;  // out, or (out, lse)
+  nanobind::any give() const;  // out, or (out, lse)
 };
 
 }  // namespace kvcache::python

@@ -67,9 +67,9 @@ struct NewRows {
   }
 };
 
-nb::tuple update_and_fetch(PyBatching& self, nb::handle key, nb::handle value,
-                           std::optional<std::int64_t> mask_length, nb::handle mask,
-                           std::int64_t layer, nb::handle executor) {
+Fetched update_and_fetch(PyBatching& self, nb::handle key, nb::handle value,
+                         std::optional<std::int64_t> mask_length, nb::handle mask,
+                         std::int64_t layer, nb::handle executor) {
   const NewRows rows(key, value);
   for (const Array* array : {&rows.key, &rows.value}) {
     expect_lendable(self.dtype.value_or(array->raw().dtype), rows.key.framework());
@@ -107,12 +107,11 @@ nb::tuple update_and_fetch(PyBatching& self, nb::handle key, nb::handle value,
                         fetch.length, lend(fetch.mask, kept, framework));
 }
 
-nb::object attend(PyBatching& self, nb::handle q, nb::handle key, nb::handle value,
-                  std::int64_t layer, nb::handle out, std::optional<float> scale,
-                  std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                  std::int32_t sink_tokens, nb::handle alibi_slopes, nb::handle mask,
-                  nb::handle sinks, bool reproducible, const std::optional<std::string>& backend,
-                  nb::handle executor) {
+nb::any attend(PyBatching& self, nb::handle q, nb::handle key, nb::handle value, std::int64_t layer,
+               nb::handle out, std::optional<float> scale, std::optional<float> softcap,
+               bool causal, std::optional<std::int32_t> window, std::int32_t sink_tokens,
+               nb::handle alibi_slopes, nb::handle mask, nb::handle sinks, bool reproducible,
+               const std::optional<std::string>& backend, nb::handle executor) {
   const Array query("q", q);
   const NewRows rows(key, value);
   const TensorView& view = query.view("q");

@@ -37,7 +37,7 @@ PyObject* type_of(StatusCode code) noexcept {
 
 // Lives as long as the process: errors may be raised until the very end.
 PyObject* new_type(nb::module_& module, const char* name, const char* doc) {
-  const std::string full = std::string("kvcache.") + name;
+  const std::string full = std::string("kvcache._core.") + name;
   PyObject* type = PyErr_NewExceptionWithDoc(full.c_str(), doc, PyExc_MemoryError, nullptr);
   if (type == nullptr) throw nb::python_error();
   module.attr(name) = nb::handle(type);

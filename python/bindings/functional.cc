@@ -54,8 +54,9 @@ PyState init(std::int64_t batch_size, std::int64_t num_layers, std::int64_t num_
   return {std::move(history), std::move(state), Framework::kNumpy};
 }
 
-nb::tuple update(const PyState& cache, std::int64_t layer_idx, nb::handle new_k, nb::handle new_v,
-                 nb::handle executor) {
+nb::typed<nb::tuple, PyState, nb::any, nb::any> update(const PyState& cache, std::int64_t layer_idx,
+                                                       nb::handle new_k, nb::handle new_v,
+                                                       nb::handle executor) {
   const Array k("new_k", new_k);
   const Array v("new_v", new_v);
   (void)k.view("new_k");
@@ -76,11 +77,11 @@ nb::tuple update(const PyState& cache, std::int64_t layer_idx, nb::handle new_k,
     }
   }
   check(status);
-  const nb::tuple pair = lend_pair(rows, owner_of(next), next.framework);
+  const ArrayPair pair = lend_pair(rows, owner_of(next), next.framework);
   return nb::make_tuple(std::move(next), pair[0], pair[1]);
 }
 
-nb::tuple get(const PyState& cache, std::int64_t layer_idx) {
+ArrayPair get(const PyState& cache, std::int64_t layer_idx) {
   const KeyValueView rows = take(functional::get(cache.state, layer_idx));
   return lend_pair(rows, owner_of(cache), cache.framework);
 }
@@ -90,8 +91,9 @@ PyState reset(const PyState& cache) {
   return {cache.history, take(functional::reset(cache.state)), cache.framework};
 }
 
-nb::tuple attend(const PyCachedAttention& self, nb::handle q, nb::handle k, nb::handle v,
-                 const PyState& cache, nb::handle out_given, nb::handle executor) {
+nb::typed<nb::tuple, nb::any, PyState> attend(const PyCachedAttention& self, nb::handle q,
+                                              nb::handle k, nb::handle v, const PyState& cache,
+                                              nb::handle out_given, nb::handle executor) {
   const Array query("q", q);
   const Array key("k", k);
   const Array value("v", v);

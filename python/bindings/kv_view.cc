@@ -88,11 +88,11 @@ void expect_entries(const char* name, const std::vector<std::int32_t>& values,
   invalid(name, std::to_string(values.size()) + " entries", std::to_string(num_seqs));
 }
 
-struct ArrayPair {
+struct GivenRows {
   std::vector<Array> arrays;
   KeyValueView rows;
 
-  ArrayPair(nb::handle key, nb::handle value, Layout layout) {
+  GivenRows(nb::handle key, nb::handle value, Layout layout) {
     arrays.emplace_back("key", key);
     arrays.emplace_back("value", value);
     expect_rows("key", arrays[0]);
@@ -160,7 +160,7 @@ void set_block_table(nb::handle object, const KeyValueView& rows, Tables* tables
 PyKvView make_view(nb::handle key, nb::handle value, nb::handle layout_name, nb::handle lengths,
                    nb::handle block_table, nb::handle first_position, nb::handle first_visible) {
   const Layout layout = layout_from(layout_name);
-  ArrayPair pair(key, value, layout);
+  GivenRows pair(key, value, layout);
   auto tables = std::make_shared<Tables>();
   tables->parts.push_back(part_of(pair.rows, layout));
   tables->lengths = optional_values("lengths", lengths);
@@ -257,7 +257,7 @@ OwnedKvView dense_view(const KeyValueView& rows, Layout layout) {
 }
 
 PyKvView view_of_arrays(nb::handle key, nb::handle value, Layout layout) {
-  ArrayPair pair(key, value, layout);
+  GivenRows pair(key, value, layout);
   PyKvView made(dense_view(pair.rows, layout));
   made.arrays = std::move(pair.arrays);
   return made;

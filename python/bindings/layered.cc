@@ -67,7 +67,7 @@ void expect_lendable_rows(const PyCache& self, const NewRows& rows) {
 
 // Runs `store` while nobody else uses the cache, and gives the rows of the layer back.
 template <typename Store>
-nb::tuple store_rows(PyCache& self, std::int64_t layer, const NewRows& rows, Store store) {
+ArrayPair store_rows(PyCache& self, std::int64_t layer, const NewRows& rows, Store store) {
   expect_lendable_rows(self, rows);
   KeyValueView all;
   std::shared_ptr<const void> kept;
@@ -88,7 +88,7 @@ nb::tuple store_rows(PyCache& self, std::int64_t layer, const NewRows& rows, Sto
   return lend_pair(all, kept, rows.key.framework());
 }
 
-nb::tuple update(PyCache& self, nb::handle key, nb::handle value, std::int64_t layer_idx,
+ArrayPair update(PyCache& self, nb::handle key, nb::handle value, std::int64_t layer_idx,
                  nb::handle cache_position, nb::handle executor) {
   const NewRows rows(key, value);
   std::optional<Indices> position;
@@ -101,14 +101,14 @@ nb::tuple update(PyCache& self, nb::handle key, nb::handle value, std::int64_t l
   });
 }
 
-nb::tuple update_and_fetch(PyCache& self, std::int64_t layer, nb::handle key, nb::handle value,
-                           std::optional<std::int64_t> mask_length, const nb::object& mask,
-                           nb::handle executor) {
+Fetched update_and_fetch(PyCache& self, std::int64_t layer, nb::handle key, nb::handle value,
+                         std::optional<std::int64_t> mask_length, const nb::object& mask,
+                         nb::handle executor) {
   if (nb::isinstance<nb::str>(mask)) (void)take(Mask::named(nb::cast<std::string>(mask)));
   const NewRows rows(key, value);
   const ExecContext context = context_from(executor);
   std::int64_t length = 0;
-  const nb::tuple pair =
+  const ArrayPair pair =
       store_rows(self, layer, rows, [&](Cache& cache, KeyValueView* all) -> Status {
         KVC_ASSIGN_OR_RETURN(const LayerFetch fetch,
                              cache.layer(layer).update_and_fetch(rows.key.raw(), rows.value.raw(),
@@ -120,7 +120,7 @@ nb::tuple update_and_fetch(PyCache& self, std::int64_t layer, nb::handle key, nb
   return nb::make_tuple(pair[0], pair[1], length, mask);
 }
 
-nb::object get(const PyCache& self, std::int64_t layer_idx) {
+std::optional<ArrayPair> get(const PyCache& self, std::int64_t layer_idx) {
   KeyValueView rows;
   std::shared_ptr<const void> kept;
   {
@@ -130,7 +130,7 @@ nb::object get(const PyCache& self, std::int64_t layer_idx) {
     rows = *found;
     kept = self.retain(layer_idx);
   }
-  if (!rows.key.defined()) return nb::none();
+  if (!rows.key.defined()) return {};
   return lend_pair(rows, kept, self.framework);
 }
 
@@ -495,7 +495,7 @@ std::unique_ptr<PyKvView> view_of(const PyCache& cache, std::int64_t layer) {
   return view;
 }
 
-nb::tuple lend_pair(const KeyValueView& rows, const std::shared_ptr<const void>& owner,
+ArrayPair lend_pair(const KeyValueView& rows, const std::shared_ptr<const void>& owner,
                     Framework framework) {
   nb::object key = lend(rows.key, owner, framework);
   return nb::make_tuple(std::move(key), lend(rows.value, owner, framework));

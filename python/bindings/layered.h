@@ -63,8 +63,8 @@ void bind_layered(nanobind::module_& module);
 std::unique_ptr<PyKvView> view_of(const PyCache& cache, std::int64_t layer);
 
 // (K, V) as arrays. REQUIRES: both defined.
-nanobind::tuple lend_pair(const KeyValueView& rows, const std::shared_ptr<const void>& owner,
-                          Framework framework);
+ArrayPair lend_pair(const KeyValueView& rows, const std::shared_ptr<const void>& owner,
+                    Framework framework);
 
 }  // namespace kvcache::python
 

@@ -269,11 +269,11 @@ void reorder(PyPaged& self, nb::handle seqs, nb::handle beam_idx) {
   change(self, [&](PagedCache& cache) { return cache.reorder(ids, indices.view()); });
 }
 
-nb::object block_table(const PyPaged& self, std::int64_t layer, nb::handle seqs) {
+nb::any block_table(const PyPaged& self, std::int64_t layer, nb::handle seqs) {
   const std::vector<SequenceId> ids = ids_of(seqs);
   const BlockTable table =
       take(ask(self, [&](const PagedCache& cache) { return cache.block_table(layer, ids); }));
-  return array_of(table.pages, table.num_seqs);
+  return any_of(array_of(table.pages, table.num_seqs));
 }
 
 PageIndices page_indices(const PyPaged& self, std::int64_t layer, nb::handle seqs) {
@@ -281,12 +281,13 @@ PageIndices page_indices(const PyPaged& self, std::int64_t layer, nb::handle seq
   return take(ask(self, [&](const PagedCache& cache) { return cache.page_indices(layer, ids); }));
 }
 
-nb::object slot_mapping(const PyPaged& self, const PyStep& step, std::int64_t layer) {
-  return array_of(take(
-      ask(self, [&](const PagedCache& cache) { return cache.slot_mapping(step.step, layer); })));
+nb::any slot_mapping(const PyPaged& self, const PyStep& step, std::int64_t layer) {
+  const std::vector<std::int32_t> slots = take(
+      ask(self, [&](const PagedCache& cache) { return cache.slot_mapping(step.step, layer); }));
+  return any_of(array_of(slots));
 }
 
-nb::tuple gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, nb::handle out,
+ArrayPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, nb::handle out,
                  nb::handle executor) {
   nb::object key, value;
   if (out.is_none()) {

@@ -1,7 +1,6 @@
 #include "python/bindings/paged.h"
 
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -14,13 +13,13 @@
 #include <utility>
 #include <vector>
 
-#include "kvcache/memory.h"
 #include "kvcache/paged_cache.h"
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/info.h"
 #include "python/bindings/kv_view.h"
 #include "python/bindings/memory.h"
+#include "python/bindings/paged_config.h"
 #include "python/bindings/turn.h"
 
 namespace nb = nanobind;
@@ -28,11 +27,6 @@ using namespace nb::literals;
 
 namespace kvcache::python {
 namespace {
-
-struct PyConfig {
-  CacheConfig core;
-  std::shared_ptr<LimitedMemory> memory;
-};
 
 struct PyPaged {
   PyConfig config;
@@ -43,12 +37,6 @@ struct PyPaged {
 
   PyPaged(PyConfig given, PagedCache made) noexcept
       : config(std::move(given)), cache(std::move(made)) {}
-};
-
-struct PyAppend {
-  SequenceId seq{};
-  std::int64_t count = 0;
-  std::vector<std::int32_t> tokens, parents;
 };
 
 struct PyStep {
@@ -63,67 +51,10 @@ struct PyStep {
       : owner(std::move(paged)), step(std::move(reserved)) {}
 };
 
-SequenceId id_of(std::int64_t seq) { return SequenceId{seq}; }
-
 std::vector<SequenceId> ids_of(nb::handle seqs) {
   std::vector<SequenceId> ids;
   for (std::int64_t seq : int64_values("seqs", seqs)) ids.push_back(id_of(seq));
   return ids;
-}
-
-// --- Configuration. ---
-
-constexpr std::pair<const char*, Operation> kOperations[] = {
-    {"fork", Operation::kFork},     {"truncate", Operation::kTruncate},
-    {"rewind", Operation::kRewind}, {"reorder", Operation::kReorder},
-    {"gather", Operation::kGather}, {"remove", Operation::kRemove},
-    {"shift", Operation::kShift},   {"parents", Operation::kParents},
-};
-
-Operation operation_from(const std::string& name) {
-  for (const auto& [word, operation] : kOperations) {
-    if (name == word) return operation;
-  }
-  raise(PyExc_ValueError, "operation: found " + name +
-                              ", expected fork, truncate, rewind, reorder, gather, remove, shift "
-                              "or parents");
-}
-
-PyConfig make_config(std::vector<LayerSpec> layers, std::int64_t page_size, std::int64_t num_pages,
-                     std::int64_t budget_bytes, nb::handle layout,
-                     std::shared_ptr<LimitedMemory> memory,
-                     const std::vector<std::string>& required) {
-  PyConfig config;
-  config.core.layers = std::move(layers);
-  config.core.page_size = page_size;
-  config.core.num_pages = num_pages;
-  config.core.budget_bytes = budget_bytes;
-  config.core.layout = layout_from(layout);
-  config.memory = std::move(memory);
-  config.core.memory = config.memory.get();
-  for (const std::string& name : required) config.core.required.push_back(operation_from(name));
-  return config;
-}
-
-PyConfig uniform(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
-                 nb::handle dtype, std::int64_t page_size, std::int64_t num_pages,
-                 std::int64_t budget_bytes, nb::handle layout,
-                 std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required) {
-  if (num_layers < 1) {
-    raise(PyExc_ValueError,
-          "num_layers: found " + std::to_string(num_layers) + ", expected at least 1");
-  }
-  const DType element = dtype_from(dtype).value_or(DType::kF32);
-  return make_config(CacheConfig::uniform(num_layers, num_kv_heads, head_dim, element).layers,
-                     page_size, num_pages, budget_bytes, layout, std::move(memory), required);
-}
-
-std::string repr_config(const PyConfig& self) {
-  return "CacheConfig(layers=" + std::to_string(self.core.layers.size()) +
-         ", page_size=" + std::to_string(self.core.page_size) +
-         ", num_pages=" + std::to_string(self.core.num_pages) +
-         ", budget_bytes=" + std::to_string(self.core.budget_bytes) +
-         ", layout=" + kvcache::name_of(self.core.layout) + ")";
 }
 
 // --- Steps. ---
@@ -361,70 +292,6 @@ std::string repr(const PyPaged& self) {
 
 // --- The binding. ---
 
-void bind_config(nb::module_& module) {
-  nb::class_<PyConfig>(
-      module, "CacheConfig",
-      "What a PagedCache is made of.\n\n"
-      "layers: a list of LayerSpec; those with equal specs form a group with one block table. "
-      "page_size: tokens.\nnum_pages: of each group; 0: as many as budget_bytes allows. "
-      "budget_bytes: bound on reserved_bytes(); 0:\nas many as num_pages needs. layout: of the "
-      "tokens within a page. required: operations that must be there\n(see supports()).")
-      .def(
-          "__init__",
-          [](PyConfig* self, std::vector<LayerSpec> layers, std::int64_t page_size,
-             std::int64_t num_pages, std::int64_t budget_bytes, nb::handle layout,
-             std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required) {
-            new (self) PyConfig(make_config(std::move(layers), page_size, num_pages, budget_bytes,
-                                            layout, std::move(memory), required));
-          },
-          "layers"_a, nb::kw_only(), "page_size"_a = 16, "num_pages"_a = 0, "budget_bytes"_a = 0,
-          "layout"_a = "hnd", "memory"_a.none() = nb::none(),
-          "required"_a = std::vector<std::string>())
-      .def_static("uniform", &uniform, "num_layers"_a, "num_kv_heads"_a, "head_dim"_a,
-                  "dtype"_a = "float32", nb::kw_only(), "page_size"_a = 16, "num_pages"_a = 0,
-                  "budget_bytes"_a = 0, "layout"_a = "hnd", "memory"_a.none() = nb::none(),
-                  "required"_a = std::vector<std::string>(),
-                  "num_layers equal layers, K and V of the same head size.")
-      .def_prop_ro("layers", [](const PyConfig& self) { return self.core.layers; })
-      .def_prop_ro("page_size", [](const PyConfig& self) { return self.core.page_size; })
-      .def_prop_ro("num_pages", [](const PyConfig& self) { return self.core.num_pages; })
-      .def_prop_ro("budget_bytes", [](const PyConfig& self) { return self.core.budget_bytes; })
-      .def_prop_ro("layout",
-                   [](const PyConfig& self) { return kvcache::name_of(self.core.layout); })
-      .def("__repr__", &repr_config);
-  nb::class_<PyAppend>(module, "Append",
-                       "New tokens of one sequence: count of them, with their ids, [count] int32, "
-                       "or none.")
-      .def(
-          "__init__",
-          [](PyAppend* self, std::int64_t seq, std::int64_t count, nb::handle tokens,
-             nb::handle parents) {
-            PyAppend append;
-            append.seq = id_of(seq);
-            append.count = count;
-            if (!tokens.is_none()) append.tokens = int32_values("tokens", tokens);
-            if (!parents.is_none()) append.parents = int32_values("parents", parents);
-            new (self) PyAppend(std::move(append));
-          },
-          "seq"_a, "count"_a, "tokens"_a = nb::none(), "parents"_a = nb::none())
-      .def_prop_ro("seq", [](const PyAppend& a) { return static_cast<std::int64_t>(a.seq); })
-      .def_ro("count", &PyAppend::count)
-      .def("__repr__", [](const PyAppend& a) {
-        return "Append(seq=" + std::to_string(static_cast<std::int64_t>(a.seq)) +
-               ", count=" + std::to_string(a.count) + ")";
-      });
-  nb::class_<PageIndices>(module, "PageIndices",
-                          "The pages of committed rows as one list, int32: those of sequence i are "
-                          "kv_indices[kv_indptr[i] :\nkv_indptr[i + 1]].")
-      .def_prop_ro(
-          "kv_indptr", [](const PageIndices& p) { return array_of(p.kv_indptr); }, "[num_seqs + 1]")
-      .def_prop_ro(
-          "kv_indices", [](const PageIndices& p) { return array_of(p.kv_indices); }, "Page ids.")
-      .def_prop_ro(
-          "kv_last_page_len", [](const PageIndices& p) { return array_of(p.kv_last_page_len); },
-          "[num_seqs] tokens, 1 .. page_size; 0 for an empty sequence.");
-}
-
 void bind_step(nb::module_& module) {
   nb::class_<PyStep>(
       module, "Step",
@@ -619,7 +486,7 @@ void bind_cache_questions(nb::class_<PyPaged>& paged) {
 }  // namespace
 
 void bind_paged(nb::module_& module) {
-  bind_config(module);
+  bind_paged_config(module);
   bind_step(module);
   nb::class_<PyPaged> paged(
       module, "PagedCache",

@@ -5,16 +5,16 @@ import fnmatch
 
 def pytest_addoption(parser):
     parser.addoption("--match", default="", metavar="PATTERN",
-                     help="a GoogleTest filter, matched against path::name")
+                     help="a GoogleTest filter, matched against file.function")
 
 
-def matches(pattern, name):
-    """As GoogleTest does: patterns separated by ':', those after '-' exclude."""
+def matches(pattern, item):
+    """As GoogleTest does with file.function: patterns separated by ':', those after '-' exclude."""
+    name = f"{item.path.stem}.{item.name}"
     wanted, _, unwanted = pattern.partition("-")
 
     def any_of(patterns):
-        return any(fnmatch.fnmatchcase(name, one) or fnmatch.fnmatchcase(name, f"*::{one}")
-                   for one in patterns.split(":") if one)
+        return any(fnmatch.fnmatchcase(name, one) for one in patterns.split(":") if one)
 
     return (not wanted or any_of(wanted)) and not any_of(unwanted)
 
@@ -22,6 +22,6 @@ def matches(pattern, name):
 def pytest_collection_modifyitems(config, items):
     pattern = config.getoption("--match")
     if pattern:
-        chosen = [item for item in items if matches(pattern, item.nodeid)]
+        chosen = [item for item in items if matches(pattern, item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen

@@ -100,7 +100,7 @@ struct PyPlan {
   Options options;
   std::int64_t num_heads = 0;
   std::int32_t most_queries = 0;  // of a sequence
-  std::mutex mutex;
+  std::recursive_mutex mutex;
 };
 
 void plan_again(PyPlan& self, nb::handle kv, nb::handle qo_indptr, std::int64_t num_heads,

@@ -33,7 +33,7 @@ struct PyBatching {
   Layout layout;
   std::optional<DType> dtype;
   std::int64_t last_count = 0;  // tokens of the last append
-  mutable std::mutex mutex;
+  mutable std::recursive_mutex mutex;
 
   PyBatching(BatchingCache made, const BatchingOptions& options) noexcept
       : cache(std::move(made)), layout(options.layout), dtype(options.dtype) {}

@@ -21,7 +21,7 @@ struct History {
   std::shared_ptr<LimitedMemory> memory;
   Layout layout = Layout::kHND;
   DType dtype = DType::kF32;
-  std::mutex mutex;
+  std::recursive_mutex mutex;
 };
 
 struct PyState {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kvcache/functional.h"
+#include "python/bindings/collect.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/functional.h"
 #include "python/bindings/layered.h"
@@ -286,7 +287,7 @@ KvArgument::KvArgument(nb::handle object, std::int64_t layer, Layout layout) {
 }
 
 void bind_kv_view(nb::module_& module) {
-  nb::class_<PyKvView>(module, "KvView",
+  nb::class_<PyKvView>(module, "KvView", nb::type_slots(collected<PyKvView, &PyKvView::keep>),
                        "One layer of a list of sequences: all that attention knows of a cache.\n\n"
                        "What view() of a cache returns. Rows are not copied. Valid until the next "
                        "change of the cache, or of\none of its sequences where pages are used: "

@@ -12,6 +12,7 @@
 #include "kvcache/dynamic_cache.h"
 #include "kvcache/full_cache.h"
 #include "kvcache/static_cache.h"
+#include "python/bindings/collect.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/info.h"
 #include "python/bindings/memory.h"
@@ -442,7 +443,7 @@ void bind_kinds(nb::module_& module) {
 }
 
 void bind_layer(nb::module_& module) {
-  nb::class_<PyLayer>(module, "LayerHandle",
+  nb::class_<PyLayer>(module, "LayerHandle", nb::type_slots(collected<PyLayer, &PyLayer::owner>),
                       "A reference to one layer of a cache, which it keeps alive.")
       .def(
           "update_and_fetch",

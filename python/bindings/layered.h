@@ -34,7 +34,7 @@ struct CacheParts {
 struct PyCache : CacheParts {
   explicit PyCache(CacheParts parts) noexcept : CacheParts(std::move(parts)) {}
 
-  mutable std::mutex mutex;
+  mutable std::recursive_mutex mutex;
 
   // Rows that outlive the cache, with the memory they lie in. REQUIRES: a Turn.
   std::shared_ptr<const void> retain(std::int64_t layer) const;

@@ -14,6 +14,7 @@
 NB_MODULE(_core, module) {
   using namespace kvcache::python;
   module.doc() = "The C++ of the package kvcache.";
+  nanobind::set_leak_warnings(false);  // what a program still holds at its end is its own affair
   bind_errors(module);
   bind_info(module);
   bind_memory(module);

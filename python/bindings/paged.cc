@@ -15,6 +15,7 @@
 
 #include "kvcache/paged_cache.h"
 #include "python/bindings/arrays.h"
+#include "python/bindings/collect.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/info.h"
 #include "python/bindings/kv_view.h"
@@ -33,7 +34,7 @@ struct PyPaged {
   PagedCache cache;
   Framework framework = Framework::kNumpy;  // of the rows written last
   std::int64_t last_count = 0;              // most new tokens of a sequence in the last step
-  mutable std::mutex mutex;
+  mutable std::recursive_mutex mutex;
 
   PyPaged(PyConfig given, PagedCache made) noexcept
       : config(std::move(given)), cache(std::move(made)) {}
@@ -49,6 +50,13 @@ struct PyStep {
 
   PyStep(nb::object paged, PagedCache::Step reserved) noexcept
       : owner(std::move(paged)), step(std::move(reserved)) {}
+  PyStep(const PyStep&) = delete;
+  PyStep& operator=(const PyStep&) = delete;
+  ~PyStep() {
+    if (cache == nullptr || !open) return;
+    const Turn turn(cache->mutex);
+    const PagedCache::Step dropped = std::move(step);
+  }
 };
 
 std::vector<SequenceId> ids_of(nb::handle seqs) {
@@ -294,7 +302,7 @@ std::string repr(const PyPaged& self) {
 
 void bind_step(nb::module_& module) {
   nb::class_<PyStep>(
-      module, "Step",
+      module, "Step", nb::type_slots(collected<PyStep, &PyStep::owner>),
       "Room for new tokens, and what was written to it. A context manager: the end of the block "
       "commits, an error\nrolls back; so does dropping a step.")
       .def("__enter__", [](nb::object self) { return self; })

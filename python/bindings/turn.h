@@ -10,11 +10,11 @@
 
 namespace kvcache::python {
 
-// Holds `mutex`; whoever waits for it lets other Python threads run.
-// REQUIRES: no Python code runs while it is held, or two threads may wait for each other.
+// Holds `mutex`; whoever waits for it lets other Python threads run. Recursive, because making a
+// Python object may run the garbage collector, which may drop a step of the same cache.
 class Turn {
  public:
-  explicit Turn(std::mutex& mutex) : mutex_(mutex) {
+  explicit Turn(std::recursive_mutex& mutex) : mutex_(mutex) {
     if (mutex_.try_lock()) return;
     const nanobind::gil_scoped_release others;
     mutex_.lock();
@@ -24,7 +24,7 @@ class Turn {
   ~Turn() { mutex_.unlock(); }
 
  private:
-  std::mutex& mutex_;
+  std::recursive_mutex& mutex_;
 };
 
 // Elements above which a call is long: some 10 microseconds of work. Letting the GIL go costs a

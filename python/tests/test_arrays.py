@@ -4,12 +4,14 @@ import array
 import ctypes
 import gc
 import resource
+import weakref
 
 import ml_dtypes
 import numpy
 import pytest
 
-from kvcache import BatchingCache, DynamicKVCache, KvView, StaticKVCache, attend, functional
+from kvcache import (BatchingCache, CacheConfig, DynamicKVCache, KvView, PagedCache, StaticKVCache,
+                     attend, functional)
 
 BF16 = ml_dtypes.bfloat16
 
@@ -247,6 +249,21 @@ def test_arrays_and_handles_keep_a_cache_that_is_gone():
     del handle
     gc.collect()
     assert numpy.array_equal(k_all, GOOD)
+
+
+def test_cycles_through_derived_caches_are_collected():
+    class Mine(DynamicKVCache):
+        pass
+
+    class Pages(PagedCache):
+        pass
+
+    cache, paged = Mine(), Pages(CacheConfig.uniform(1, 1, 1, num_pages=1))
+    cache.handle, paged.step, paged.rows = cache.layer(0), paged.reserve([]), paged.view(0, [])
+    gone = weakref.ref(cache), weakref.ref(paged)
+    del cache, paged
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
 
 
 def test_nothing_is_left_behind():

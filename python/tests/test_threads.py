@@ -103,6 +103,26 @@ def test_sequences_of_one_paged_cache_grow_from_two_threads():
     cache.check_invariants()
 
 
+def test_steps_dropped_on_one_thread_roll_back_beside_writes_on_another():
+    cache = PagedCache(CacheConfig.uniform(1, 8, 64, page_size=4, num_pages=256))
+    big = numpy.ones((300, 8, 64), numpy.float32)
+    seqs = [cache.open(), cache.open()]
+
+    def write():
+        for _ in range(20):
+            with cache.reserve([(seqs[0], 300)]) as step:
+                step.write(0, big, big)
+                step.rollback()
+
+    def drop():
+        for _ in range(500):
+            cache.reserve([(seqs[1], 5)])
+
+    run_together(write, drop)
+    cache.check_invariants()
+    assert cache.stats()["open_steps"] == 0 and cache.free_pages() == 256
+
+
 def test_a_thread_that_fails_leaves_the_others_alone():
     cache = DynamicKVCache()
     good, bad = rows(1, 0), rows(1, 0)[:, :2]

@@ -5,6 +5,7 @@
 #include "python/bindings/batching.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/functional.h"
+#include "python/bindings/hf.h"
 #include "python/bindings/info.h"
 #include "python/bindings/kv_view.h"
 #include "python/bindings/layered.h"
@@ -24,4 +25,5 @@ NB_MODULE(_core, module) {
   bind_batching(module);
   bind_paged(module);
   bind_attention(module);
+  bind_hf(module);
 }

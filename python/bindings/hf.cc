@@ -1,0 +1,137 @@
+#include "python/bindings/hf.h"
+
+#include <nanobind/stl/unique_ptr.h>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "python/bindings/arrays.h"
+#include "python/bindings/errors.h"
+#include "python/bindings/hf_attend.h"
+#include "python/bindings/hf_paged.h"
+#include "python/bindings/turn.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvcache::python {
+namespace {
+
+void append(PagedLayer& self, nb::handle key, nb::handle value) {
+  const Array k("key", key);
+  const Array v("value", value);
+  const TensorView& key_rows = k.view("key");
+  const TensorView& value_rows = v.view("value");
+  Status status;
+  {
+    const Unlocked unlocked(key_rows.num_elements() + value_rows.num_elements());
+    status = self.append(key_rows, value_rows);
+  }
+  check(status);
+}
+
+void attend(PagedLayer& self, nb::handle query, nb::handle out, float scale, bool causal,
+            float softcap, std::int32_t window, nb::handle first_visible, nb::handle mask,
+            nb::handle sinks) {
+  const HfAttend call(query, out, scale, causal, softcap, window, first_visible, mask, sinks);
+  Status status;
+  {
+    const Unlocked unlocked(self.elements() * call.query.shape[2]);
+    status = self.attend(call);
+  }
+  check(status);
+}
+
+void gather(PagedLayer& self, nb::handle key, nb::handle value) {
+  const Array k("key", key);
+  const Array v("value", value);
+  const MutableTensorView key_rows = k.writable("key");
+  const MutableTensorView value_rows = v.writable("value");
+  Status status;
+  {
+    const Unlocked unlocked(self.elements());
+    status = self.gather(key_rows, value_rows);
+  }
+  check(status);
+}
+
+nb::tuple shapes(const PagedLayer& self) {
+  const LayerSpec& spec = self.spec();
+  const auto shape = [&](std::int64_t dim) {
+    return nb::make_tuple(self.batch(), spec.num_kv_heads, self.length(), dim);
+  };
+  return nb::make_tuple(shape(spec.k_head_dim), shape(spec.v_head_dim));
+}
+
+nb::tuple dtypes(const PagedLayer& self) {
+  return nb::make_tuple(python_name(self.spec().k_format.dtype),
+                        python_name(self.spec().v_format.dtype));
+}
+
+nb::dict stats(const PagedLayer& self) {
+  const PagedStats counted = self.stats();
+  nb::dict counters;
+  counters["pages_held"] = counted.pages_held;
+  counters["pages_copied"] = counted.pages_copied;
+  counters["rows_copied"] = counted.rows_copied;
+  counters["sequences"] = counted.sequences;
+  return counters;
+}
+
+void bind_paged_layer(nb::module_& module) {
+  nb::class_<PagedLayer>(module, "PagedLayer",
+                         "A PagedCache of one layer whose sequences are the rows of a batch.")
+      .def(
+          "__init__",
+          [](PagedLayer* self, std::int64_t page_size, std::int64_t max_tokens, nb::handle dtype) {
+            new (self) PagedLayer({page_size, max_tokens, dtype_from(dtype)});
+          },
+          "page_size"_a, "max_tokens"_a, "dtype"_a.none())
+      .def("append", &append, "key"_a, "value"_a,
+           "Appends key [B, H, T, Dk] and value [B, H, T, Dv]; the first rows fix all but T.\n\n"
+           "Errors: ValueError for other shapes; RetryLater and NeverFits past max_tokens.")
+      .def("attend", &attend, "query"_a, "out"_a, "scale"_a, "causal"_a, "softcap"_a, "window"_a,
+           "first_visible"_a.none(), "mask"_a.none(), "sinks"_a.none(),
+           "Attention over all rows: see attend, without key and value.")
+      .def("gather", &gather, "key"_a, "value"_a,
+           "Copies all rows to key [B, H, S, Dk] and value [B, H, S, Dv].")
+      .def(
+          "select",
+          [](PagedLayer& self, nb::handle indices) {
+            check(self.select(int64_values("indices", indices)));
+          },
+          "indices"_a,
+          "Row i becomes what row indices[i] was; no row is copied.\n\nErrors: IndexError, and "
+          "ValueError for none.")
+      .def(
+          "rewind", [](PagedLayer& self, std::int64_t n) { check(self.rewind(n)); }, "n"_a,
+          "Drops the newest n rows.\n\nErrors: IndexError for more than there are.")
+      .def("reset", &PagedLayer::reset, "Length 0; the next rows may have any shape.")
+      .def(
+          "fork", [](PagedLayer& self) { return take(self.fork()); },
+          "A layer of the same rows, in the same pages until either side writes to them.")
+      .def_prop_ro("batch", &PagedLayer::batch, "B; 0 before the first rows.")
+      .def_prop_ro("length", &PagedLayer::length, "S, in tokens.")
+      .def_prop_ro("shapes", &shapes, "([B, H, S, Dk], [B, H, S, Dv]).")
+      .def_prop_ro("dtypes", &dtypes, "Names of the element types of keys and values.")
+      .def("nbytes", &PagedLayer::nbytes, "Bytes of the rows stored, those of forks included.")
+      .def("reserved_bytes", &PagedLayer::reserved_bytes, "Bytes held for them.")
+      .def("stats", &stats, "Counters, those of forks included.");
+}
+
+}  // namespace
+
+void bind_hf(nb::module_& module) {
+  nb::module_ hf = module.def_submodule("hf", "What kvcache.hf needs of C++.");
+  bind_paged_layer(hf);
+  hf.def("attend", &hf_attend, "query"_a, "key"_a, "value"_a, "out"_a, "scale"_a, "causal"_a,
+         "softcap"_a, "window"_a, "first_visible"_a.none(), "mask"_a.none(), "sinks"_a.none(),
+         "Attention of query [B, num_heads, L, Dk] over key [B, H, S, Dk] and value [B, H, S, Dv], "
+         "into out\n[B, num_heads, L, Dv]. first_visible: int32 [B], rows before it do not exist; "
+         "mask: float32\n[B or 1, num_heads or 1, L, S], added; sinks: float32 [num_heads].\n\n"
+         "Errors: ValueError for shapes and types.");
+}
+
+}  // namespace kvcache::python

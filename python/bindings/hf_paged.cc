@@ -1,0 +1,295 @@
+#include "python/bindings/hf_paged.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace kvcache::python {
+namespace {
+
+std::string rows_of(std::int64_t batch, std::int64_t heads, std::int64_t dim) {
+  return "[" + std::to_string(batch) + ", " + std::to_string(heads) + ", length, " +
+         std::to_string(dim) + "]";
+}
+
+// [batch, heads, tokens, dim] as [batch * tokens, heads, dim]; false where strides do not allow it.
+bool pack(const TensorView& rows, TensorView* packed) {
+  const std::int64_t batch = rows.shape[0];
+  const std::int64_t tokens = rows.shape[2];
+  if (batch > 1 && tokens > 1 && rows.strides[0] != tokens * rows.strides[2]) return false;
+  *packed = rows;
+  packed->rank = 3;
+  packed->shape[0] = batch * tokens;
+  packed->shape[1] = rows.shape[1];
+  packed->shape[2] = rows.shape[3];
+  packed->strides[0] = tokens > 1 ? rows.strides[2] : rows.strides[0];
+  packed->strides[1] = rows.strides[1];
+  packed->strides[2] = rows.strides[3];
+  return true;
+}
+
+// The rows of one sequence, [tokens, heads, dim].
+TensorView rows_of_sequence(const TensorView& rows, std::int64_t seq) {
+  TensorView one = rows;
+  one.rank = 3;
+  one.data = static_cast<const char*>(rows.data) + seq * rows.strides[0] * size_of(rows.dtype);
+  one.shape[0] = rows.shape[2];
+  one.shape[1] = rows.shape[1];
+  one.shape[2] = rows.shape[3];
+  one.strides[0] = rows.strides[2];
+  one.strides[1] = rows.strides[1];
+  one.strides[2] = rows.strides[3];
+  return one;
+}
+
+// Room for the new tokens of all sequences, or nothing; written and committed as one.
+Status append_packed(PagedCache& cache, std::span<const SequenceId> seqs, const TensorView& key,
+                     const TensorView& value) {
+  const std::int64_t tokens = key.shape[0] / static_cast<std::int64_t>(seqs.size());
+  std::vector<Append> appends;
+  appends.reserve(seqs.size());
+  for (const SequenceId seq : seqs) appends.push_back({seq, tokens, {}, {}});
+  KVC_ASSIGN_OR_RETURN(PagedCache::Step step, cache.reserve(appends));
+  KVC_RETURN_IF_ERROR(cache.write(step, 0, key, value));
+  return cache.commit(step);
+}
+
+// The same for rows that cannot be seen as packed: a step a sequence, all reserved before the first
+// is written.
+Status append_each(PagedCache& cache, std::span<const SequenceId> seqs, const TensorView& key,
+                   const TensorView& value) {
+  std::vector<PagedCache::Step> steps;
+  steps.reserve(seqs.size());
+  for (const SequenceId seq : seqs) {
+    const Append append{seq, key.shape[2], {}, {}};
+    KVC_ASSIGN_OR_RETURN(PagedCache::Step step, cache.reserve({&append, 1}));
+    steps.push_back(std::move(step));
+  }
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    const auto seq = static_cast<std::int64_t>(i);
+    KVC_RETURN_IF_ERROR(
+        cache.write(steps[i], 0, rows_of_sequence(key, seq), rows_of_sequence(value, seq)));
+  }
+  for (PagedCache::Step& step : steps) KVC_RETURN_IF_ERROR(cache.commit(step));
+  return {};
+}
+
+}  // namespace
+
+PagedLayer::~PagedLayer() { reset(); }
+
+Result<std::shared_ptr<PagedLayer::Pool>> PagedLayer::pool_for(const LayerSpec& spec) const {
+  if (pool_ != nullptr && spec == spec_) return pool_;
+  CacheConfig config;
+  config.layers = {spec};
+  config.page_size = options_.page_size;
+  config.num_pages = (options_.max_tokens + options_.page_size - 1) / options_.page_size;
+  KVC_ASSIGN_OR_RETURN(PagedCache cache, PagedCache::create(config));
+  return std::make_shared<Pool>(std::move(cache));
+}
+
+Status PagedLayer::append(const TensorView& key, const TensorView& value) {
+  if (key.rank != 4) return wrong_tensor("key", key, "[batch, num_kv_heads, length, head_dim]");
+  if (value.rank != 4 || !std::equal(key.shape, key.shape + 3, value.shape)) {
+    return wrong_tensor("value", value,
+                        "the batch, heads and length of key, [" + std::to_string(key.shape[0]) +
+                            ", " + std::to_string(key.shape[1]) + ", " +
+                            std::to_string(key.shape[2]) + ", head_dim]");
+  }
+  if (!is_floating(key.dtype)) return wrong_tensor("key", key, "a floating dtype");
+  if (!is_floating(value.dtype)) return wrong_tensor("value", value, "a floating dtype");
+  if (key.shape[2] == 0) return {};
+  if (key.shape[0] < 1) return wrong_tensor("key", key, "a batch of at least 1");
+
+  if (!seqs_.empty()) {
+    const auto fits = [&](const TensorView& rows, std::int64_t dim) {
+      return rows.shape[0] == batch() && rows.shape[1] == spec_.num_kv_heads &&
+             rows.shape[3] == dim;
+    };
+    if (!fits(key, spec_.k_head_dim)) {
+      return wrong_tensor("key", key, rows_of(batch(), spec_.num_kv_heads, spec_.k_head_dim));
+    }
+    if (!fits(value, spec_.v_head_dim)) {
+      return wrong_tensor("value", value, rows_of(batch(), spec_.num_kv_heads, spec_.v_head_dim));
+    }
+  }
+
+  LayerSpec spec = spec_;
+  std::shared_ptr<Pool> pool = pool_;
+  if (seqs_.empty()) {
+    spec.num_kv_heads = key.shape[1];
+    spec.k_head_dim = key.shape[3];
+    spec.v_head_dim = value.shape[3];
+    spec.k_format.dtype = options_.dtype.value_or(key.dtype);
+    spec.v_format.dtype = options_.dtype.value_or(value.dtype);
+    KVC_ASSIGN_OR_RETURN(pool, pool_for(spec));
+  }
+
+  const std::lock_guard lock(pool->mutex);
+  std::vector<SequenceId> opened;
+  Status status;
+  if (seqs_.empty()) {
+    opened.reserve(static_cast<std::size_t>(key.shape[0]));
+    for (std::int64_t i = 0; i < key.shape[0] && status.ok(); ++i) {
+      Result<SequenceId> seq = pool->cache.open();
+      status = seq.status();
+      if (seq.ok()) opened.push_back(*seq);
+    }
+  }
+  if (status.ok()) {
+    const std::span<const SequenceId> seqs = seqs_.empty() ? opened : seqs_;
+    TensorView packed_key;
+    TensorView packed_value;
+    status = pack(key, &packed_key) && pack(value, &packed_value)
+                 ? append_packed(pool->cache, seqs, packed_key, packed_value)
+                 : append_each(pool->cache, seqs, key, value);
+  }
+  if (!status.ok()) {
+    for (const SequenceId seq : opened) (void)pool->cache.release(seq);
+    return status;
+  }
+  if (seqs_.empty()) {
+    seqs_ = std::move(opened);
+    pool_ = std::move(pool);
+    spec_ = spec;
+  }
+  length_ += key.shape[2];
+  return {};
+}
+
+Status PagedLayer::attend(const HfAttend& call) {
+  if (seqs_.empty()) {
+    return Status(StatusCode::kInvalidArgument, "keys: found an empty layer, expected rows");
+  }
+  std::optional<OwnedKvView> view;
+  {
+    const std::lock_guard lock(pool_->mutex);
+    KVC_ASSIGN_OR_RETURN(OwnedKvView made, pool_->cache.view(0, seqs_));
+    view.emplace(std::move(made));
+  }
+  return call.run(view->get(), elements());
+}
+
+Status PagedLayer::gather(const MutableTensorView& key, const MutableTensorView& value) {
+  const auto fits = [&](const TensorView& rows, std::int64_t dim) {
+    return rows.rank == 4 && rows.shape[0] == batch() && rows.shape[1] == spec_.num_kv_heads &&
+           rows.shape[2] == length_ && rows.shape[3] == dim;
+  };
+  if (!fits(key, spec_.k_head_dim)) {
+    return wrong_tensor("key", key, rows_of(batch(), spec_.num_kv_heads, spec_.k_head_dim));
+  }
+  if (!fits(value, spec_.v_head_dim)) {
+    return wrong_tensor("value", value, rows_of(batch(), spec_.num_kv_heads, spec_.v_head_dim));
+  }
+  const auto row = [](const MutableTensorView& rows, std::int64_t seq) {
+    MutableTensorView one;
+    one.data = static_cast<char*>(rows.data) + seq * rows.strides[0] * size_of(rows.dtype);
+    one.dtype = rows.dtype;
+    one.rank = 3;
+    std::copy(rows.shape + 1, rows.shape + 4, one.shape);
+    std::copy(rows.strides + 1, rows.strides + 4, one.strides);
+    return one;
+  };
+  if (seqs_.empty()) return {};
+  const std::lock_guard lock(pool_->mutex);
+  for (std::int64_t seq = 0; seq < batch(); ++seq) {
+    KVC_RETURN_IF_ERROR(pool_->cache.gather(0, seqs_[static_cast<std::size_t>(seq)], row(key, seq),
+                                            row(value, seq)));
+  }
+  return {};
+}
+
+Status PagedLayer::select(std::span<const std::int64_t> indices) {
+  if (indices.empty()) {
+    return Status(StatusCode::kInvalidArgument, "indices: found none, expected at least one");
+  }
+  for (const std::int64_t index : indices) {
+    if (index < 0 || index >= batch()) {
+      return Status(StatusCode::kOutOfRange, "indices: found " + std::to_string(index) +
+                                                 ", expected 0 .. " + std::to_string(batch() - 1));
+    }
+  }
+  const std::lock_guard lock(pool_->mutex);
+  if (indices.size() == seqs_.size()) {
+    const TensorView beams(indices.data(), DType::kI64, {batch()});
+    return pool_->cache.reorder(seqs_, beams);
+  }
+  std::vector<SequenceId> chosen;
+  chosen.reserve(indices.size());
+  for (const std::int64_t index : indices) {
+    Result<SequenceId> seq = pool_->cache.fork(seqs_[static_cast<std::size_t>(index)], length_);
+    if (!seq.ok()) {
+      release(chosen);
+      return seq.status();
+    }
+    chosen.push_back(*seq);
+  }
+  release(seqs_);
+  seqs_ = std::move(chosen);
+  return {};
+}
+
+Status PagedLayer::rewind(std::int64_t n) {
+  if (n < 0 || n > length_) {
+    return Status(StatusCode::kOutOfRange,
+                  "n: found " + std::to_string(n) + ", expected 0 .. " + std::to_string(length_));
+  }
+  if (seqs_.empty()) return {};
+  const std::lock_guard lock(pool_->mutex);
+  for (const SequenceId seq : seqs_) KVC_RETURN_IF_ERROR(pool_->cache.rewind(seq, n));
+  length_ -= n;
+  return {};
+}
+
+void PagedLayer::release(std::span<const SequenceId> seqs) noexcept {
+  for (const SequenceId seq : seqs) (void)pool_->cache.release(seq);
+}
+
+void PagedLayer::reset() noexcept {
+  if (!seqs_.empty()) {
+    const std::lock_guard lock(pool_->mutex);
+    release(seqs_);
+  }
+  seqs_.clear();
+  length_ = 0;
+}
+
+Result<std::unique_ptr<PagedLayer>> PagedLayer::fork() {
+  auto child = std::make_unique<PagedLayer>(options_);
+  if (seqs_.empty()) return child;
+  child->pool_ = pool_;
+  child->spec_ = spec_;
+  child->seqs_.reserve(seqs_.size());
+  const std::lock_guard lock(pool_->mutex);
+  for (const SequenceId seq : seqs_) {
+    Result<SequenceId> forked = pool_->cache.fork(seq, length_);
+    if (!forked.ok()) {
+      release(child->seqs_);
+      child->seqs_.clear();
+      return forked.status();
+    }
+    child->seqs_.push_back(*forked);
+  }
+  child->length_ = length_;
+  return child;
+}
+
+PagedStats PagedLayer::stats() const {
+  if (pool_ == nullptr) return {};
+  const std::lock_guard lock(pool_->mutex);
+  return pool_->cache.stats();
+}
+
+std::int64_t PagedLayer::nbytes() const {
+  if (pool_ == nullptr) return 0;
+  const std::lock_guard lock(pool_->mutex);
+  return pool_->cache.nbytes();
+}
+
+std::int64_t PagedLayer::reserved_bytes() const {
+  if (pool_ == nullptr) return 0;
+  const std::lock_guard lock(pool_->mutex);
+  return pool_->cache.reserved_bytes();
+}
+
+}  // namespace kvcache::python

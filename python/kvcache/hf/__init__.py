@@ -1,0 +1,20 @@
+"""kvcache for Hugging Face transformers.
+
+    import kvcache.hf
+    kvcache.hf.enable(model)              # one line: our attention, and generate() builds our cache
+    model.generate(**inputs)
+    kvcache.hf.disable(model)             # as it was
+
+Importing this module registers the attention `"kvcache"` and its masks with transformers, so that
+`model.set_attn_implementation("kvcache")` works too. `Cache` is a `transformers.DynamicCache` and
+goes wherever one does, under any attention. See docs/transformers.md.
+
+Needs torch and transformers 5.24 or newer; keys and values are float32, float16 or bfloat16 in the
+memory of the CPU, and no gradient passes through.
+"""
+
+from kvcache.hf._attention import attention, attention_mask
+from kvcache.hf._cache import Cache
+from kvcache.hf._enable import disable, enable
+
+__all__ = ["Cache", "attention", "attention_mask", "disable", "enable"]

@@ -1,0 +1,172 @@
+"""kvcache.hf.enable and disable: what they change, and what they refuse by name."""
+
+import copy
+import unittest
+
+import torch
+import transformers
+
+import kvcache.hf
+import models
+
+BUILD = {**models.DECODERS, **models.ENCODER_DECODERS}
+
+
+def generated(model, name, **more):
+    return model.generate(**models.prompt(name), max_new_tokens=4, return_dict_in_generate=True,
+                          **more)
+
+
+class Enabling(unittest.TestCase):
+    def test_generate_builds_our_cache(self):
+        for name in models.DECODERS:
+            for kind in ("paged", "dynamic", "static"):
+                with self.subTest(model=name, kind=kind):
+                    model = BUILD[name]()
+                    self.assertIs(kvcache.hf.enable(model, kind), model)
+                    self.assertEqual(model.config._attn_implementation, "kvcache")
+                    cache = generated(model, name).cache
+                    self.assertIsInstance(cache, kvcache.hf.Cache)
+                    self.assertEqual(cache.settings.kind, kind)
+
+    def test_encoder_decoder_models_get_two(self):
+        for name in ("bart", "t5"):
+            for kind in ("paged", "dynamic", "static"):
+                with self.subTest(model=name, kind=kind):
+                    cache = generated(kvcache.hf.enable(BUILD[name](), kind), name).cache
+                    self.assertIsInstance(cache, transformers.EncoderDecoderCache)
+                    for part in (cache.self_attention_cache, cache.cross_attention_cache):
+                        self.assertIsInstance(part, kvcache.hf.Cache)
+                    self.assertEqual(cache.cross_attention_cache.get_seq_length(), 9)
+
+    def test_paged_by_default_and_options_reach_the_cache(self):
+        cache = generated(kvcache.hf.enable(models.llama()), "llama").cache
+        self.assertEqual(cache.settings.kind, "paged")
+        model = kvcache.hf.enable(models.llama(), "paged", page_size=8, dtype=torch.bfloat16)
+        cache = generated(model, "llama").cache
+        self.assertEqual((cache.settings.page_size, cache.settings.dtype), (8, "bfloat16"))
+        cache = generated(kvcache.hf.enable(models.llama(), "static", max_length=99), "llama").cache
+        self.assertEqual(cache.get_max_length(), 99)
+
+    def test_a_cache_of_the_user_is_used_as_it_is(self):
+        model = kvcache.hf.enable(models.llama())
+        for cache in (transformers.DynamicCache(), kvcache.hf.Cache(model.config, "dynamic")):
+            self.assertIs(generated(model, "llama", cache=cache).cache, cache)
+            self.assertEqual(cache.get_seq_length(), 12)
+
+    def test_no_cache_where_none_is_wanted(self):
+        self.assertIsNone(generated(kvcache.hf.enable(models.llama()), "llama", use_cache=False).cache)
+
+    def test_again_with_another_kind(self):
+        model = kvcache.hf.enable(kvcache.hf.enable(models.llama(), "dynamic"), "paged")
+        self.assertEqual(generated(model, "llama").cache.settings.kind, "paged")
+        with self.assertRaises(ValueError):
+            kvcache.hf.enable(model, "pages")
+        self.assertEqual(generated(model, "llama").cache.settings.kind, "paged")
+        self.assertEqual(kvcache.hf.disable(model).config._attn_implementation, "sdpa")
+
+    def test_a_copy_of_the_model_is_enabled_on_its_own(self):
+        model = kvcache.hf.enable(models.llama())
+        other = copy.deepcopy(model)
+        kvcache.hf.disable(model)
+        self.assertIsInstance(generated(other, "llama").cache, kvcache.hf.Cache)
+        self.assertIs(type(generated(model, "llama").cache), transformers.DynamicCache)
+        kvcache.hf.disable(other)
+        self.assertEqual(other.config._attn_implementation, "sdpa")
+
+    def test_training_mode_stays(self):
+        model = models.llama().train()
+        self.assertTrue(kvcache.hf.enable(model).training)
+        self.assertFalse(kvcache.hf.enable(models.llama()).training)
+
+
+class Disabling(unittest.TestCase):
+    def test_everything_is_as_it_was(self):
+        for name, build in BUILD.items():
+            for implementation in ("sdpa", "eager"):
+                with self.subTest(model=name, implementation=implementation):
+                    model = build()
+                    model.set_attn_implementation(implementation)
+                    before = dict(model.__dict__)
+                    self.assertIs(kvcache.hf.disable(kvcache.hf.enable(model)), model)
+                    self.assertEqual(model.config._attn_implementation, implementation)
+                    self.assertEqual(model.__dict__.keys(), before.keys())
+                    if name != "whisper":
+                        cache = generated(model, name).cache
+                        cache = getattr(cache, "self_attention_cache", cache)
+                        self.assertIs(type(cache), transformers.DynamicCache)
+
+    def test_a_model_that_is_not_enabled_stays_as_it_is(self):
+        model = models.llama()
+        self.assertIs(kvcache.hf.disable(model), model)
+        self.assertEqual(model.config._attn_implementation, "sdpa")
+
+
+class Refusals(unittest.TestCase):
+    def refused(self, model, pattern, *args, error=NotImplementedError, **options):
+        before = model.config._attn_implementation
+        keys = set(model.__dict__)
+        with self.assertRaisesRegex(error, pattern):
+            kvcache.hf.enable(model, *args, **options)
+        self.assertEqual(model.config._attn_implementation, before)
+        self.assertEqual(set(model.__dict__), keys)
+
+    def test_cache_implementation(self):
+        model = kvcache.hf.enable(models.llama())
+        for implementation in ("static", "dynamic", "offloaded", "quantized"):
+            with self.subTest(implementation), self.assertRaisesRegex(
+                    NotImplementedError, f"cache_implementation: found '{implementation}'"):
+                generated(model, "llama", cache_implementation=implementation)
+
+    def test_sliding_windows(self):
+        torch.manual_seed(0)
+        config = transformers.MistralConfig(
+            vocab_size=models.VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, sliding_window=5)
+        self.refused(transformers.MistralForCausalLM(config), r"layer_types\[0\].*sliding_attention")
+        self.refused(models.qwen2(use_sliding_window=True, sliding_window=8, max_window_layers=1),
+                     r"layer_types\[1\].*sliding_attention")
+
+    def test_models_that_do_not_choose_their_attention_by_name(self):
+        config = transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=4)
+        model = transformers.BloomForCausalLM(config).eval()
+        self.refused(model, "BloomForCausalLM: found a model that does not choose its attention by name")
+
+    def test_a_layer_that_goes_its_own_way(self):
+        model = models.llama()
+        layer = model.model.layers[1].self_attn
+        layer.forward = lambda hidden_states, **kwargs: (hidden_states, None)
+        self.refused(model, r"found 0 calls.*by model.layers.1.self_attn \(LlamaAttention\)")
+
+    def test_a_layer_that_attends_twice(self):
+        model = models.llama()
+        layer = model.model.layers[0]
+        attend = layer.self_attn.forward
+        def twice(*args, cache=None, **kwargs):
+            attend(*args, cache=None, **kwargs)
+            return attend(*args, cache=cache, **kwargs)
+        layer.self_attn.forward = twice
+        self.refused(model, "found 2 calls.*by model.layers.0.self_attn")
+
+    def test_models_without_attention(self):
+        config = transformers.MambaConfig(vocab_size=models.VOCAB, hidden_size=16, num_hidden_layers=1,
+                                          state_size=4)
+        self.refused(transformers.MambaForCausalLM(config), "Mamba|layer_types")
+
+    def test_what_is_no_model(self):
+        with self.assertRaisesRegex(TypeError, "model: found Linear, expected a transformers model"):
+            kvcache.hf.enable(torch.nn.Linear(2, 2))
+
+    def test_parameters_elsewhere(self):
+        with torch.device("meta"):
+            model = transformers.LlamaForCausalLM(models.llama().config)
+        self.refused(model, "found parameters on meta, expected the CPU")
+
+    def test_wrong_options(self):
+        self.refused(models.llama(), "kind: found 'contiguous'", "contiguous", error=ValueError)
+        self.refused(models.llama(), "page_sizes", error=TypeError, page_sizes=3)
+        self.refused(models.llama(), "max_length", error=ValueError, max_length=3)
+
+
+if __name__ == "__main__":
+    unittest.main()

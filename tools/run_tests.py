@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Runs the tests of a build folder, of tests/tools and of the Python package, and counts test cases.
 
-    tools/run_tests.py BUILD_DIR [--filter PATTERN]
+    tools/run_tests.py BUILD_DIR [--filter PATTERN] [--hf]
 
 PATTERN is a GoogleTest filter ("PagedCache*", "*Soak*"). The last line says
 "N passed, N failed": cases of every GoogleTest program, plus one for each example, plus the Python
-tests; those of python/tests run in the .venv where the build folder holds the package. A program that
-dies without naming a failed case counts as one failure.
+tests; those of python/tests run in the .venv where the build folder holds the package, with --hf also
+those that need PyTorch and transformers. A program that dies without naming a failed case counts as
+one failure.
 """
 
 import argparse
@@ -77,16 +78,16 @@ def run_python(pattern):
     return result.testsRun - bad - len(result.skipped), bad
 
 
-def run_package(build, pattern):
-    """Runs the tests of python/tests that need NumPy alone; returns (passed, failed)."""
+def run_package(build, pattern, hf):
+    """Runs the tests of python/tests that need NumPy alone, or all; returns (passed, failed)."""
     package = build / "python"
     if not (package / "kvcache").is_dir():
         return 0, 0
     report = build / "test-reports" / "package" / "report.xml"
     command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "pytest", str(ROOT / "python" / "tests"),
-               f"--ignore={ROOT / 'python' / 'tests' / 'hf'}",
-               f"--ignore={ROOT / 'python' / 'tests' / 'with_torch'}",
                f"--junitxml={report}", "-p", "no:cacheprovider"]
+    if not hf:
+        command += [f"--ignore={ROOT / 'python' / 'tests' / name}" for name in ("hf", "with_torch")]
     if pattern:
         command += ["--match", pattern]
     environment = dict(os.environ, PYTHONPATH=str(package), PYTHONDONTWRITEBYTECODE="1")
@@ -107,10 +108,12 @@ def main():
     parser.add_argument("build", type=pathlib.Path, metavar="BUILD_DIR")
     parser.add_argument("--filter", default="", metavar="PATTERN",
                         help="a GoogleTest filter; Python tests are matched by the same pattern")
+    parser.add_argument("--hf", action="store_true",
+                        help="also the Python tests that need PyTorch and transformers")
     arguments = parser.parse_args()
     programs = run_programs(arguments.build.resolve(), arguments.filter)
     scripts = run_python(arguments.filter)
-    package = run_package(arguments.build.resolve(), arguments.filter)
+    package = run_package(arguments.build.resolve(), arguments.filter, arguments.hf)
     passed, failed = map(sum, zip(programs, scripts, package))
     if passed + failed == 0:
         print("no test ran: filter: found " + repr(arguments.filter) + ", expected one that matches")

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import kvcache.hf
-import models
+import hf_models as models
 
 KINDS = ("paged", "dynamic", "static")
 TOLERANCE = 1e-4

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import kvcache.hf
-import models
+import hf_models as models
 from kvcache.hf import _layers
 
 KINDS = ("paged", "dynamic", "static")

@@ -10,7 +10,7 @@ import transformers
 from transformers import masking_utils
 
 import kvcache.hf
-import models
+import hf_models as models
 
 
 def tensors(batch=2, heads=4, kv_heads=2, queries=3, keys=20, dim=8, value_dim=None, seed=0,

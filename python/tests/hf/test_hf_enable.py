@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import kvcache.hf
-import models
+import hf_models as models
 
 BUILD = {**models.DECODERS, **models.ENCODER_DECODERS}
 

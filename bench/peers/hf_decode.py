@@ -1,0 +1,324 @@
+#!/usr/bin/env python3
+"""Times a transformers model with kvcache.hf.enable beside transformers' own cache and attention.
+
+    bench/peers/hf_decode.py [--cases "4k,16k,64k,4 x 4k left-padded"] [--turns 3] [--tokens 4]
+                             [--threads 2] [--kind paged] [--parts decode,overhead,update,memory]
+                             [--json FILE]
+
+Needs torch, transformers and the package kvcache. The model has the shape of Qwen2 0.5B (24 layers,
+14/2 heads x 64) with random weights in bf16; caches are filled with random rows, the same for
+all. Four parts:
+
+    decode    milliseconds of one token, in all and in cache.update + attention; theirs is the
+              faster of sdpa and eager; a turn is some tokens of each, so that a busy minute hits
+              all; figures are medians over the tokens
+    overhead  microseconds a layer in update + attention over 16 rows: what is not the kernel
+    update    cache.update alone at 32k: 32 layers of 8 heads x 128
+    memory    the peak above what the process held before the cache, in a process each
+
+Logits of the first token are compared before anything is timed.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import transformers
+from transformers import cache_utils
+from transformers.models.qwen2 import modeling_qwen2
+
+import kvcache
+import kvcache.hf
+
+# (name, batch, rows, left-padded)
+CASES = {case[0]: case for case in (
+    ("4k", 1, 4096, False), ("16k", 1, 16384, False), ("64k", 1, 65536, False),
+    ("4 x 4k left-padded", 4, 4096, True))}
+OURS = "kvcache"
+THEIRS = ("sdpa", "eager")
+LAYERS, KV_HEADS, DIM, VOCAB = 24, 2, 64, 151936
+# Relative root mean square between logits of ours and theirs, both in bf16.
+TOLERANCE = 5e-2
+
+
+class Clock:
+    """Seconds spent in cache.update and in attention while `watching`."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def timed(self, call):
+        def run(*args, **kwargs):
+            begin = time.perf_counter()
+            result = call(*args, **kwargs)
+            self.seconds += time.perf_counter() - begin
+            return result
+        return run
+
+    @contextlib.contextmanager
+    def watching(self):
+        """Within it, the calls that models make pass through this clock."""
+        attentions = transformers.AttentionInterface._global_mapping
+        kept = {name: attentions[name] for name in (OURS, "sdpa")}
+        update, eager = cache_utils.Cache.update, modeling_qwen2.eager_attention_forward
+        try:
+            for name, call in kept.items():
+                attentions[name] = self.timed(call)
+            cache_utils.Cache.update = self.timed(update)
+            modeling_qwen2.eager_attention_forward = self.timed(eager)
+            yield
+        finally:
+            attentions.update(kept)
+            cache_utils.Cache.update = update
+            modeling_qwen2.eager_attention_forward = eager
+
+
+def new_model(random):
+    """Qwen2 of 0.5 billion parameters in bf16, weights random or zero."""
+    config = transformers.Qwen2Config(
+        vocab_size=VOCAB, hidden_size=896, intermediate_size=4864, num_hidden_layers=LAYERS,
+        num_attention_heads=14, num_key_value_heads=KV_HEADS, max_position_embeddings=131072,
+        tie_word_embeddings=True, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        model = transformers.Qwen2ForCausalLM(config).to(torch.bfloat16)
+    inverse = modeling_qwen2.Qwen2RotaryEmbedding(config).inv_freq
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    for rotary in model.modules():
+        if isinstance(rotary, modeling_qwen2.Qwen2RotaryEmbedding):
+            rotary.inv_freq = rotary.original_inv_freq = inverse
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.fill_(1)
+            elif random:
+                weight.normal_(0, 0.03)
+            else:
+                weight.zero_()
+    return model.eval()
+
+
+def new_cache(model, way, kind):
+    """An empty cache for one way of running the model, which is switched to it."""
+    if way == OURS:
+        model.set_attn_implementation(OURS)
+        return kvcache.hf.Cache(model.config, kind)
+    model.set_attn_implementation(way)
+    return transformers.DynamicCache(config=model.config)
+
+
+def fill(cache, batch, rows, layers=LAYERS, heads=KV_HEADS, dim=DIM):
+    """The same random rows in every layer, `rows` of them, a piece at a time."""
+    generator = torch.Generator().manual_seed(1)
+    keys, values = (torch.randn(batch, heads, rows, dim, generator=generator).to(torch.bfloat16)
+                    for _ in "kv")
+    for layer in range(layers):
+        cache.update(keys, values, layer)
+
+
+def padding(batch, rows):
+    """A 2-D mask whose row b hides the first b quarters of an eighth of the rows."""
+    mask = torch.ones(batch, rows, dtype=torch.long)
+    for row in range(batch):
+        mask[row, :row * rows // 32] = 0
+    return mask
+
+
+class Way:
+    """The model with one cache and attention, ready to go on."""
+
+    def __init__(self, model, name, case, kind):
+        _, self.batch, rows, padded = case
+        self.model, self.name = model, name
+        self.cache = new_cache(model, name, kind)
+        fill(self.cache, self.batch, rows)
+        self.mask = padding(self.batch, rows) if padded else None
+        self.milliseconds, self.inside = [], []
+
+    def token(self):
+        """The logits of one more token."""
+        self.model.set_attn_implementation(self.name)
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], -1)
+        ids = torch.full((self.batch, 1), 17)
+        return self.model(ids, cache=self.cache, attention_mask=self.mask, use_cache=True).logits
+
+    def time_tokens(self, count):
+        for _ in range(count):
+            clock = Clock()
+            with clock.watching():
+                begin = time.perf_counter()
+                self.token()
+                self.milliseconds.append((time.perf_counter() - begin) * 1e3)
+            self.inside.append(clock.seconds * 1e3)
+
+
+def decode(model, case, arguments):
+    """One case: {"case", "ms": {way: in all}, "inside ms": {way: update + attention}, ...}."""
+    ways = [Way(model, name, case, arguments.kind) for name in (OURS, *THEIRS)]
+    first = [way.token().float() for way in ways]
+    error = float((first[0] - first[1]).norm() / first[1].norm())
+    if not error <= TOLERANCE:
+        sys.exit(f"{case[0]}: found logits {error:.1e} from those of sdpa, expected at most "
+                 f"{TOLERANCE:.0e}")
+    for way in ways:
+        way.token()
+    for _ in range(arguments.turns):
+        for way in ways:
+            way.time_tokens(arguments.tokens)
+    result = {"case": case[0], "batch": case[1],
+              "ms": {way.name: statistics.median(way.milliseconds) for way in ways},
+              "min ms": {way.name: min(way.milliseconds) for way in ways},
+              "max ms": {way.name: max(way.milliseconds) for way in ways},
+              "inside ms": {way.name: statistics.median(way.inside) for way in ways},
+              "logits error": error}
+    for key in ("ms", "inside ms"):
+        best = min(result[key][name] for name in THEIRS)
+        result[f"{key} ratio"] = best / result[key][OURS]
+    result["tokens/s"] = {name: case[1] * 1e3 / ms for name, ms in result["ms"].items()}
+    return result
+
+
+def overhead(model, arguments):
+    """Microseconds a layer of update + attention where there is next to nothing to attend to."""
+    found = {}
+    for name in (OURS, *THEIRS):
+        way = Way(model, name, ("", 1, 16, False), arguments.kind)
+        way.time_tokens(3)
+        way.inside.clear()
+        way.time_tokens(max(20, arguments.turns * arguments.tokens))
+        found[name] = statistics.median(way.inside) * 1e3 / LAYERS
+    return {"overhead us a layer": found}
+
+
+def update_alone():
+    """Milliseconds a token of cache.update over 32 layers of 8 heads x 128 that hold 32k rows."""
+    layers, heads, dim, rows = 32, 8, 128, 32768
+    token = tuple(torch.randn(1, heads, 1, dim).to(torch.bfloat16) for _ in "kv")
+    config = transformers.Qwen2Config()
+    config._attn_implementation = OURS
+
+    def measure(cache, tokens):
+        fill(cache, 1, rows, layers, heads, dim)
+        times = []
+        for _ in range(tokens):
+            begin = time.perf_counter()
+            for layer in range(layers):
+                cache.update(*token, layer)
+            times.append((time.perf_counter() - begin) * 1e3)
+        return statistics.mean(times[1:])
+    found = {}
+    for name, cache, tokens in (
+            ("DynamicCache", transformers.DynamicCache(), 4),
+            ("dynamic", kvcache.hf.Cache(config, "dynamic"), 129),
+            ("paged", kvcache.hf.Cache(config, "paged"), 129)):
+        found[name] = measure(cache, tokens)
+        del cache
+        gc.collect()
+    return {"update ms a token at 32k": found,
+            "update ratio": {name: found["DynamicCache"] / found[name]
+                             for name in ("dynamic", "paged")}}
+
+
+def status_bytes(field):
+    """A line of /proc/self/status, in bytes."""
+    text = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.split(field + ":", 1)[1].split()[0]) * 1024
+
+
+def peak(case, name, kind):
+    """Bytes above those held before the cache, at the worst moment of filling it and of 3 tokens."""
+    with torch.no_grad():
+        model = new_model(random=False)
+        Way(model, name, ("", case[1], 16, case[3]), kind).token()  # workspaces of the rest
+        gc.collect()
+        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
+        before = status_bytes("VmRSS")
+        way = Way(model, name, case, kind)
+        for _ in range(3):
+            way.token()
+    return status_bytes("VmHWM") - before
+
+
+def memory(case, arguments):
+    """MiB by way, each measured in a process of its own."""
+    found = {}
+    for name in (OURS, *THEIRS):
+        command = [sys.executable, __file__, "--peak-of", name, "--cases", case[0],
+                   "--threads", str(arguments.threads), "--kind", arguments.kind]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        found[name] = int(done.stdout.split()[-1]) / 2 ** 20
+    return {"case": case[0], "peak MiB": found}
+
+
+def describe(result):
+    if "ms" in result:
+        ms, inside = result["ms"], result["inside ms"]
+        cells = [f"{name} {ms[name]:.1f} ({inside[name]:.2f})" for name in (OURS, *THEIRS)]
+        return (f"{result['case']}: ms a token (update + attention): {', '.join(cells)}; "
+                f"update + attention {result['inside ms ratio']:.1f}x, tokens/s "
+                f"{result['tokens/s'][OURS]:.1f}, {result['ms ratio']:.2f}x")
+    return ", ".join(f"{key}: " + (value if isinstance(value, str) else ", ".join(
+        f"{name} {number:.3g}" for name, number in value.items()))
+        for key, value in result.items())
+
+
+def parse(words):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--parts", default="decode,overhead,update,memory")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=4, help="of each way in a turn")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--kind", default="paged", help="of our cache")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--peak-of", choices=(OURS, *THEIRS), help=argparse.SUPPRESS)
+    return parser.parse_args(words)
+
+
+def main():
+    arguments = parse(sys.argv[1:])
+    torch.set_num_threads(arguments.threads)
+    cases = [CASES[name] for name in arguments.cases.split(",")]
+    if arguments.peak_of:
+        print(peak(cases[0], arguments.peak_of, arguments.kind))
+        return
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, kvcache "
+          f"{kvcache.__version__} ({kvcache.info()}), {arguments.threads} threads, bf16")
+    results = []
+
+    def report(result):
+        results.append(result)
+        print(describe(result), flush=True)
+        if arguments.json:
+            pathlib.Path(arguments.json).write_text(json.dumps(results), encoding="utf-8")
+    parts = arguments.parts.split(",")
+    with torch.no_grad():
+        torch.manual_seed(0)
+        if "decode" in parts or "overhead" in parts:
+            model = new_model(random=True)
+        if "decode" in parts:
+            for case in cases:
+                report(decode(model, case, arguments))
+                gc.collect()
+        if "overhead" in parts:
+            report(overhead(model, arguments))
+    model = None
+    gc.collect()
+    with torch.no_grad():
+        if "update" in parts:
+            report(update_alone())
+    if "memory" in parts:
+        for case in cases:
+            report(memory(case, arguments))
+
+
+if __name__ == "__main__":
+    main()

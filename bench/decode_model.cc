@@ -17,6 +17,7 @@ namespace {
 
 using runner::KvStore;
 using runner::ModelConfig;
+using runner::WeightType;
 
 // Elements of the matrices of all layers, without embedding and head.
 std::int64_t layer_elements(const ModelConfig& config) {
@@ -180,8 +181,8 @@ Case summary(const std::string& name, const std::vector<double>& rates,
   result.ratio = median(ratios);
   result.unit = "tokens/s";
   result.error = error;
-  // Products of 16-bit weights may round their other operand to the same type.
-  result.tolerance = options.weights == DType::kF32 ? 1e-4 : 3e-2;
+  // Products of other weights round their other operand too.
+  result.tolerance = options.weights == WeightType::kF32 ? 1e-4 : 3e-2;
   result.details = {{"least", spread.least}, {"most", spread.most}};
   return result;
 }
@@ -222,7 +223,7 @@ Result<ModelConfig> model_shape(std::string_view name) {
                 "shape: found " + std::string(name) + ", expected qwen2-0.5b or llama-1b");
 }
 
-std::int64_t decode_bytes(const ModelConfig& config, DType weights, DType kv_dtype,
+std::int64_t decode_bytes(const ModelConfig& config, WeightType weights, DType kv_dtype,
                           std::int64_t depth) {
   const std::int64_t elements = layer_elements(config) + config.vocab_size * config.hidden_size;
   const std::int64_t row = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
@@ -256,7 +257,7 @@ Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
 
   std::vector<Case> cases;
   std::vector<double> rates, roofs;
-  const bool dot = options.weights == DType::kBF16 && kernels.dot_bf16 != nullptr;
+  const bool dot = options.weights == WeightType::kBF16 && kernels.dot_bf16 != nullptr;
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
     constexpr double kBurst = 20e-3;  // seconds
     const double compute =

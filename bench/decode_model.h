@@ -13,6 +13,7 @@
 #include "kvcache/types.h"
 #include "runner/config/model_config.h"
 #include "runner/model/kv_store.h"
+#include "runner/ops/linear.h"
 
 namespace kvcache::bench {
 
@@ -22,7 +23,7 @@ Result<runner::ModelConfig> model_shape(std::string_view name);
 
 struct DecodeModelOptions {
   runner::ModelConfig config;
-  DType weights = DType::kBF16;
+  runner::WeightType weights = runner::WeightType::kBF16;
   DType kv_dtype = DType::kF16;
   runner::StoreKind cache = runner::StoreKind::kDynamic;
   std::vector<std::int64_t> depths = {0, 4096, 16384};  // tokens stored before decoding
@@ -37,8 +38,8 @@ struct DecodeModelOptions {
 
 // What one decoded token must read at least: every matrix once, the embedding only where it is the
 // head, and the keys and values of `depth` tokens. Bytes.
-std::int64_t decode_bytes(const runner::ModelConfig& config, DType weights, DType kv_dtype,
-                          std::int64_t depth);
+std::int64_t decode_bytes(const runner::ModelConfig& config, runner::WeightType weights,
+                          DType kv_dtype, std::int64_t depth);
 
 // Operations of a prompt of `tokens` tokens at depth 0: 2 for each element of a matrix and token,
 // the head for the last token alone, and attention.

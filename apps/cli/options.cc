@@ -10,9 +10,11 @@ void ModelFlags::add_model(CLI::App& app) {
   app.add_option("--model", directory,
                  "Model directory as Hugging Face writes it [the one that ships]")
       ->type_name("DIR");
-  app.add_option("--weights", weights,
-                 "Precision of the weights: auto widens to f32 below 100 M parameters")
-      ->check(CLI::IsMember({"auto", "f32", "stored"}))
+  app.add_option(
+         "--weights", weights,
+         "Precision of the weights: auto widens to f32 below 100 M parameters and keeps the "
+         "stored type above, int8 holds each row with a scale")
+      ->check(CLI::IsMember({"auto", "f32", "stored", "int8"}))
       ->capture_default_str();
 }
 
@@ -47,7 +49,8 @@ void StorageFlags::add(CLI::App& app) {
   app.add_option("--layout", layout, "Axes of the stored rows: head first or sequence first")
       ->check(CLI::IsMember({"hnd", "nhd"}))
       ->capture_default_str();
-  app.add_option("--kv-dtype", kv_dtype, "Type of the stored rows [that of the weights]")
+  app.add_option("--kv-dtype", kv_dtype,
+                 "Type of the stored rows [that of the weights; of int8 ones that of auto]")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));
   app.add_option("--page-size", page_size, "Tokens a page of the paged cache holds")
       ->type_name("P")

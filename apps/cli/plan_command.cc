@@ -60,6 +60,7 @@ void print_json(const Flags& flags, const runner::Model& model, DType dtype,
   json["batch"] = flags.batch;
   json["kv_dtype"] = name_of(dtype);
   json["page_size"] = flags.storage.page_size;
+  json["weights"] = name_of(model.weight_type());
   json["weight_bytes"] = model.weight_bytes();
   json["caches"] = Json::array();
   for (const Line& line : lines) {
@@ -76,9 +77,10 @@ void print_json(const Flags& flags, const runner::Model& model, DType dtype,
 void print_text(const Flags& flags, const runner::Model& model, DType dtype,
                 std::int64_t token_bytes, const std::vector<Line>& lines) {
   const auto& config = model.config();
-  fmt::print("{} layers x {} KV heads x {} in {}: {} a token; weights {}\n", config.num_layers,
-             config.num_kv_heads, config.head_dim, name_of(dtype), human_bytes(token_bytes),
-             human_bytes(model.weight_bytes()));
+  fmt::print("{} layers x {} KV heads x {} in {}: {} a token; weights {} in {}\n",
+             config.num_layers, config.num_kv_heads, config.head_dim, name_of(dtype),
+             human_bytes(token_bytes), human_bytes(model.weight_bytes()),
+             name_of(model.weight_type()));
   fmt::print("{} of {} tokens each, written one by one:\n\n",
              flags.batch == 1 ? "1 text" : fmt::format("{} texts", flags.batch), flags.context);
   std::vector<std::vector<std::string>> rows = {{"cache", "rows stored, bytes", "held for them",

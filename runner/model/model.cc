@@ -82,8 +82,8 @@ Result<Model> Model::load(const std::string& directory, WeightMode mode) try {
   return Status(StatusCode::kOutOfMemory, directory + ": found no memory left to load it");
 }
 
-Result<Model> Model::random(const ModelConfig& config, DType dtype, std::uint64_t seed) {
-  KVC_ASSIGN_OR_RETURN(Weights weights, random_weights(config, dtype, seed));
+Result<Model> Model::random(const ModelConfig& config, WeightType type, std::uint64_t seed) {
+  KVC_ASSIGN_OR_RETURN(Weights weights, random_weights(config, type, seed));
   return Model(config, std::move(weights));
 }
 
@@ -195,11 +195,9 @@ Status Model::run_layers(std::span<const std::int32_t> tokens, KvStore& store, F
   grow(state.gate_, count * config_.intermediate_size);
   grow(state.up_, count * config_.intermediate_size);
 
-  const Weight& embedding = weights_.embedding;
   for (std::int64_t i = 0; i < count; ++i) {
-    const auto* row = static_cast<const std::byte*>(embedding.data) +
-                      tokens[static_cast<std::size_t>(i)] * hidden * size_of(embedding.dtype);
-    widen(row, embedding.dtype, hidden, state.hidden_.data() + i * hidden);
+    widen_row(weights_.embedding, tokens[static_cast<std::size_t>(i)],
+              state.hidden_.data() + i * hidden);
   }
   for (std::int64_t index = 0; index < config_.num_layers; ++index) {
     KVC_RETURN_IF_ERROR(attend_layer(index, count, store, state, attention, context));

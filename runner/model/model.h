@@ -56,14 +56,14 @@ class Model {
 
   // A model of the given shape with random weights (normal, seeded; norms near 1), for tests and
   // benchmarks. Errors: kOutOfMemory.
-  static Result<Model> random(const ModelConfig& config, DType dtype, std::uint64_t seed);
+  static Result<Model> random(const ModelConfig& config, WeightType type, std::uint64_t seed);
 
   const ModelConfig& config() const { return config_; }
   std::int64_t num_parameters() const { return weights_.num_parameters; }
   std::int64_t weight_bytes() const { return weights_.nbytes; }
-  DType weight_dtype() const { return weights_.dtype; }
+  WeightType weight_type() const { return weights_.type; }
 
-  // f32 for f32 weights, else the weights' dtype.
+  // That of the weights: f32 for f32 weights; for int8 ones as if they had been loaded by kAuto.
   DType default_kv_dtype() const { return weights_.dtype; }
 
   // One step: stores the keys and values of the tokens, which follow what each sequence of `store`

@@ -76,24 +76,42 @@ Status visit(const ModelConfig& config, Weights& weights, Source& source) {
 }
 
 // Memory for a matrix that is not mapped.
-void* own(Weights& weights, DType dtype, std::int64_t elements) {
-  const std::int64_t words = (elements * size_of(dtype) + 3) / 4;
-  weights.owned.emplace_back(static_cast<std::size_t>(words));
+void* own(Weights& weights, std::int64_t bytes) {
+  weights.owned.emplace_back(static_cast<std::size_t>((bytes + 3) / 4));
   return weights.owned.back().data();
 }
 
-void count(Weights& weights, DType dtype, std::int64_t elements) {
-  weights.num_parameters += elements;
-  weights.nbytes += elements * size_of(dtype);
+void count(Weights& weights, std::int64_t parameters, std::int64_t bytes) {
+  weights.num_parameters += parameters;
+  weights.nbytes += bytes;
+}
+
+// Takes a matrix row by row as int8. `read(row)` gives [in] floats. The number of rows that could
+// be held: fewer than `out` where the next has an element that is not finite.
+template <typename Read>
+std::int64_t quantise(Weights& weights, std::int64_t out, std::int64_t in, Weight* weight,
+                      Read&& read) {
+  auto* elements = static_cast<std::int8_t*>(own(weights, out * in));
+  auto* scales = static_cast<float*>(own(weights, out * size_of(DType::kF32)));
+  *weight = {elements, WeightType::kInt8, out, in, scales};
+  for (std::int64_t o = 0; o < out; ++o) {
+    if (!quantise_row(read(o), in, elements + o * in, scales + o)) return o;
+  }
+  count(weights, out * in, out * in + out * size_of(DType::kF32));
+  return out;
 }
 
 class FileSource {
  public:
-  FileSource(const Checkpoint& checkpoint, Weights& weights, bool widen_all)
-      : checkpoint_(checkpoint), weights_(weights), widen_all_(widen_all) {}
+  FileSource(const Checkpoint& checkpoint, Weights& weights, bool widen_all, bool quantise_all)
+      : checkpoint_(checkpoint),
+        weights_(weights),
+        widen_all_(widen_all),
+        quantise_all_(quantise_all) {}
 
   Status matrix(const std::string& name, std::int64_t out, std::int64_t in, Weight* weight) {
     KVC_ASSIGN_OR_RETURN(const TensorView stored, find(name, {out, in}));
+    if (quantise_all_) return quantised(name, stored, out, in, weight);
     if (widen_all_) {
       weights_.dtype = DType::kF32;
     } else if (first_name_.empty()) {
@@ -105,13 +123,15 @@ class FileSource {
                                                   name_of(weights_.dtype) + " as " + first_name_ +
                                                   " (--weights f32 takes any mixture)");
     }
-    *weight = {stored.data, weights_.dtype, out, in};
+    weights_.type = weight_type(weights_.dtype);
+    *weight = {stored.data, weights_.type, out, in};
+    const std::int64_t bytes = out * in * size_of(weights_.dtype);
     if (stored.dtype != weights_.dtype) {  // where all are widened
-      void* copy = own(weights_, DType::kF32, out * in);
+      void* copy = own(weights_, bytes);
       widen(stored.data, stored.dtype, out * in, static_cast<float*>(copy));
       weight->data = copy;
     }
-    count(weights_, weights_.dtype, out * in);
+    count(weights_, out * in, bytes);
     return {};
   }
 
@@ -119,11 +139,30 @@ class FileSource {
     KVC_ASSIGN_OR_RETURN(const TensorView stored, find(name, {size}));
     values->resize(static_cast<std::size_t>(size));
     widen(stored.data, stored.dtype, size, values->data());
-    count(weights_, DType::kF32, size);
+    count(weights_, size, size * size_of(DType::kF32));
     return {};
   }
 
  private:
+  Status quantised(const std::string& name, const TensorView& stored, std::int64_t out,
+                   std::int64_t in, Weight* weight) {
+    if (first_name_.empty()) {
+      weights_.dtype = widen_all_ ? DType::kF32 : stored.dtype;
+      first_name_ = name;
+    }
+    weights_.type = WeightType::kInt8;
+    std::vector<float> row(static_cast<std::size_t>(in));
+    const Weight source = {stored.data, weight_type(stored.dtype), out, in};
+    const std::int64_t done = quantise(weights_, out, in, weight, [&](std::int64_t o) {
+      widen_row(source, o, row.data());
+      return row.data();
+    });
+    if (done == out) return {};
+    return Status(StatusCode::kUnsupported,
+                  checkpoint_.directory() + ": " + name + ": found a NaN or an infinity in row " +
+                      std::to_string(done) + ", expected finite numbers for --weights int8");
+  }
+
   Result<TensorView> find(const std::string& name, const std::vector<std::int64_t>& shape) {
     KVC_ASSIGN_OR_RETURN(const TensorView stored, checkpoint_.find(name));
     const std::vector<std::int64_t> found(stored.shape, stored.shape + stored.rank);
@@ -138,6 +177,7 @@ class FileSource {
   const Checkpoint& checkpoint_;
   Weights& weights_;
   bool widen_all_;
+  bool quantise_all_;
   std::string first_name_;
 };
 
@@ -146,16 +186,21 @@ class RandomSource {
   RandomSource(Weights& weights, std::uint64_t seed) : weights_(weights), random_(seed) {}
 
   Status matrix(const std::string&, std::int64_t out, std::int64_t in, Weight* weight) {
-    void* data = own(weights_, weights_.dtype, out * in);
     const float scale = 1.0f / std::sqrt(static_cast<float>(in));
     std::vector<float> row(static_cast<std::size_t>(in));
-    for (std::int64_t o = 0; o < out; ++o) {
+    const auto next = [&](std::int64_t) {
       for (float& value : row) value = scale * normal();
-      narrow(row.data(), weights_.dtype, in,
-             static_cast<std::byte*>(data) + o * in * size_of(weights_.dtype));
+      return row.data();
+    };
+    if (weights_.type == WeightType::kInt8) {
+      quantise(weights_, out, in, weight, next);
+      return {};
     }
-    *weight = {data, weights_.dtype, out, in};
-    count(weights_, weights_.dtype, out * in);
+    const std::int64_t bytes = in * size_of(weights_.dtype);
+    auto* data = static_cast<std::byte*>(own(weights_, out * bytes));
+    for (std::int64_t o = 0; o < out; ++o) narrow(next(o), weights_.dtype, in, data + o * bytes);
+    *weight = {data, weights_.type, out, in};
+    count(weights_, out * in, out * bytes);
     return {};
   }
 
@@ -163,7 +208,7 @@ class RandomSource {
     const float center = name.ends_with("norm.weight") ? 1.0f : 0.0f;
     values->resize(static_cast<std::size_t>(size));
     for (float& value : *values) value = center + 0.1f * normal();
-    count(weights_, DType::kF32, size);
+    count(weights_, size, size * size_of(DType::kF32));
     return {};
   }
 
@@ -186,8 +231,9 @@ Result<WeightMode> parse_weight_mode(std::string_view name) {
   if (name == "auto") return WeightMode::kAuto;
   if (name == "f32") return WeightMode::kF32;
   if (name == "stored") return WeightMode::kStored;
+  if (name == "int8") return WeightMode::kInt8;
   return Status(StatusCode::kInvalidArgument,
-                "weights: found " + std::string(name) + ", expected auto, f32 or stored");
+                "weights: found " + std::string(name) + ", expected auto, f32, stored or int8");
 }
 
 Result<Weights> load_weights(const std::string& directory, const ModelConfig& config,
@@ -197,17 +243,22 @@ Result<Weights> load_weights(const std::string& directory, const ModelConfig& co
   weights.mapped.emplace(std::move(checkpoint));
   const bool widen_all =
       mode == WeightMode::kF32 ||
-      (mode == WeightMode::kAuto && weights.mapped->num_parameters() < kWidenBelow);
-  FileSource source(*weights.mapped, weights, widen_all);
+      (mode != WeightMode::kStored && weights.mapped->num_parameters() < kWidenBelow);
+  const bool quantise_all = mode == WeightMode::kInt8;
+  FileSource source(*weights.mapped, weights, widen_all, quantise_all);
   KVC_RETURN_IF_ERROR(visit(config, weights, source));
+  if (quantise_all) weights.mapped.reset();  // nothing points into it
   return weights;
 } catch (const std::bad_alloc&) {
   return Status(StatusCode::kOutOfMemory, directory + ": found no memory left for the weights");
 }
 
-Result<Weights> random_weights(const ModelConfig& config, DType dtype, std::uint64_t seed) try {
+Result<Weights> random_weights(const ModelConfig& config, WeightType type, std::uint64_t seed) try {
   Weights weights;
-  weights.dtype = dtype;
+  weights.type = type;
+  weights.dtype = type == WeightType::kF16    ? DType::kF16
+                  : type == WeightType::kBF16 ? DType::kBF16
+                                              : DType::kF32;
   RandomSource source(weights, seed);
   KVC_RETURN_IF_ERROR(visit(config, weights, source));
   return weights;

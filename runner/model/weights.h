@@ -1,4 +1,4 @@
-// The weights of a model, as stored (mapped from the file) or widened.
+// The weights of a model, as stored (mapped from the file), widened, or quantised.
 #ifndef KVCACHE_RUNNER_MODEL_WEIGHTS_H_
 #define KVCACHE_RUNNER_MODEL_WEIGHTS_H_
 
@@ -18,10 +18,12 @@
 
 namespace kvcache::runner {
 
-// kAuto widens to f32 below 100 M parameters and keeps the stored dtype above.
-enum class WeightMode : std::uint8_t { kAuto, kF32, kStored };
+// kAuto widens to f32 below 100 M parameters and keeps the stored dtype above. kInt8 holds each row
+// of a matrix as int8 with a scale (quantise_row in runner/ops/linear.h); norms and biases stay
+// f32.
+enum class WeightMode : std::uint8_t { kAuto, kF32, kStored, kInt8 };
 
-Result<WeightMode> parse_weight_mode(std::string_view name);  // "auto", "f32", "stored"
+Result<WeightMode> parse_weight_mode(std::string_view name);  // "auto", "f32", "stored", "int8"
 
 // Vectors (norms, biases) are float32; empty where the family has none.
 struct LayerWeights {
@@ -38,22 +40,25 @@ struct Weights {
   std::vector<float> final_norm;
   std::vector<LayerWeights> layers;
 
-  DType dtype = DType::kF32;  // of the matrices, all of them
+  WeightType type = WeightType::kF32;  // of the matrices, all of them
+  DType dtype = DType::kF32;           // of the matrices; of kInt8 what kAuto would have held
   std::int64_t num_parameters = 0;
-  std::int64_t nbytes = 0;  // of the matrices and vectors, as held
+  std::int64_t nbytes = 0;  // of the matrices, their scales and the vectors, as held
 
   std::optional<Checkpoint> mapped;              // what stored matrices point into
-  std::deque<std::vector<std::uint32_t>> owned;  // what widened matrices point into
+  std::deque<std::vector<std::uint32_t>> owned;  // what other matrices and scales point into
 };
 
 // Every tensor the family needs, checked by name and shape.
 // Errors: kNotFound for a missing tensor, kCorrupt for a wrong shape, kUnsupported for matrices of
-// different dtypes with WeightMode::kStored, kOutOfMemory.
+// different dtypes with WeightMode::kStored and for a NaN or an infinity in a matrix with
+// WeightMode::kInt8, kOutOfMemory.
 Result<Weights> load_weights(const std::string& directory, const ModelConfig& config,
                              WeightMode mode);
 
 // Normal random matrices scaled by 1 / sqrt(in), seeded; norms 1 + small noise, biases small.
-Result<Weights> random_weights(const ModelConfig& config, DType dtype, std::uint64_t seed);
+// Of kInt8: the f32 ones, quantised.
+Result<Weights> random_weights(const ModelConfig& config, WeightType type, std::uint64_t seed);
 
 }  // namespace kvcache::runner
 

@@ -1,4 +1,4 @@
-// Linear layers: y = W x + b over weights in the dtype they are stored in.
+// Linear layers: y = W x + b over weights in the type they are held in.
 #ifndef KVCACHE_RUNNER_OPS_LINEAR_H_
 #define KVCACHE_RUNNER_OPS_LINEAR_H_
 
@@ -10,22 +10,46 @@
 
 namespace kvcache::runner {
 
-// A weight matrix [out, in] with dense rows: kF32, kF16 or kBF16. Not owned.
+// What the elements of a weight matrix are. kInt8: an element is its int8 times the scale of its
+// row.
+enum class WeightType : std::uint8_t { kF32, kF16, kBF16, kInt8 };
+
+constexpr std::int64_t size_of(WeightType type) noexcept {
+  return type == WeightType::kF32 ? 4 : type == WeightType::kInt8 ? 1 : 2;  // bytes
+}
+const char* name_of(WeightType type) noexcept;  // "f32", "f16", "bf16", "int8"
+
+// The type that holds elements of `dtype` as they are. REQUIRES: floating.
+WeightType weight_type(DType dtype) noexcept;
+
+// A weight matrix [out, in] with dense rows. Not owned.
 struct Weight {
   const void* data = nullptr;
-  DType dtype = DType::kF32;
+  WeightType type = WeightType::kF32;
   std::int64_t out = 0;
   std::int64_t in = 0;
+  const float* scales = nullptr;  // [out], of kInt8
 };
 
 // y [rows, out] = x [rows, in] * W^T + bias [out] (null: none), all float32 and dense.
-// x is rounded to the weights' dtype first, for one row as for many; sums are float32. Results do
-// not depend on the executor. Cost: reads W once; 2 * rows * out * in operations. One row is a
-// matrix-vector product of ours, several go through matmul.h or ours. A row's bits do not depend on
-// the rows beside it (measured with oneDNN on AVX-512 with and without BF16; not known of AMX).
-// `scratch` grows as needed and may be shared by consecutive calls.
+// x is rounded first, for one row as for many: to the weights' type for f16 and bf16; for int8 to
+// 16 bit integers, 512 inputs of a row sharing a scale (their largest / 32767), whose products with
+// the weights are summed exactly; a NaN or an infinity among them makes NaN of the row. Sums are
+// float32. Results do not depend on the executor. Cost: reads W once; 2 * rows * out * in
+// operations. f32 and bf16 go through matmul.h where there is a library for them, all else through
+// products of ours. A row's bits do not depend on the rows beside it (measured with oneDNN on
+// AVX-512 with and without BF16; not known of AMX). `scratch` grows as needed and may be shared by
+// consecutive calls.
 void linear(const float* x, std::int64_t rows, const Weight& weight, const float* bias, float* y,
             std::vector<float>& scratch, Executor& executor);
+
+// Row `row` of the matrix as float32, to [in].
+void widen_row(const Weight& weight, std::int64_t row, float* to);
+
+// A row of float32 to int8: round(x / scale) to nearest, scale = max |x| / 127, so that no element
+// moves by more than half a scale; zeros have scale 0. False, and nothing written, where an element
+// is not finite.
+bool quantise_row(const float* x, std::int64_t count, std::int8_t* to, float* scale);
 
 }  // namespace kvcache::runner
 

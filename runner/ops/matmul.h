@@ -17,7 +17,8 @@ bool matmul(const float* x, std::int64_t rows, const float* weight, std::int64_t
 bool matmul_bf16(const std::uint16_t* x, std::int64_t rows, const std::uint16_t* weight,
                  std::int64_t out, std::int64_t in, float* y);
 
-// Whether matmul_bf16 is there: the library, and the processor's instructions for it.
+// Whether matmul and matmul_bf16 are there: the library, and the processor's instructions for it.
+bool matmul_has_f32();
 bool matmul_has_bf16();
 
 // "oneDNN 2.6.3"; "ours" where this build or this processor has no use of it.

@@ -14,6 +14,8 @@ bool matmul_bf16(const std::uint16_t*, std::int64_t, const std::uint16_t*, std::
   return false;
 }
 
+bool matmul_has_f32() { return false; }
+
 bool matmul_has_bf16() { return false; }
 
 const char* matmul_backend() { return "ours"; }

@@ -51,8 +51,9 @@ bool multiply(memory::data_type type, const void* x, std::int64_t rows, const vo
   return false;
 }
 
-// Only where its sums have the order of ours (sum_cut in product.h): measured on AVX-512. Elsewhere
-// one token and many would differ by roundings that 16-bit weights and caches then magnify.
+// Only where its sums have the order of ours (LibraryOrder in product.h): measured on AVX-512.
+// Elsewhere one token and many would differ by roundings that 16-bit weights and caches then
+// magnify.
 bool has_f32_product() {
   const auto isa = dnnl::get_effective_cpu_isa();
   return isa == dnnl::cpu_isa::avx512_core || isa == dnnl::cpu_isa::avx512_core_vnni ||
@@ -62,11 +63,6 @@ bool has_f32_product() {
 bool has_bf16_product() {
   const auto isa = dnnl::get_effective_cpu_isa();
   return isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx;
-}
-
-bool matmul_has_f32() {
-  static const bool available = has_f32_product();
-  return available;
 }
 
 }  // namespace
@@ -79,6 +75,11 @@ bool matmul(const float* x, std::int64_t rows, const float* weight, std::int64_t
 bool matmul_bf16(const std::uint16_t* x, std::int64_t rows, const std::uint16_t* weight,
                  std::int64_t out, std::int64_t in, float* y) {
   return matmul_has_bf16() && multiply(memory::data_type::bf16, x, rows, weight, out, in, y);
+}
+
+bool matmul_has_f32() {
+  static const bool available = has_f32_product();
+  return available;
 }
 
 bool matmul_has_bf16() {

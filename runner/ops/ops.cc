@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "runner/ops/product.h"
+
 namespace kvcache::runner {
 
 void rms_norm(const float* x, std::int64_t rows, std::int64_t width, const float* weight,
@@ -18,9 +20,7 @@ void rms_norm(const float* x, std::int64_t rows, std::int64_t width, const float
 }
 
 void silu_multiply(float* gate, const float* up, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
-  }
+  products().silu_multiply(gate, up, count);
 }
 
 void add_in_place(float* x, const float* y, std::int64_t count) {

@@ -6,34 +6,59 @@
 
 namespace kvcache::runner {
 
-// y[r * y_stride + o] = sum over k of x[r * in + k] * weight[o * in + k]. Rows of x and of the
-// weights are dense.
+// A sum over the inputs is taken in cuts of so many, added in ascending order.
+inline constexpr std::int64_t kSumCut = 512;
+constexpr std::int64_t cuts_of(std::int64_t in) { return (in + kSumCut - 1) / kSumCut; }
+
+// Inputs are staged before they are multiplied: rounded as the weights ask for, in rows of
+// staged_size(in) elements of which those past `in` are 0, staged_stride(in) elements apart (an odd
+// number of lines, so that rows do not meet in the same sets of a cache). For f32, f16 and bf16
+// weights an element is a float of the weights' precision. For int8 weights it is an int16:
+// round(x / scale), scale = max |x| / 32767 of each cut; a cut whose largest is below 1e-30 is
+// zeros, one with a NaN or an infinity has a NaN for its scale.
+constexpr std::int64_t staged_size(std::int64_t in) { return (in + 63) / 64 * 64; }
+constexpr std::int64_t staged_stride(std::int64_t in) { return staged_size(in) + 32; }
+inline constexpr std::int64_t kStagedAlignment = 64;  // bytes, of the first row
+
+// y[r * y_stride + o] = sum over k of x[r][k] * weight[o * in + k]; of int8 weights each cut times
+// its x_scales and the output's scales. Rows of weights are dense.
 struct SliceProduct {
-  const float* x = nullptr;  // [rows, in]
+  const void* x = nullptr;          // [rows, staged_stride(in)], staged
+  const float* x_scales = nullptr;  // [rows, cuts_of(in)], of int8 weights
   std::int64_t rows = 0;
   std::int64_t in = 0;
   const void* weight = nullptr;  // [outs, in]
   std::int64_t outs = 0;
+  const float* scales = nullptr;  // [outs], of int8 weights
   float* y = nullptr;
   std::int64_t y_stride = 0;  // elements
-  float* panel = nullptr;     // [kPanelFloats], any content; not needed for one row
+  float* panel = nullptr;     // [kPanelFloats], any content, aligned to kStagedAlignment
 };
-inline constexpr std::int64_t kPanelFloats = 1024 * 32;
+inline constexpr std::int64_t kPanelFloats = 64 * kSumCut;
 
-// A sum runs over k in ascending order, one multiply-add at a time, from zero anew at multiples of
-// this; the pieces are added in order. It is the order oneDNN 2.6 has on AVX-512 (measured, f32
-// and bf16), so that one row by us and many by it are the same bits there.
-constexpr std::int64_t sum_cut(std::int64_t in) { return in <= 1024 ? 512 : 1024; }
+// For weights of one type. Every row of y depends on its row of x and the weights alone, whatever
+// the number of rows.
+struct TypedProduct {
+  // One row [in]; `scales` [cuts_of(in)] are written for int8 weights only.
+  void (*stage)(const float* x, std::int64_t in, void* staged, float* scales) noexcept;
+  void (*product)(const SliceProduct&) noexcept;
+};
 
-// Every row of y depends on its row of x and the weights alone, whatever the number of rows.
+// One row in the order of sums that oneDNN 2.6 has on AVX-512 (measured, f32 and bf16), so that one
+// row by us and many by it are the same bits. x [in] as it stands, or as rounded bits; y [outs].
+struct LibraryOrder {
+  void (*f32)(const float* x, const float* weight, std::int64_t in, std::int64_t outs,
+              float* y) noexcept;
+  void (*bf16)(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t in,
+               std::int64_t outs, float* y) noexcept;  // by the dot instruction
+};
+
 struct Products {
   const char* name;
-  void (*f32)(const SliceProduct&) noexcept;   // weight: float
-  void (*bf16)(const SliceProduct&) noexcept;  // weight: bf16, widened
-  void (*f16)(const SliceProduct&) noexcept;   // weight: f16, widened
-  // One row: bf16 by bf16 (x_bf16 [in] in place of x) with the dot instruction, which adds two
-  // products at a time; null where there is none.
-  void (*bf16_dot)(const SliceProduct&, const std::uint16_t* x_bf16) noexcept;
+  TypedProduct f32, bf16, f16, int8;
+  // gate[i] = silu(gate[i]) * up[i], see ops.h.
+  void (*silu_multiply)(float* gate, const float* up, std::int64_t count) noexcept;
+  LibraryOrder library_order;  // null where the library is not used
 };
 
 extern const Products kPortableProducts;

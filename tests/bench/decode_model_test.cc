@@ -8,6 +8,8 @@
 namespace kvcache::bench {
 namespace {
 
+using runner::WeightType;
+
 runner::ModelConfig tiny() {
   runner::ModelConfig config;
   config.vocab_size = 50;
@@ -26,8 +28,8 @@ runner::ModelConfig tiny() {
 constexpr std::int64_t kLayer = 16 * (2 * 32 + 2 * 16 + 3 * 24);
 
 TEST(DecodeBytes, CountMatricesOnceAndTheRowsOfTheDepth) {
-  EXPECT_EQ(decode_bytes(tiny(), DType::kF32, DType::kF16, 0), (2 * kLayer + 50 * 16) * 4);
-  EXPECT_EQ(decode_bytes(tiny(), DType::kBF16, DType::kF16, 10),
+  EXPECT_EQ(decode_bytes(tiny(), WeightType::kF32, DType::kF16, 0), (2 * kLayer + 50 * 16) * 4);
+  EXPECT_EQ(decode_bytes(tiny(), WeightType::kBF16, DType::kF16, 10),
             (2 * kLayer + 50 * 16) * 2 + 10 * 2 * 2 * 2 * 8 * 2);
 }
 
@@ -39,12 +41,12 @@ TEST(PromptOperations, CountTheHeadForTheLastTokenAndCausalPairs) {
 TEST(ModelShape, HasTheParametersOfItsName) {
   const auto qwen = model_shape("qwen2-0.5b");
   ASSERT_TRUE(qwen.ok());
-  EXPECT_NEAR(static_cast<double>(decode_bytes(*qwen, DType::kBF16, DType::kF16, 0)) / 2, 0.494e9,
-              0.001e9);
+  EXPECT_NEAR(static_cast<double>(decode_bytes(*qwen, WeightType::kBF16, DType::kF16, 0)) / 2,
+              0.494e9, 0.001e9);
   const auto llama = model_shape("llama-1b");
   ASSERT_TRUE(llama.ok());
-  EXPECT_NEAR(static_cast<double>(decode_bytes(*llama, DType::kBF16, DType::kF16, 0)) / 2, 1.236e9,
-              0.001e9);
+  EXPECT_NEAR(static_cast<double>(decode_bytes(*llama, WeightType::kBF16, DType::kF16, 0)) / 2,
+              1.236e9, 0.001e9);
   EXPECT_THAT(model_shape("gpt-9").status().message(), ::testing::HasSubstr("found gpt-9"));
 }
 
@@ -59,7 +61,8 @@ TEST(RunDecodeModel, MeasuresAndChecksEveryCacheAndType) {
   options.roof_bytes = 1 << 20;
   for (const auto cache :
        {runner::StoreKind::kDynamic, runner::StoreKind::kStatic, runner::StoreKind::kPaged}) {
-    for (const DType weights : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const WeightType weights :
+         {WeightType::kF32, WeightType::kF16, WeightType::kBF16, WeightType::kInt8}) {
       options.cache = cache;
       options.weights = weights;
       const auto cases = run_decode_model(options, {});

@@ -82,6 +82,17 @@ TEST_P(GoldenTest, ThreadsChangeNothing) {
   expect_golden(model, {{20, 1}}, context);
 }
 
+TEST_P(GoldenTest, Int8WeightsStayNearTransformers) {
+  const Model model = load(golden_.directory, WeightMode::kInt8);
+  KvStoreOptions store;
+  store.kind = StoreKind::kNone;
+  for (const GoldenPrompt& prompt : golden_.prompts) {
+    const auto tokens = prompt.all();
+    const auto logits = logits_of(model, tokens, {store, {}, {}, serial_});
+    EXPECT_LT(testing::relative_difference(logits, prompt.logits), 0.05);
+  }
+}
+
 TEST_P(GoldenTest, TheRotationIsTransformers) {
   const Model model = load(golden_.directory);
   const auto frequencies = rope_inverse_frequencies(model.config().rope, model.config().head_dim);

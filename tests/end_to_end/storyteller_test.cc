@@ -55,7 +55,7 @@ TEST_F(StorytellerTest, EveryCacheTellsTheStoryOfNone) {
 
 TEST_F(StorytellerTest, WeightsAsStoredTellItToo) {
   const Model model = load(WeightMode::kStored);
-  EXPECT_EQ(model.weight_dtype(), DType::kBF16);
+  EXPECT_EQ(model.weight_type(), WeightType::kBF16);
   const auto ids = prompt();
   AttentionOptions reproducible;
   reproducible.reproducible = true;
@@ -70,6 +70,30 @@ TEST_F(StorytellerTest, WeightsAsStoredTellItToo) {
     EXPECT_LE(testing::max_difference(testing::logits_of(model, ids, run), logits), 1e-4f)
         << describe(run);
   }
+}
+
+TEST_F(StorytellerTest, Int8WeightsTellItThroughEveryCacheNearTheWordsOfF32) {
+  const Model model = load(WeightMode::kInt8);
+  EXPECT_EQ(model.weight_type(), WeightType::kInt8);
+  const Model exact = load(WeightMode::kF32);
+  EXPECT_LT(model.weight_bytes(), exact.weight_bytes() * 3 / 10);
+  const auto ids = prompt();
+  AttentionOptions reproducible;
+  reproducible.reproducible = true;
+  KvStoreOptions none;
+  none.kind = StoreKind::kNone;
+  const auto expected = testing::greedy_of(model, ids, 24, {none, {}, reproducible, {}});
+  std::vector<std::int32_t> all = ids;
+  all.insert(all.end(), expected.begin(), expected.end());
+  const auto logits = testing::logits_of(model, all, {none, {}, reproducible, {}});
+  for (const auto& store : testing::every_store(static_cast<std::int64_t>(all.size()))) {
+    const testing::ModelRun run{store, {5, 1}, reproducible, {}};
+    EXPECT_EQ(testing::greedy_of(model, ids, 24, run), expected) << describe(run);
+    EXPECT_LE(testing::max_difference(testing::logits_of(model, all, run), logits), 1e-4f)
+        << describe(run);
+  }
+  const auto reference = testing::logits_of(exact, all, {none, {}, reproducible, {}});
+  EXPECT_LT(testing::relative_difference(logits, reference), 0.02);
 }
 
 }  // namespace

@@ -105,6 +105,19 @@ inline float max_difference(std::span<const float> a, std::span<const float> b) 
   return largest;
 }
 
+// The root mean square of the difference, relative to that of b.
+inline double relative_difference(std::span<const float> a, std::span<const float> b) {
+  if (a.size() != b.size()) return INFINITY;
+  double difference = 0;
+  double size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double error = static_cast<double>(a[i]) - b[i];
+    difference += error * error;
+    size += static_cast<double>(b[i]) * b[i];
+  }
+  return std::sqrt(difference / size);
+}
+
 inline std::int32_t argmax(std::span<const float> logits) {
   return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }

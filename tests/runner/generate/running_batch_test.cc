@@ -38,7 +38,7 @@ class RunningBatchTest : public ::testing::Test {
     ModelConfig config = testing::small_config();
     config.num_layers = 2;
     config.max_position_embeddings = 4096;
-    auto model = Model::random(config, DType::kF32, 7);
+    auto model = Model::random(config, WeightType::kF32, 7);
     EXPECT_TRUE(model.ok()) << model.status().to_string();
     return std::move(model).value();
   }

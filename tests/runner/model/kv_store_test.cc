@@ -31,7 +31,7 @@ ExecContext serially() {
 class KvStoreTest : public ::testing::Test {
  protected:
   static Model random_model() {
-    auto model = Model::random(small_config(), DType::kF32, 7);
+    auto model = Model::random(small_config(), WeightType::kF32, 7);
     EXPECT_TRUE(model.ok()) << model.status().to_string();
     return std::move(model).value();
   }

@@ -28,8 +28,8 @@ ExecContext serially() {
   return context;
 }
 
-Model random_model(DType dtype = DType::kF32, const ModelConfig& config = small_config()) {
-  auto model = Model::random(config, dtype, 7);
+Model random_model(WeightType type = WeightType::kF32, const ModelConfig& config = small_config()) {
+  auto model = Model::random(config, type, 7);
   EXPECT_TRUE(model.ok()) << model.status().to_string();
   return std::move(model).value();
 }
@@ -62,7 +62,7 @@ TEST(ModelTest, EveryCacheChoosesTheTokensOfNone) {
           false;
       config.tie_word_embeddings = true;
     }
-    const Model model = random_model(DType::kF32, config);
+    const Model model = random_model(WeightType::kF32, config);
     const auto prompt = some_tokens(20, config.vocab_size);
     const auto expected = testing::greedy_of(model, prompt, 20, {no_cache(), {}, {}, serially()});
     for (const auto& store : every_store(40)) {
@@ -117,8 +117,8 @@ TEST(ModelTest, SixteenBitCachesEqualTheSameRoundingWithoutOne) {
 // A sum in another order would move a rounding here and there, and logits by several 1e-2.
 TEST(ModelTest, SixteenBitWeightsGiveOneTokenWhatTheyGiveMany) {
   for (const DType dtype : {DType::kBF16, DType::kF16}) {
-    const Model model = random_model(dtype);
-    EXPECT_EQ(model.weight_dtype(), dtype);
+    const Model model = random_model(weight_type(dtype));
+    EXPECT_EQ(model.weight_type(), weight_type(dtype));
     EXPECT_EQ(model.default_kv_dtype(), dtype);
     const auto tokens = some_tokens(40, model.config().vocab_size);
     AttentionOptions reproducible;
@@ -134,6 +134,44 @@ TEST(ModelTest, SixteenBitWeightsGiveOneTokenWhatTheyGiveMany) {
       }
     }
   }
+}
+
+// int8 weights round activations too, to 16 bits of each cut's largest: where attention adds in
+// another order, a rounding here and there moves logits by a few 1e-4.
+TEST(ModelTest, Int8WeightsGiveOneTokenWhatTheyGiveMany) {
+  const Model model = random_model(WeightType::kInt8);
+  EXPECT_EQ(model.weight_type(), WeightType::kInt8);
+  EXPECT_EQ(model.default_kv_dtype(), DType::kF32);
+  const auto tokens = some_tokens(40, model.config().vocab_size);
+  AttentionOptions reproducible;
+  reproducible.reproducible = true;
+  const auto expected = logits_of(model, tokens, {no_cache(), {}, reproducible, serially()});
+  const auto pool = make_thread_pool(3);
+  ASSERT_TRUE(pool.ok());
+  ExecContext threads;
+  threads.executor = pool->get();
+  for (const auto& store : every_store(40)) {
+    for (const std::int64_t step : {1, 13}) {
+      const ModelRun run{store, {step}, reproducible, threads};
+      EXPECT_LE(max_difference(logits_of(model, tokens, run), expected), 1e-4f) << describe(run);
+    }
+  }
+}
+
+TEST(ModelTest, Int8WeightsTakeAQuarterOfTheBytes) {
+  const ModelConfig config = small_config();
+  const Model f32 = random_model();
+  const Model int8 = random_model(WeightType::kInt8);
+  EXPECT_EQ(int8.num_parameters(), f32.num_parameters());
+  const std::int64_t kv = config.num_kv_heads * config.head_dim;
+  const std::int64_t q = config.num_heads * config.head_dim;
+  const std::int64_t layer_rows =
+      2 * kv + q + 2 * config.hidden_size + 2 * config.intermediate_size;
+  const std::int64_t rows = config.num_layers * layer_rows + 2 * config.vocab_size;
+  std::int64_t elements = config.hidden_size * 2 * config.vocab_size;
+  elements +=
+      config.num_layers * config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size);
+  EXPECT_EQ(f32.weight_bytes() - int8.weight_bytes(), 3 * elements - 4 * rows);
 }
 
 TEST(ModelTest, TheLastRowIsTheLastOfAllRows) {

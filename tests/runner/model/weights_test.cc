@@ -1,5 +1,6 @@
 #include "runner/model/weights.h"
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -60,7 +61,8 @@ class WeightsTest : public ::testing::Test {
     directory_.write("config.json", test::read_file(from + "/config.json"));
     auto model = Model::load(directory_.path(), mode);
     if (!model.ok()) return model.status();
-    dtype_ = model->weight_dtype();
+    type_ = model->weight_type();
+    rows_ = model->default_kv_dtype();
     return {};
   }
 
@@ -74,7 +76,8 @@ class WeightsTest : public ::testing::Test {
   }
 
   test::TempDir directory_;
-  DType dtype_ = DType::kF32;
+  WeightType type_ = WeightType::kF32;
+  DType rows_ = DType::kF32;
 };
 
 constexpr const char* kQuery = "model.layers.1.self_attn.q_proj.weight";
@@ -128,7 +131,7 @@ TEST_F(WeightsTest, MixedDtypesAreRefusedAsStoredAndWidenedOtherwise) {
   for (const WeightMode mode : {WeightMode::kAuto, WeightMode::kF32}) {
     const Status widened = load(mix, mode);
     EXPECT_TRUE(widened.ok()) << widened.to_string();
-    EXPECT_EQ(dtype_, DType::kF32);
+    EXPECT_EQ(type_, WeightType::kF32);
   }
 }
 
@@ -141,14 +144,43 @@ TEST_F(WeightsTest, NormsMayHaveAnotherDtypeThanMatrices) {
       },
       WeightMode::kStored);
   EXPECT_TRUE(status.ok()) << status.to_string();
-  EXPECT_EQ(dtype_, DType::kBF16);
+  EXPECT_EQ(type_, WeightType::kBF16);
+}
+
+TEST_F(WeightsTest, Int8TakesAnyMixtureAndKeepsTheRowsOfAuto) {
+  const auto mix = [](Tensors& tensors) { narrow_to_bf16(tensors.at(kQuery)); };
+  const Status status = load(mix, WeightMode::kInt8);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_EQ(type_, WeightType::kInt8);
+  EXPECT_EQ(rows_, DType::kF32);
+}
+
+TEST_F(WeightsTest, Int8RefusesWhatIsNotFiniteAndNamesItsRow) {
+  for (const float bad : {NAN, INFINITY}) {
+    const auto spoil = [&](Tensors& tensors) {
+      Tensor& tensor = tensors.at(kQuery);
+      const auto width = static_cast<std::size_t>(tensor.shape[1]);
+      std::memcpy(tensor.bytes.data() + (2 * width + 1) * sizeof(float), &bad, sizeof(bad));
+    };
+    const Status status = load(spoil, WeightMode::kInt8);
+    EXPECT_EQ(status.code(), StatusCode::kUnsupported) << status.to_string();
+    EXPECT_NE(status.message().find(std::string(kQuery) + ": found a NaN or an infinity in row 2, "
+                                                          "expected finite numbers"),
+              std::string::npos)
+        << status.message();
+    EXPECT_EQ(status.message().find('\n'), std::string::npos);
+    EXPECT_TRUE(load(spoil, WeightMode::kStored).ok());
+  }
 }
 
 TEST(WeightModeTest, NamesAreReadBack) {
   EXPECT_EQ(*parse_weight_mode("auto"), WeightMode::kAuto);
   EXPECT_EQ(*parse_weight_mode("f32"), WeightMode::kF32);
   EXPECT_EQ(*parse_weight_mode("stored"), WeightMode::kStored);
-  EXPECT_EQ(parse_weight_mode("int8").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(*parse_weight_mode("int8"), WeightMode::kInt8);
+  const Status unknown = parse_weight_mode("int4").status();
+  EXPECT_EQ(unknown.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(unknown.message(), "weights: found int4, expected auto, f32, stored or int8");
 }
 
 TEST(WeightsOfGoldenTest, StoredWeightsAreMappedAndCountedOnce) {

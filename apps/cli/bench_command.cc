@@ -16,8 +16,10 @@
 #include "bench/append.h"
 #include "bench/attention.h"
 #include "bench/decode_model.h"
+#include "bench/linear.h"
 #include "bench/report.h"
 #include "bench/roofs.h"
+#include "runner/ops/product.h"
 
 namespace kvcache::cli {
 namespace {
@@ -27,6 +29,9 @@ using Cases = Result<std::vector<bench::Case>>;
 DType parsed_dtype(const std::string& name) {
   if (name == "f32") return DType::kF32;
   return name == "f16" ? DType::kF16 : DType::kBF16;
+}
+runner::WeightType parsed_weights(const std::string& name) {
+  return name == "int8" ? runner::WeightType::kInt8 : runner::weight_type(parsed_dtype(name));
 }
 Layout parsed_layout(const std::string& name) {
   return name == "nhd" ? Layout::kNHD : Layout::kHND;
@@ -260,6 +265,65 @@ void add_roofs(CLI::App& bench, int* exit_code) {
   });
 }
 
+void add_shape(CLI::App& command, std::string& shape) {
+  command.add_option("--shape", shape, "qwen2-0.5b or llama-1b")
+      ->check(CLI::IsMember({"qwen2-0.5b", "llama-1b"}))
+      ->capture_default_str();
+}
+
+struct LinearFlags {
+  bench::LinearOptions options;
+  std::string shape = "llama-1b";
+  std::vector<std::string> weights = {"f32", "bf16", "f16", "int8"};
+  bool json = false;
+};
+
+Cases measure_linear(LinearFlags& flags) {
+  auto& options = flags.options;
+  KVC_ASSIGN_OR_RETURN(options.config, bench::model_shape(flags.shape));
+  options.types.clear();
+  for (const std::string& name : flags.weights) options.types.push_back(parsed_weights(name));
+  if (!flags.json) {
+    KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
+    fmt::print(
+        "{}; linear layers of {}, cold weights; products of {}.\n"
+        "The roof is the larger of reading the weights and multiplying, of the same turn.\n\n",
+        cpu, flags.shape, runner::products().name);
+    std::fflush(stdout);
+  }
+  ProgressBar bar("linear");
+  return bench::run_linear(options, [&](int done, int total) { bar.update(done, total); });
+}
+
+void add_linear(CLI::App& bench, int* exit_code) {
+  auto flags = std::make_shared<LinearFlags>();
+  CLI::App* command =
+      bench.add_subcommand("linear", "The linear layers of a model alone, one row and many");
+  auto& options = flags->options;
+  add_shape(*command, flags->shape);
+  command->add_option("--weights", flags->weights, "Types of the weights")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
+      ->capture_default_str();
+  command->add_option("--rows", options.rows, "Tokens of a step")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--repeats", options.repeats, "Turns the medians are taken over")
+      ->capture_default_str();
+  command->add_option("--threads", options.threads, "Threads [those of the machine]");
+  add_clock(*command, options.clock);
+  command
+      ->add_option_function<std::int64_t>(
+          "--ring-mib", [flags](std::int64_t mib) { flags->options.ring_bytes = mib << 20; },
+          "Memory for weights at least [8 times the last cache]")
+      ->check(CLI::Range(1, 1 << 20));
+  add_json(*command, flags->json);
+  command->callback([flags, exit_code] {
+    const Cases cases = measure_linear(*flags);
+    *exit_code = cases.ok() ? print_cases(*cases, flags->json) : fail(cases.status());
+  });
+}
+
 struct DecodeModelFlags {
   bench::DecodeModelOptions options;
   std::string shape = "qwen2-0.5b";
@@ -273,7 +337,7 @@ Cases measure_model(DecodeModelFlags& flags) {
   auto& options = flags.options;
   KVC_ASSIGN_OR_RETURN(options.config, bench::model_shape(flags.shape));
   KVC_ASSIGN_OR_RETURN(options.cache, runner::parse_store_kind(flags.cache));
-  options.weights = parsed_dtype(flags.weights);
+  options.weights = parsed_weights(flags.weights);
   options.kv_dtype = parsed_dtype(flags.kv_dtype);
   if (!flags.json) {
     fmt::print(
@@ -292,11 +356,9 @@ void add_decode_model(CLI::App& bench, int* exit_code) {
       "decode-model", "A model of random weights end to end: tokens/s of a prompt and of decoding");
   auto& options = flags->options;
   const auto dtypes = CLI::IsMember({"f32", "f16", "bf16"});
-  command->add_option("--shape", flags->shape, "qwen2-0.5b or llama-1b")
-      ->check(CLI::IsMember({"qwen2-0.5b", "llama-1b"}))
-      ->capture_default_str();
+  add_shape(*command, flags->shape);
   command->add_option("--weights", flags->weights, "Type of the weights")
-      ->check(dtypes)
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
       ->capture_default_str();
   command->add_option("--kv-dtype", flags->kv_dtype, "Type of the stored rows")
       ->check(dtypes)
@@ -329,6 +391,7 @@ void add_bench(CLI::App& app, int* exit_code) {
                 1, 16384, exit_code);
   add_attention(*command, "prefill", "The same for many queries", 512, 4096, exit_code);
   add_append(*command, exit_code);
+  add_linear(*command, exit_code);
   add_decode_model(*command, exit_code);
   add_roofs(*command, exit_code);
 }

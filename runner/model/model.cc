@@ -24,6 +24,22 @@ void grow(std::vector<float>& buffer, std::int64_t elements) {
   }
 }
 
+// fn(first, count) over the rows of a step, in pieces that keep every thread busy; one token's
+// rows on the calling thread.
+template <typename Fn>
+void for_rows(std::int64_t rows, Executor& executor, Fn&& fn) {
+  constexpr std::int64_t kPiece = 8;
+  if (rows <= kPiece) return fn(std::int64_t{0}, rows);
+  auto piece = [&](std::int64_t task) {
+    fn(task * kPiece, std::min(kPiece, rows - task * kPiece));
+  };
+  executor.parallel_for((rows + kPiece - 1) / kPiece,
+                        [](void* context, std::int64_t task, std::int32_t) noexcept {
+                          (*static_cast<decltype(piece)*>(context))(task);
+                        },
+                        &piece);
+}
+
 // An open step of a store: abandoned unless it was ended, whatever goes wrong in between.
 class OpenStep {
  public:
@@ -222,21 +238,28 @@ Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& stor
   float* q = state.q_.data();
   float* k = state.k_.data();
   float* v = state.v_.data();
-  rms_norm(state.hidden_.data(), count, hidden, layer.attention_norm.data(), epsilon, normed);
+  for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
+    rms_norm(state.hidden_.data() + first * hidden, rows, hidden, layer.attention_norm.data(),
+             epsilon, normed + first * hidden);
+  });
   linear(normed, count, layer.q, bias_of(layer.q_bias), q, state.scratch_, executor);
   linear(normed, count, layer.k, bias_of(layer.k_bias), k, state.scratch_, executor);
   linear(normed, count, layer.v, bias_of(layer.v_bias), v, state.scratch_, executor);
-  if (config_.qk_norm) {
-    rms_norm(q, count * heads, head_dim, layer.q_norm.data(), epsilon, q);
-    rms_norm(k, count * kv_heads, head_dim, layer.k_norm.data(), epsilon, k);
-  }
   const std::int64_t half = head_dim / 2;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float* cosines = state.cosines_.data() + i * half;
-    const float* sines = state.sines_.data() + i * half;
-    rope_rotate(q + i * heads * head_dim, heads, head_dim, cosines, sines);
-    rope_rotate(k + i * kv_heads * head_dim, kv_heads, head_dim, cosines, sines);
-  }
+  for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
+    float* q_rows = q + first * heads * head_dim;
+    float* k_rows = k + first * kv_heads * head_dim;
+    if (config_.qk_norm) {
+      rms_norm(q_rows, rows * heads, head_dim, layer.q_norm.data(), epsilon, q_rows);
+      rms_norm(k_rows, rows * kv_heads, head_dim, layer.k_norm.data(), epsilon, k_rows);
+    }
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float* cosines = state.cosines_.data() + (first + i) * half;
+      const float* sines = state.sines_.data() + (first + i) * half;
+      rope_rotate(q_rows + i * heads * head_dim, heads, head_dim, cosines, sines);
+      rope_rotate(k_rows + i * kv_heads * head_dim, kv_heads, head_dim, cosines, sines);
+    }
+  });
 
   float* attended = state.attended_.data();
   AttentionInputs inputs;
@@ -248,7 +271,9 @@ Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& stor
       context));
   float* projected = state.projected_.data();
   linear(attended, count, layer.o, bias_of(layer.o_bias), projected, state.scratch_, executor);
-  add_in_place(state.hidden_.data(), projected, count * hidden);
+  for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
+    add_in_place(state.hidden_.data() + first * hidden, projected + first * hidden, rows * hidden);
+  });
   return {};
 }
 
@@ -257,16 +282,24 @@ void Model::feed_forward(const LayerWeights& layer, std::int64_t count, ForwardS
   const std::int64_t hidden = config_.hidden_size;
   float* normed = state.normed_.data();
   float* projected = state.projected_.data();
-  rms_norm(state.hidden_.data(), count, hidden, layer.feed_forward_norm.data(),
-           static_cast<float>(config_.rms_norm_eps), normed);
+  const std::int64_t inner = config_.intermediate_size;
+  for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
+    rms_norm(state.hidden_.data() + first * hidden, rows, hidden, layer.feed_forward_norm.data(),
+             static_cast<float>(config_.rms_norm_eps), normed + first * hidden);
+  });
   linear(normed, count, layer.gate, bias_of(layer.gate_bias), state.gate_.data(), state.scratch_,
          executor);
   linear(normed, count, layer.up, bias_of(layer.up_bias), state.up_.data(), state.scratch_,
          executor);
-  silu_multiply(state.gate_.data(), state.up_.data(), count * config_.intermediate_size);
+  for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
+    silu_multiply(state.gate_.data() + first * inner, state.up_.data() + first * inner,
+                  rows * inner);
+  });
   linear(state.gate_.data(), count, layer.down, bias_of(layer.down_bias), projected, state.scratch_,
          executor);
-  add_in_place(state.hidden_.data(), projected, count * hidden);
+  for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
+    add_in_place(state.hidden_.data() + first * hidden, projected + first * hidden, rows * hidden);
+  });
 }
 
 }  // namespace kvcache::runner

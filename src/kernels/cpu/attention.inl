@@ -44,11 +44,12 @@ struct Scratch {
   uint32_t* weights;     // many rows by pairs: [rows, 32]
 };
 
+// Bytes taken of `memory`, which is null when only they are asked for.
 int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch* scratch) {
   char* base = static_cast<char*>(memory);
   int64_t used = 0;
   const auto take = [&](int64_t bytes) {
-    char* at = base + used;
+    char* at = base == nullptr ? nullptr : base + used;
     used += (bytes + 63) / 64 * 64;
     return static_cast<void*>(at);
   };

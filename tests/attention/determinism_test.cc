@@ -21,20 +21,6 @@ class AttentionBits : public ::testing::TestWithParam<std::string> {
     return c;
   }
 
-  // Sequence `seq` of a batch on its own.
-  static AttentionCase alone(const AttentionCase& batch, std::size_t seq) {
-    AttentionCase c = batch;
-    c.data = KvRowsData({batch.data.lengths[seq]}, batch.data.num_kv_heads, batch.data.k_dim,
-                        batch.data.v_dim);
-    c.data.k[0] = batch.data.k[seq];
-    c.data.v[0] = batch.data.v[seq];
-    c.queries = {batch.queries[seq]};
-    const std::vector<std::int32_t> indptr = batch.qo_indptr();
-    const std::int64_t row = std::int64_t{batch.num_heads} * batch.data.k_dim;
-    c.q.assign(batch.q.begin() + indptr[seq] * row, batch.q.begin() + indptr[seq + 1] * row);
-    return c;
-  }
-
   static std::vector<float> rows(const std::vector<float>& all, std::int64_t begin,
                                  std::int64_t end, std::int64_t size) {
     return {all.begin() + begin * size, all.begin() + end * size};
@@ -53,13 +39,20 @@ TEST_P(AttentionBits, ThreadsDoNotMatter) {
 }
 
 TEST_P(AttentionBits, ASequenceAloneIsAsInABatch) {
-  const AttentionCase batch = plain({700, 1, 1030, 64}, {1, 1, 20, 4});
-  const Attended together = batch.run(GetParam());
-  const std::vector<std::int32_t> indptr = batch.qo_indptr();
-  for (std::size_t seq = 0; seq < 4; ++seq) {
-    const Attended single = alone(batch, seq).run(GetParam());
-    expect_same_bits(single.out, rows(together.out, indptr[seq], indptr[seq + 1], 6 * 24), "out");
-    expect_same_bits(single.lse, rows(together.lse, indptr[seq], indptr[seq + 1], 6), "lse");
+  std::vector<AttentionCase> batches = {plain({700, 1, 1030, 64}, {1, 1, 20, 4})};
+  for (std::uint32_t seed = 3000; seed < 3020; ++seed) batches.push_back(random_case(seed));
+  for (const AttentionCase& batch : batches) {
+    SCOPED_TRACE(describe(batch));
+    const KvStorage stored(batch.data, batch.storage);
+    const Attended together = batch.run_on(stored.view(), GetParam());
+    const std::vector<std::int32_t> indptr = batch.qo_indptr();
+    const std::int64_t heads = batch.num_heads;
+    for (std::int32_t seq = 0; seq < stored.view().num_seqs; ++seq) {
+      const Attended single = batch.run_alone(stored.view(), seq, GetParam());
+      const std::int64_t begin = indptr[std::size_t(seq)], end = indptr[std::size_t(seq) + 1];
+      expect_same_bits(single.out, rows(together.out, begin, end, heads * batch.data.v_dim), "out");
+      expect_same_bits(single.lse, rows(together.lse, begin, end, heads), "lse");
+    }
   }
 }
 
@@ -193,12 +186,13 @@ TEST_P(AttentionBits, ASharedPrefixOfMoreRowsThanOnePassMovesNoBit) {
     const std::unique_ptr<Executor> pool = make_thread_pool(threads).value();
     expect_same_bits(c.run(GetParam(), *pool), expected, std::to_string(threads) + " threads");
   }
-  for (std::size_t seq : {0, 7, 39}) {
-    const std::vector<std::int32_t> indptr = c.qo_indptr();
-    AttentionCase single = alone(c, seq);
-    single.storage.shared = {};
-    expect_same_bits(single.run(GetParam()).out,
-                     rows(expected.out, indptr[seq], indptr[seq + 1], 5 * 24), "alone");
+  const KvStorage stored(c.data, c.storage);
+  const std::vector<std::int32_t> indptr = c.qo_indptr();
+  for (std::int32_t seq : {0, 7, 39}) {
+    expect_same_bits(
+        c.run_alone(stored.view(), seq, GetParam()).out,
+        rows(expected.out, indptr[std::size_t(seq)], indptr[std::size_t(seq) + 1], 5 * 24),
+        "alone");
   }
 }
 

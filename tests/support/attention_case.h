@@ -99,6 +99,45 @@ struct AttentionCase {
     return {values(out), values(lse)};
   }
 
+  // Sequence `seq` of the batch in `view` as a batch of its own.
+  Attended run_alone(const KvView& view, std::int32_t seq, const std::string& backend) const {
+    std::vector<KvPart> parts(view.parts, view.parts + view.num_parts);
+    for (KvPart& part : parts) {
+      if (part.block_table != nullptr) {
+        part.block_table += seq * part.block_table_stride;
+      } else {
+        part.k = static_cast<const std::byte*>(part.k) +
+                 seq * part.k_page_stride * size_of(part.k_format.dtype);
+        part.v = static_cast<const std::byte*>(part.v) +
+                 seq * part.v_page_stride * size_of(part.v_format.dtype);
+      }
+      part.lengths += seq;
+      if (part.first_position != nullptr) part.first_position += seq;
+      if (part.first_visible != nullptr) part.first_visible += seq;
+      if (part.positions != nullptr) part.positions += seq * part.positions_stride;
+    }
+    KvView single = view;
+    single.num_seqs = 1;
+    single.parts = parts.data();
+
+    AttentionCase c = *this;
+    const std::int64_t row = std::int64_t{num_heads} * data.k_dim;
+    c.queries = {queries[static_cast<std::size_t>(seq)]};
+    const std::vector<std::int32_t> indptr = qo_indptr();
+    c.q.assign(q.begin() + indptr[static_cast<std::size_t>(seq)] * row,
+               q.begin() + indptr[static_cast<std::size_t>(seq) + 1] * row);
+    if (has_mask && mask.view().shape[0] > 1) {
+      const TensorView all = mask;
+      c.mask = HostTensor(DType::kF32, {1, all.shape[1], all.shape[2], all.shape[3]});
+      const std::int64_t count = c.mask.num_elements();
+      const std::vector<float> biases = values(all);
+      for (std::int64_t i = 0; i < count; ++i) {
+        c.mask.set(i, biases[static_cast<std::size_t>(seq * count + i)]);
+      }
+    }
+    return c.run_on(single, backend);
+  }
+
   template <typename Rng>
   void randomize(Rng& rng, float k_scale = 1) {
     data.randomize(rng, k_scale);

@@ -1,4 +1,5 @@
-// Attention calls over all options, layouts, types and sizes, chosen by a seed.
+// Attention calls over all options, layouts, types and sizes, chosen by a seed, or by whatever a
+// source of 32-bit choices gives (a fuzz target's has the bytes of its input).
 #ifndef KVCACHE_TESTS_SUPPORT_RANDOM_ATTENTION_H_
 #define KVCACHE_TESTS_SUPPORT_RANDOM_ATTENTION_H_
 
@@ -14,11 +15,12 @@
 
 namespace kvcache::testing {
 
-template <typename T>
-T pick(std::mt19937& rng, std::initializer_list<T> list) {
+template <typename T, typename Rng>
+T pick(Rng& rng, std::initializer_list<T> list) {
   return list.begin()[rng() % list.size()];
 }
-inline bool chance(std::mt19937& rng, int one_in) {
+template <typename Rng>
+bool chance(Rng& rng, int one_in) {
   return rng() % static_cast<unsigned>(one_in) == 0;
 }
 
@@ -37,7 +39,8 @@ inline void choose_sizes(std::mt19937& rng, AttentionCase* c) {
   c->data = KvRowsData(lengths, kv_heads, k_dim, v_dim);
 }
 
-inline void choose_storage(std::mt19937& rng, AttentionCase* c) {
+template <typename Rng>
+void choose_storage(Rng& rng, AttentionCase* c) {
   KvStorageOptions& storage = c->storage;
   storage.k_dtype = pick(rng, {DType::kF32, DType::kF16, DType::kBF16});
   storage.v_dtype =
@@ -73,12 +76,13 @@ inline void choose_storage(std::mt19937& rng, AttentionCase* c) {
     }
   }
   if (chance(rng, 4)) {
+    std::mt19937 gaps(rng());
     for (std::int32_t length : c->data.lengths) {
       std::vector<std::int32_t> positions;
-      std::int32_t position = static_cast<std::int32_t>(rng() % 20);
+      std::int32_t position = static_cast<std::int32_t>(gaps() % 20);
       for (std::int32_t row = 0; row < length; ++row) {
         positions.push_back(position);
-        position += chance(rng, 10) ? static_cast<std::int32_t>(rng() % 30) : 1;
+        position += chance(gaps, 10) ? static_cast<std::int32_t>(gaps() % 30) : 1;
       }
       storage.positions.push_back(positions);
     }
@@ -86,7 +90,8 @@ inline void choose_storage(std::mt19937& rng, AttentionCase* c) {
 }
 
 // Some sequences begin with pages of earlier ones, near and beyond the ends of cuts.
-inline void choose_shared(std::mt19937& rng, AttentionCase* c) {
+template <typename Rng>
+void choose_shared(Rng& rng, AttentionCase* c) {
   KvStorageOptions& storage = c->storage;
   const std::vector<std::int32_t>& lengths = c->data.lengths;
   storage.shared.resize(lengths.size());
@@ -113,7 +118,8 @@ inline void choose_shared(std::mt19937& rng, AttentionCase* c) {
   }
 }
 
-inline void choose_mask(std::mt19937& rng, AttentionCase* c) {
+template <typename Rng>
+void choose_mask(Rng& rng, AttentionCase* c) {
   const std::int32_t queries =
       *std::max_element(c->queries.begin(), c->queries.end()) + static_cast<int>(rng() % 2);
   const std::int32_t keys = *std::max_element(c->data.lengths.begin(), c->data.lengths.end()) +
@@ -121,14 +127,16 @@ inline void choose_mask(std::mt19937& rng, AttentionCase* c) {
   const std::int64_t batch = chance(rng, 2) ? 1 : static_cast<std::int64_t>(c->data.lengths.size());
   const std::int64_t heads = chance(rng, 2) ? 1 : c->num_heads;
   c->mask = HostTensor(DType::kF32, {batch, heads, queries, keys});
+  std::mt19937 values(rng());
   std::uniform_real_distribution<double> bias(-2, 2);
   for (std::int64_t i = 0; i < c->mask.num_elements(); ++i) {
-    c->mask.set(i, chance(rng, 3) ? -INFINITY : bias(rng));
+    c->mask.set(i, chance(values, 3) ? -INFINITY : bias(values));
   }
   c->has_mask = true;
 }
 
-inline void choose_options(std::mt19937& rng, AttentionCase* c) {
+template <typename Rng>
+void choose_options(Rng& rng, AttentionCase* c) {
   AttentionOptions& options = c->options;
   options.causal = !chance(rng, 3);
   if (chance(rng, 4)) options.scale = 0.3f;
@@ -137,18 +145,20 @@ inline void choose_options(std::mt19937& rng, AttentionCase* c) {
     options.window = pick<std::int32_t>(rng, {1, 2, 63, 64, 100, 600});
     options.sink_tokens = pick<std::int32_t>(rng, {0, 0, 1, 4, 70});
   }
+  std::mt19937 values(rng());
   std::uniform_real_distribution<float> uniform(0.001f, 0.5f);
   if (chance(rng, 4)) {
     for (std::int32_t head = 0; head < c->num_heads; ++head) {
-      c->alibi_slopes.push_back(uniform(rng));
+      c->alibi_slopes.push_back(uniform(values));
     }
   }
   if (chance(rng, 4)) {
     for (std::int32_t head = 0; head < c->num_heads; ++head) {
-      c->sinks.push_back(4 * uniform(rng) - 1);
+      c->sinks.push_back(4 * uniform(values) - 1);
     }
   }
   options.partial = chance(rng, 6);
+  options.reproducible = chance(rng, 6);
   if (chance(rng, 4)) choose_mask(rng, c);
 }
 
@@ -189,7 +199,7 @@ inline std::string describe(const AttentionCase& c) {
        << "window " << c.options.window << "+" << c.options.sink_tokens << " softcap "
        << c.options.softcap << (c.alibi_slopes.empty() ? "" : " alibi")
        << (c.sinks.empty() ? "" : " sinks") << (c.has_mask ? " mask" : "")
-       << (c.options.partial ? " partial" : "");
+       << (c.options.partial ? " partial" : "") << (c.options.reproducible ? " reproducible" : "");
   return text.str();
 }
 

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <memory>
@@ -73,8 +74,13 @@ std::string figure(double value) {
 std::string cases_table(const std::vector<bench::Case>& cases, bool answers) {
   std::vector<std::vector<std::string>> rows = {{"case", "achieved", "roof", "unit", "ratio"}};
   if (answers) rows[0].push_back("error");
-  if (!cases.empty()) {
-    for (const auto& detail : cases.front().details) rows[0].push_back(detail.first);
+  // What only some cases have stands behind what all have.
+  const auto most =
+      std::max_element(cases.begin(), cases.end(), [](const bench::Case& a, const bench::Case& b) {
+        return a.details.size() < b.details.size();
+      });
+  if (most != cases.end()) {
+    for (const auto& detail : most->details) rows[0].push_back(detail.first);
   }
   for (const bench::Case& each : cases) {
     rows.push_back({each.name, figure(each.achieved), figure(each.roof), each.unit,

@@ -170,6 +170,30 @@ TEST(RunAttention, MeasuresAndChecksACase) {
   }
 }
 
+TEST(RunAttention, ASharedPrefixIsComparedWithReadingItForEachSequence) {
+  AttentionShape shape = small(8);
+  shape.kv_len = 530;
+  shape.ragged = false;
+  shape.shared_prefix = 512;
+  AttentionRun run;
+  run.repeats = 2;
+  run.ring_bytes = kLittleMemory;
+  const auto found = run_attention(shape, run);
+  ASSERT_TRUE(found.ok()) << found.status().to_string();
+  EXPECT_TRUE(check_answers({*found}).ok());
+  const auto detail = [&](const std::string& name) {
+    for (const auto& [other, value] : found->details) {
+      if (other == name) return value;
+    }
+    return -1.0;
+  };
+  EXPECT_EQ(detail("rows counted"), 512 + 3 * 18);
+  EXPECT_EQ(detail("rows unshared"), 3 * 530);
+  EXPECT_NEAR(detail("times fewer bytes"), 3 * 530 / 566.0, 1e-9);
+  EXPECT_GT(detail("ms unshared"), 0);
+  EXPECT_GT(detail("times faster"), 0);
+}
+
 TEST(RunAttention, ForwardsWhatIsWrong) {
   AttentionShape shape = small();
   shape.backend = "abacus";

@@ -4,7 +4,9 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -50,9 +52,12 @@ void add_request(PyBatching& self, PyCache& prefilled, std::int64_t id) {
   const bool batch_first = std::less<const void*>()(&self.mutex, &prefilled.mutex);
   const Turn first(batch_first ? self.mutex : prefilled.mutex);
   const Turn second(batch_first ? prefilled.mutex : self.mutex);
-  if (prefilled.memory != nullptr) self.memories.push_back(prefilled.memory);
+  const bool known = prefilled.memory == nullptr ||
+                     std::find(self.memories.begin(), self.memories.end(), prefilled.memory) !=
+                         self.memories.end();
+  if (!known) self.memories.push_back(prefilled.memory);
   const Status status = self.cache.add_request(*prefilled.cache, id);
-  if (!status.ok() && prefilled.memory != nullptr) self.memories.pop_back();
+  if (!status.ok() && !known) self.memories.pop_back();
   check(status);
 }
 

@@ -178,6 +178,7 @@ def decode(model, case, arguments):
               "min ms": {way.name: min(way.milliseconds) for way in ways},
               "max ms": {way.name: max(way.milliseconds) for way in ways},
               "inside ms": {way.name: statistics.median(way.inside) for way in ways},
+              "min inside ms": {way.name: min(way.inside) for way in ways},
               "logits error": error}
     for key in ("ms", "inside ms"):
         best = min(result[key][name] for name in THEIRS)

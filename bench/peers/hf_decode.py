@@ -291,8 +291,10 @@ def main():
     if arguments.peak_of:
         print(peak(cases[0], arguments.peak_of, arguments.kind))
         return
+    here = kvcache.info()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, kvcache "
-          f"{kvcache.__version__} ({kvcache.info()}), {arguments.threads} threads, bf16")
+          f"{kvcache.__version__} ({here['backend']} on {here['cpu']}), {arguments.threads} threads, "
+          "bf16", flush=True)
     results = []
 
     def report(result):

@@ -2,20 +2,31 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "apps/cli/commands.h"
 #include "apps/cli/console.h"
+#include "apps/cli/options.h"
 #include "kvcache/kvcache.h"
 #include "runner/ops/matmul.h"
 
 namespace kvcache::cli {
 namespace {
 
-Status run(bool json) {
+struct Flags {
+  ModelFlags model;
+  bool json = false;
+};
+
+Status run(const Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
   KVC_ASSIGN_OR_RETURN(const std::vector<BackendInfo> known, backends());
   const std::int32_t threads = default_executor().concurrency();
-  if (json) {
+  std::optional<runner::Model> model;
+  if (!flags.model.directory.empty()) {
+    KVC_ASSIGN_OR_RETURN(model, load_model(flags.model));
+  }
+  if (flags.json) {
     nlohmann::ordered_json out;
     out["version"] = version();
     out["cpu"] = cpu;
@@ -28,6 +39,11 @@ Status run(bool json) {
                                  {"available", backend.available},
                                  {"reason", backend.reason},
                                  {"selected", backend.selected}});
+    }
+    if (model.has_value()) {
+      out["model"] = {{"parameters", model->num_parameters()},
+                      {"weights", name_of(model->weight_type())},
+                      {"weight_bytes", model->weight_bytes()}};
     }
     fmt::print("{}\n", out.dump());
     return {};
@@ -42,17 +58,29 @@ Status run(bool json) {
                backend.available ? "available" : "not available", backend.description,
                backend.reason);
   }
+  if (model.has_value()) {
+    fmt::print("weights          {} parameters in {}: {}\n",
+               with_thousands(model->num_parameters()), name_of(model->weight_type()),
+               human_bytes(model->weight_bytes()));
+  }
   return {};
 }
 
 }  // namespace
 
 void add_info(CLI::App& app, int* exit_code) {
-  CLI::App* command = app.add_subcommand("info", "Version, processor, and the attention backends");
-  auto json = std::make_shared<bool>(false);
-  command->add_flag("--json", *json, "Print one JSON object instead");
-  command->callback([json, exit_code] {
-    const Status status = run(*json);
+  CLI::App* command = app.add_subcommand(
+      "info",
+      "Version, processor, and the attention backends; of a model the bytes of its weights");
+  auto flags = std::make_shared<Flags>();
+  command
+      ->add_option("--model", flags->model.directory,
+                   "Model directory as Hugging Face writes it [none]")
+      ->type_name("DIR");
+  flags->model.add_weights(*command);
+  command->add_flag("--json", flags->json, "Print one JSON object instead");
+  command->callback([flags, exit_code] {
+    const Status status = run(*flags);
     *exit_code = status.ok() ? 0 : fail(status);
   });
 }

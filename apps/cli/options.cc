@@ -10,6 +10,10 @@ void ModelFlags::add_model(CLI::App& app) {
   app.add_option("--model", directory,
                  "Model directory as Hugging Face writes it [the one that ships]")
       ->type_name("DIR");
+  add_weights(app);
+}
+
+void ModelFlags::add_weights(CLI::App& app) {
   app.add_option(
          "--weights", weights,
          "Precision of the weights: auto widens to f32 below 100 M parameters and keeps the "

@@ -22,6 +22,7 @@ struct ModelFlags {
   std::optional<int> threads;
 
   void add_model(CLI::App& app);  // --model and --weights
+  void add_weights(CLI::App& app);
   void add_threads(CLI::App& app);
 };
 

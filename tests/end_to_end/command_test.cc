@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -52,6 +53,8 @@ TEST_F(CommandTest, BadWordsAndNumbersAreOneLineAndExitCodeTwo) {
            "plan --batch 0",
            "plan --page-size 0",
            "plan --kv-dtype f64",
+           "plan --weights int4",
+           "info --model " + directory_.path() + "/missing",
            "plan --model " + directory_.path() + "/missing",
            // More bytes, and more rows to count, than 63 bits hold.
            "plan --context 2147483648 --batch 1048576" + model_,
@@ -105,6 +108,27 @@ TEST_F(CommandTest, JsonIsAloneOnStdout) {
     const Ran ran = run(words);
     EXPECT_EQ(ran.exit_code, 0) << words << ": " << ran.error;
     EXPECT_FALSE(nlohmann::json::parse(ran.out, nullptr, false).is_discarded()) << ran.out;
+  }
+}
+
+TEST_F(CommandTest, Int8WeightsAreCountedAndRunByEveryCommand) {
+  const auto bytes = [&](const std::string& weights) {
+    const Ran plan = run("plan --json --weights " + weights + model_);
+    const Ran info = run("info --json --weights " + weights + model_);
+    EXPECT_EQ(plan.exit_code, 0) << plan.error;
+    EXPECT_EQ(info.exit_code, 0) << info.error;
+    const auto planned = nlohmann::json::parse(plan.out);
+    const auto told = nlohmann::json::parse(info.out);
+    EXPECT_EQ(planned["weights"], weights);
+    EXPECT_EQ(told["model"]["weights"], weights);
+    EXPECT_EQ(told["model"]["weight_bytes"], planned["weight_bytes"]);
+    return planned["weight_bytes"].get<std::int64_t>();
+  };
+  EXPECT_LT(bytes("int8"), bytes("f32") / 2);
+  for (const char* words : {"generate --prompt x --max-tokens 3", "watch --prompt x --max-tokens 3",
+                            "compare --prompt x --max-tokens 3"}) {
+    const Ran ran = run(std::string(words) + " --weights int8" + model_);
+    EXPECT_EQ(ran.exit_code, 0) << words << ": " << ran.error;
   }
 }
 

@@ -1,8 +1,28 @@
-# Libraries of the runner. The core links none of them.
-find_package(PkgConfig REQUIRED)
-pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
-pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
-find_package(nlohmann_json 3.11 REQUIRED)
+# Libraries of the runner. The core links none of them. KVCACHE_BUILD_RUNNER=AUTO builds the runner
+# where they are, and lists the others in KVC_RUNNER_MISSING.
+if(KVCACHE_BUILD_RUNNER STREQUAL "AUTO")
+  set(KVC_NEEDED QUIET)
+else()
+  set(KVC_NEEDED REQUIRED)
+endif()
+find_package(PkgConfig ${KVC_NEEDED})
+if(PkgConfig_FOUND)
+  pkg_check_modules(PCRE2 ${KVC_NEEDED} IMPORTED_TARGET libpcre2-8)
+  pkg_check_modules(UTF8PROC ${KVC_NEEDED} IMPORTED_TARGET libutf8proc)
+endif()
+find_package(nlohmann_json 3.11 ${KVC_NEEDED})
+if(KVCACHE_BUILD_RUNNER STREQUAL "AUTO")
+  set(KVCACHE_BUILD_RUNNER ON)
+  set(KVC_RUNNER_MISSING "")
+  foreach(library IN ITEMS PkgConfig PCRE2 UTF8PROC nlohmann_json)
+    if(NOT ${library}_FOUND)
+      list(APPEND KVC_RUNNER_MISSING ${library})
+      set(KVCACHE_BUILD_RUNNER OFF)
+    endif()
+  endforeach()
+  list(JOIN KVC_RUNNER_MISSING ", " KVC_RUNNER_MISSING)
+  message(STATUS "The runner: ${KVCACHE_BUILD_RUNNER} (missing: ${KVC_RUNNER_MISSING})")
+endif()
 
 # Found by header and library: the config file of Debian's package asks for OpenCL, which a product on
 # a CPU does not need.

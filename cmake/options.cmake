@@ -1,6 +1,6 @@
 # What is built, and for whom. A project that embeds kvcache gets the library alone.
 option(BUILD_SHARED_LIBS "Build libkvcache as a shared library" OFF)
-option(KVCACHE_BUILD_RUNNER "The model runner" ${PROJECT_IS_TOP_LEVEL})
+option(KVCACHE_BUILD_RUNNER "The model runner (ON, OFF, AUTO: where its libraries are)" ${PROJECT_IS_TOP_LEVEL})
 option(KVCACHE_BUILD_CLI "The command line (needs the runner)" ${PROJECT_IS_TOP_LEVEL})
 option(KVCACHE_BUILD_BENCH "The measurements behind `kvcache bench`" ${PROJECT_IS_TOP_LEVEL})
 option(KVCACHE_BUILD_EXAMPLES "The examples" ${PROJECT_IS_TOP_LEVEL})

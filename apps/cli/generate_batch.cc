@@ -70,7 +70,7 @@ std::vector<std::string> lines_with_text(std::string_view text) {
   return lines;
 }
 
-Status generate_batch(const LoadedModel& loaded, const std::vector<std::string>& prompts,
+Status generate_batch(const runner::LoadedModel& loaded, const std::vector<std::string>& prompts,
                       const runner::GenerateOptions& options, std::int64_t max_active, bool json) {
   KVC_ASSIGN_OR_RETURN(
       runner::RunningBatch batch,

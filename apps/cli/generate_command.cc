@@ -89,7 +89,7 @@ Status run(Flags& flags) {
   flags.options.page_size = flags.storage.page_size;
   KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
   flags.options.context = threads.context();
-  KVC_ASSIGN_OR_RETURN(const LoadedModel loaded, load(flags.model));
+  KVC_ASSIGN_OR_RETURN(const runner::LoadedModel loaded, load(flags.model));
   if (const std::string path = runner::find_chat_template(loaded.directory); !path.empty()) {
     fmt::print(stderr, "{}: a chat template, which is not applied: the prompt goes in as it is\n",
                path);

@@ -1,7 +1,5 @@
 #include "apps/cli/options.h"
 
-#include <utility>
-
 #include "apps/cli/console.h"
 
 namespace kvcache::cli {
@@ -83,18 +81,10 @@ Result<runner::Model> load_model(const ModelFlags& flags) {
   return runner::Model::load(directory, mode);
 }
 
-Result<LoadedModel> load(const ModelFlags& flags) {
-  KVC_ASSIGN_OR_RETURN(std::string directory, model_directory(flags));
-  KVC_ASSIGN_OR_RETURN(runner::Model model, load_model(flags));
-  KVC_ASSIGN_OR_RETURN(runner::Tokenizer tokenizer,
-                       runner::Tokenizer::load(directory + "/tokenizer.json"));
-  if (tokenizer.vocab_size() > model.config().vocab_size) {
-    return Status(StatusCode::kCorrupt,
-                  directory + "/tokenizer.json: found " + std::to_string(tokenizer.vocab_size()) +
-                      " tokens, expected at most " + std::to_string(model.config().vocab_size) +
-                      " (vocab_size of config.json)");
-  }
-  return LoadedModel{std::move(directory), std::move(model), std::move(tokenizer)};
+Result<runner::LoadedModel> load(const ModelFlags& flags) {
+  KVC_ASSIGN_OR_RETURN(const std::string directory, model_directory(flags));
+  KVC_ASSIGN_OR_RETURN(const runner::WeightMode mode, runner::parse_weight_mode(flags.weights));
+  return runner::LoadedModel::load(directory, mode);
 }
 
 Result<Threads> Threads::create(const std::optional<int>& count) {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "kvcache/kvcache.h"
+#include "runner/generate/loaded_model.h"
 #include "runner/model/model.h"
-#include "runner/tokenizer/tokenizer.h"
 
 namespace kvcache::cli {
 
@@ -48,16 +48,9 @@ struct StorageFlags {
   std::optional<DType> parsed_dtype() const;
 };
 
-// A loaded model, its tokenizer, and the threads it runs on.
-struct LoadedModel {
-  std::string directory;
-  runner::Model model;
-  runner::Tokenizer tokenizer;
-};
-
 Result<std::string> model_directory(const ModelFlags& flags);
 Result<runner::Model> load_model(const ModelFlags& flags);
-Result<LoadedModel> load(const ModelFlags& flags);
+Result<runner::LoadedModel> load(const ModelFlags& flags);
 
 // A pool of --threads threads, or the default one.
 class Threads {

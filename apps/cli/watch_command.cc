@@ -44,7 +44,7 @@ Status run(Flags& flags) {
   flags.options.page_size = flags.storage.page_size;
   KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
   flags.options.context = threads.context();
-  KVC_ASSIGN_OR_RETURN(const LoadedModel loaded, load(flags.model));
+  KVC_ASSIGN_OR_RETURN(const runner::LoadedModel loaded, load(flags.model));
   KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, loaded.tokenizer.encode(prompt));
   // Before anything is printed.
   KVC_RETURN_IF_ERROR(runner::check_prompt(loaded.model.config(), tokens));

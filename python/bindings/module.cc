@@ -10,6 +10,7 @@
 #include "python/bindings/kv_view.h"
 #include "python/bindings/layered.h"
 #include "python/bindings/memory.h"
+#include "python/bindings/model.h"
 #include "python/bindings/paged.h"
 
 NB_MODULE(_core, module) {
@@ -26,4 +27,5 @@ NB_MODULE(_core, module) {
   bind_paged(module);
   bind_attention(module);
   bind_hf(module);
+  bind_model(module);
 }

@@ -1,0 +1,468 @@
+#include "python/bindings/model.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "python/bindings/arrays.h"
+#include "python/bindings/errors.h"
+#include "python/bindings/text_stream.h"
+#include "python/bindings/turn.h"
+#include "runner/model/kv_store.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvcache::python {
+namespace {
+
+struct PyModel {
+  std::shared_ptr<const Loaded> loaded;
+};
+
+struct PyTokenizer {
+  std::shared_ptr<const Loaded> loaded;
+  const runner::Tokenizer& core() const { return loaded->files.tokenizer; }
+};
+
+// --- What comes in. ---
+
+[[noreturn]] void raise_type(const char* name, nb::handle found, const char* expected) {
+  raise(PyExc_TypeError, std::string(name) + ": found " + nb::type_name(found.type()).c_str() +
+                             ", expected " + expected);
+}
+
+std::string text_from(const char* name, nb::handle object, const char* expected = "str") {
+  if (!PyUnicode_Check(object.ptr())) raise_type(name, object, expected);
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
+  if (text == nullptr) throw nb::python_error();
+  return {text, static_cast<std::size_t>(size)};
+}
+
+std::string path_from(nb::handle object) {
+  PyObject* bytes = nullptr;
+  if (PyUnicode_FSConverter(object.ptr(), &bytes) == 0) throw nb::python_error();
+  const nb::object held = nb::steal(bytes);
+  return {PyBytes_AS_STRING(bytes), static_cast<std::size_t>(PyBytes_GET_SIZE(bytes))};
+}
+
+std::vector<std::int32_t> tokens_from(const char* name, nb::handle object, const Loaded& loaded) {
+  if (!PyUnicode_Check(object.ptr())) return int32_values(name, object);
+  const std::string text = text_from(name, object);
+  std::optional<Result<std::vector<std::int32_t>>> tokens;
+  {
+    const Unlocked unlocked(static_cast<std::int64_t>(text.size()) * 16);
+    tokens.emplace(loaded.files.tokenizer.encode(text));
+  }
+  return take(std::move(*tokens));
+}
+
+bool is_list(nb::handle object) {
+  return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr());
+}
+
+// Whether `object` is a list of prompts, not a prompt that is a list of tokens.
+bool is_several(nb::handle object) {
+  if (!is_list(object)) return false;
+  if (nb::len(object) == 0) {
+    raise(PyExc_ValueError, "prompt: found an empty list, expected text, tokens or a list of them");
+  }
+  const nb::object first = object[0];
+  if (PyUnicode_Check(first.ptr()) || is_list(first)) return true;
+  // Numbers of NumPy have axes too: none.
+  return nb::hasattr(first, "ndim") && nb::cast<int>(first.attr("ndim")) > 0;
+}
+
+Prompts prompts_from(nb::handle object, const Loaded& loaded) {
+  Prompts prompts;
+  for (nb::handle prompt : object) {
+    const std::string name = "prompt[" + std::to_string(prompts.size()) + "]";
+    prompts.push_back(tokens_from(name.c_str(), prompt, loaded));
+  }
+  return prompts;
+}
+
+std::vector<std::string> stop_from(nb::handle object) {
+  constexpr const char* kExpected = "str or a list of them";
+  std::vector<std::string> stop;
+  if (object.is_none()) return stop;
+  if (!is_list(object)) return {text_from("stop", object, kExpected)};
+  for (nb::handle text : object) stop.push_back(text_from("stop", text, kExpected));
+  return stop;
+}
+
+runner::SamplerOptions sampler_from(double temperature, std::int64_t top_k, double top_p,
+                                    double min_p, double repetition_penalty, std::int64_t seed) {
+  if (seed < 0) {
+    raise(PyExc_ValueError, "seed: found " + std::to_string(seed) + ", expected at least 0");
+  }
+  runner::SamplerOptions sampler;
+  sampler.temperature = temperature;
+  sampler.top_k = top_k;
+  sampler.top_p = top_p;
+  sampler.min_p = min_p;
+  sampler.repetition_penalty = repetition_penalty;
+  sampler.seed = static_cast<std::uint64_t>(seed);
+  return sampler;
+}
+
+// Where rows are kept: the arguments that generate(), session() and logits() share.
+StreamOptions storage_from(const Loaded& loaded, const std::string& cache, nb::handle kv_dtype,
+                           nb::handle layout, std::int64_t page_size, std::int64_t prefill_chunk,
+                           std::shared_ptr<LimitedMemory> memory) {
+  StreamOptions options;
+  options.core.cache = take(runner::parse_store_kind(cache));
+  options.core.kv_dtype = dtype_from(kv_dtype, "kv_dtype");
+  options.core.layout = layout_from(layout);
+  options.core.page_size = page_size;
+  options.core.prefill_chunk = prefill_chunk;
+  options.core.context = loaded.context();
+  options.memory = std::move(memory);
+  options.core.memory = options.memory.get();
+  return options;
+}
+
+// --- Sessions: logits of tokens that follow one another. ---
+
+class Session {
+ public:
+  Session(std::shared_ptr<const Loaded> loaded, StreamOptions options, std::int64_t max_length)
+      : loaded_(std::move(loaded)), options_(std::move(options)) {
+    const std::int64_t context = model().config().max_position_embeddings;
+    if (max_length < 1 || max_length > context) {
+      raise(PyExc_ValueError, "max_length: found " + std::to_string(max_length) +
+                                  ", expected 1 .. " + std::to_string(context) +
+                                  " (the model's context)");
+    }
+    check(runner::check_options(options_.core));
+    options_.core.max_tokens = 1;
+    store_ = take(runner::open_store(model(), max_length, options_.core));
+  }
+
+  nb::object forward(const std::vector<std::int32_t>& tokens, bool last_only) {
+    check(runner::check_prompt(model().config(), tokens));
+    const auto total = static_cast<std::int64_t>(tokens.size());
+    const std::int64_t vocab = model().config().vocab_size;
+    const std::int64_t shape[2] = {last_only ? 1 : total, vocab};
+    nb::object array =
+        new_array(Framework::kNumpy, DType::kF32, last_only ? shape + 1 : shape, last_only ? 1 : 2);
+    const Array out("logits", array);
+    auto* rows = static_cast<float*>(out.writable("logits").data);
+    const std::int64_t chunk = options_.core.prefill_chunk;
+    for (std::int64_t done = 0; done < total;) {
+      // Without a cache a step takes everything at once.
+      const std::int64_t left = total - done;
+      const std::int64_t count =
+          chunk > 0 && store_->keeps_history() ? std::min(chunk, left) : left;
+      check(step(std::span(tokens).subspan(static_cast<std::size_t>(done),
+                                           static_cast<std::size_t>(count)),
+                 last_only, rows));
+      if (!last_only) rows += count * vocab;
+      done += count;
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    }
+    return array;
+  }
+
+  std::vector<std::int32_t> tokens_of(nb::handle tokens) const {
+    return tokens_from("tokens", tokens, *loaded_);
+  }
+
+  std::int64_t length() {
+    const Turn turn(mutex_);
+    return store_->length();
+  }
+
+  runner::KvUsage usage() {
+    const Turn turn(mutex_);
+    return store_->usage();
+  }
+
+  std::string repr() {
+    return std::string("Session(cache='") + name_of(options_.core.cache) +
+           "', length=" + std::to_string(length()) + ", nbytes=" + std::to_string(usage().nbytes) +
+           ")";
+  }
+
+ private:
+  const runner::Model& model() const { return loaded_->files.model; }
+
+  Status step(std::span<const std::int32_t> tokens, bool last_only, float* rows) {
+    const Turn turn(mutex_);
+    const nb::gil_scoped_release others;
+    const auto kind = last_only ? runner::LogitRows::kLast : runner::LogitRows::kAll;
+    KVC_RETURN_IF_ERROR(model().forward(tokens, *store_, state_, logits_, kind, {},
+                                        options_.core.context));
+    std::copy(logits_.begin(), logits_.end(), rows);
+    return {};
+  }
+
+  std::shared_ptr<const Loaded> loaded_;
+  StreamOptions options_;
+  std::mutex mutex_;  // of all below
+  std::unique_ptr<runner::KvStore> store_;
+  runner::ForwardState state_;
+  std::vector<float> logits_;
+};
+
+// --- Model. ---
+
+void load(PyModel* self, nb::handle path, const std::string& weights,
+          std::optional<std::int32_t> threads) {
+  const std::string directory = path_from(path);
+  const runner::WeightMode mode = take(runner::parse_weight_mode(weights));
+  std::unique_ptr<Executor> pool;
+  if (threads.has_value()) pool = take(make_thread_pool(*threads));
+  std::optional<Result<runner::LoadedModel>> files;
+  {
+    const nb::gil_scoped_release others;
+    files.emplace(runner::LoadedModel::load(directory, mode));
+  }
+  // A file, so not the KeyError that kNotFound is elsewhere.
+  if (files->status().code() == StatusCode::kNotFound) {
+    raise(PyExc_FileNotFoundError, files->status().message());
+  }
+  auto loaded = std::make_shared<Loaded>(
+      Loaded{take(std::move(*files)), std::move(pool), threads.value_or(0)});
+  new (self) PyModel{std::move(loaded)};
+}
+
+nb::object generate(const PyModel& self, nb::handle prompt, std::int64_t max_tokens, bool stream,
+                    const std::optional<std::string>& cache, double temperature, std::int64_t top_k,
+                    double top_p, double min_p, double repetition_penalty, std::int64_t seed,
+                    nb::handle stop, bool stop_at_eos, nb::handle kv_dtype, nb::handle layout,
+                    std::int64_t page_size, std::int64_t prefill_chunk, std::int64_t max_active,
+                    std::shared_ptr<LimitedMemory> memory) {
+  const bool several = is_several(prompt);
+  StreamOptions options =
+      storage_from(*self.loaded, cache.value_or(several ? "batching" : "dynamic"), kv_dtype, layout,
+                   page_size, prefill_chunk, std::move(memory));
+  if (several && options.core.cache != runner::StoreKind::kBatching) {
+    raise(PyExc_ValueError, "cache: found " + *cache +
+                                " for a list of prompts, expected batching (or one prompt a call)");
+  }
+  options.core.max_tokens = max_tokens;
+  options.core.sampler =
+      sampler_from(temperature, top_k, top_p, min_p, repetition_penalty, seed);
+  options.core.stop = stop_from(stop);
+  options.core.stop_at_eos = stop_at_eos;
+  std::unique_ptr<TextStream> text;
+  if (several) {
+    text = std::make_unique<TextStream>(self.loaded, std::move(options),
+                                        prompts_from(prompt, *self.loaded), max_active, stream);
+  } else {
+    text = std::make_unique<TextStream>(self.loaded, std::move(options),
+                                        tokens_from("prompt", prompt, *self.loaded), stream);
+  }
+  if (stream) return nb::cast(std::move(text));
+  text->finish();
+  return text->result();
+}
+
+std::unique_ptr<Session> session(const PyModel& self, std::optional<std::int64_t> max_length,
+                                 const std::string& cache, nb::handle kv_dtype, nb::handle layout,
+                                 std::int64_t page_size, std::int64_t prefill_chunk,
+                                 std::shared_ptr<LimitedMemory> memory) {
+  return std::make_unique<Session>(
+      self.loaded,
+      storage_from(*self.loaded, cache, kv_dtype, layout, page_size, prefill_chunk,
+                   std::move(memory)),
+      max_length.value_or(self.loaded->files.model.config().max_position_embeddings));
+}
+
+nb::object logits(const PyModel& self, nb::handle tokens, const std::string& cache,
+                  nb::handle kv_dtype, nb::handle layout, std::int64_t page_size,
+                  std::int64_t prefill_chunk, std::shared_ptr<LimitedMemory> memory) {
+  const std::vector<std::int32_t> ids = tokens_from("tokens", tokens, *self.loaded);
+  check(runner::check_prompt(self.loaded->files.model.config(), ids));
+  return session(self, static_cast<std::int64_t>(ids.size()), cache, kv_dtype, layout, page_size,
+                 prefill_chunk, std::move(memory))
+      ->forward(ids, false);
+}
+
+std::string repr(const PyModel& self) {
+  const runner::Model& model = self.loaded->files.model;
+  const runner::ModelConfig& config = model.config();
+  const nb::str path(self.loaded->files.directory.c_str());
+  return std::string("Model(path=") + nb::repr(path).c_str() + ", family='" +
+         name_of(config.family) + "', parameters=" + std::to_string(model.num_parameters()) +
+         ", layers=" + std::to_string(config.num_layers) + ", weights='" +
+         name_of(model.weight_dtype()) + "', threads=" +
+         (self.loaded->threads == 0 ? "None" : std::to_string(self.loaded->threads)) + ")";
+}
+
+void bind_tokenizer(nb::module_& module) {
+  nb::class_<PyTokenizer>(module, "Tokenizer",
+                          "Text to token ids and back, as the model's tokenizer.json says. "
+                          "Immutable: any number of threads.")
+      .def(
+          "encode",
+          [](const PyTokenizer& self, nb::handle text, bool add_special_tokens) {
+            return take(self.core().encode(text_from("text", text), add_special_tokens));
+          },
+          "text"_a.none(), "add_special_tokens"_a = true,
+          "Ids of a text. Special tokens written in it become their ids; add_special_tokens adds "
+          "those that the\nmodel expects around a text.\n\nErrors: TypeError, ValueError; "
+          "NotImplementedError for a text that its pattern gives up on.")
+      .def(
+          "decode",
+          [](const PyTokenizer& self, nb::handle ids, bool skip_special) {
+            return self.core().decode(int32_values("ids", ids), skip_special);
+          },
+          "ids"_a.none(), "skip_special"_a = false,
+          "The text of ids, with U+FFFD where their bytes are no UTF-8. Ids that do not exist are "
+          "left out.\n\nErrors: ValueError.")
+      .def(
+          "token_text",
+          [](const PyTokenizer& self, std::int32_t id) {
+            return std::string(self.core().token_text(id));
+          },
+          "id"_a, "A token as the file writes it; empty for an id that does not exist.")
+      .def(
+          "find_token",
+          [](const PyTokenizer& self, const std::string& content) {
+            return self.core().find_token(content);
+          },
+          "content"_a, "The id of a token by its content, or None.")
+      .def_prop_ro(
+          "vocab_size", [](const PyTokenizer& self) { return self.core().vocab_size(); },
+          "One more than the highest id.")
+      .def_prop_ro(
+          "special_ids", [](const PyTokenizer& self) { return self.core().special_ids(); },
+          "Ids of the special tokens, ascending.")
+      .def("__repr__", [](const PyTokenizer& self) {
+        return "Tokenizer(vocab_size=" + std::to_string(self.core().vocab_size()) +
+               ", special=" + std::to_string(self.core().special_ids().size()) + ")";
+      });
+}
+
+void bind_config(nb::module_& module) {
+  using runner::ModelConfig;
+  nb::class_<ModelConfig>(module, "ModelConfig", "What a model directory says about its model.")
+      .def_prop_ro("family", [](const ModelConfig& self) { return name_of(self.family); })
+      .def_ro("vocab_size", &ModelConfig::vocab_size)
+      .def_ro("hidden_size", &ModelConfig::hidden_size)
+      .def_ro("intermediate_size", &ModelConfig::intermediate_size)
+      .def_ro("num_layers", &ModelConfig::num_layers)
+      .def_ro("num_heads", &ModelConfig::num_heads)
+      .def_ro("num_kv_heads", &ModelConfig::num_kv_heads)
+      .def_ro("head_dim", &ModelConfig::head_dim)
+      .def_ro("max_position_embeddings", &ModelConfig::max_position_embeddings,
+              "The model's context, tokens.")
+      .def_ro("eos_token_ids", &ModelConfig::eos_token_ids, "Generation stops at any of these.")
+      .def("__repr__", [](const ModelConfig& self) {
+        return std::string("ModelConfig(family='") + name_of(self.family) +
+               "', vocab_size=" + std::to_string(self.vocab_size) +
+               ", hidden_size=" + std::to_string(self.hidden_size) +
+               ", num_layers=" + std::to_string(self.num_layers) +
+               ", num_heads=" + std::to_string(self.num_heads) +
+               ", num_kv_heads=" + std::to_string(self.num_kv_heads) +
+               ", head_dim=" + std::to_string(self.head_dim) + ")";
+      });
+}
+
+void bind_session(nb::module_& module) {
+  nb::class_<Session>(module, "Session",
+                      "Tokens that follow one another through a model and one cache: the way to "
+                      "choose tokens oneself. Made by\nModel.session(). Threads take turns.")
+      .def(
+          "forward",
+          [](Session& self, nb::handle tokens, bool last_only) {
+            return self.forward(self.tokens_of(tokens), last_only);
+          },
+          "tokens"_a.none(), nb::kw_only(), "last_only"_a = false,
+          "Stores tokens (ids, or a text) after those before and gives their logits: a new float32 "
+          "array\n[num_tokens, vocab_size], or [vocab_size] of the last token. Without a cache "
+          "(\"none\") every call must bring all\ntokens from the first.\n\nErrors: ValueError for "
+          "no tokens and ids outside the vocabulary; IndexError past the context or max_length;\n"
+          "MemoryError. Nothing is stored by a call that fails, except the whole chunks before "
+          "with prefill_chunk.")
+      .def_prop_ro("length", &Session::length, "Tokens stored.")
+      .def_prop_ro("usage", &Session::usage, "What the cache holds: a KvUsage.")
+      .def("__repr__", &Session::repr);
+}
+
+}  // namespace
+
+void bind_model(nb::module_& module) {
+  bind_tokenizer(module);
+  bind_config(module);
+  bind_text_stream(module);
+  bind_session(module);
+  nb::class_<PyModel>(
+      module, "Model",
+      "A language model from a directory as Hugging Face writes it: Llama 2 / 3, Qwen2 / 2.5, "
+      "Qwen3.\n\n    model = kvcache.Model(\"models/storyteller\")\n    "
+      "print(model.generate(\"Once upon a time\", max_tokens=60))\n    for piece in "
+      "model.generate(\"Once upon a time\", stream=True):\n        print(piece, end=\"\")\n\n"
+      "Immutable once loaded: any number of threads may use one model at the same time, each call "
+      "with a cache of\nits own. The GIL is let go of while it computes.")
+      .def("__init__", &load, "path"_a.none(), nb::kw_only(), "weights"_a = "auto",
+           "threads"_a = nb::none(),
+           "Loads config.json, generation_config.json, model.safetensors (or its shards) and "
+           "tokenizer.json.\n\nweights: \"stored\" keeps their precision, \"f32\" widens them, "
+           "\"auto\" widens below 100 M parameters.\nthreads: 1 .. 1024 of its own; None: the pool "
+           "that the package shares (KVCACHE_NUM_THREADS, else one a core).\n\nErrors: "
+           "FileNotFoundError, OSError; ValueError for what is malformed; NotImplementedError for "
+           "another\narchitecture; MemoryError. Each names file, field, found and expected.")
+      .def("generate", &generate, "prompt"_a.none(), "max_tokens"_a = 128, nb::kw_only(),
+           "stream"_a = false, "cache"_a = nb::none(), "temperature"_a = 0.0, "top_k"_a = 0,
+           "top_p"_a = 1.0, "min_p"_a = 0.0, "repetition_penalty"_a = 1.0, "seed"_a = 0,
+           "stop"_a = nb::none(), "stop_at_eos"_a = true, "kv_dtype"_a = nb::none(),
+           "layout"_a = "hnd", "page_size"_a = 16, "prefill_chunk"_a = 0, "max_active"_a = 8,
+           "memory"_a.none() = nb::none(),
+           "Continues a text: a GenerateResult, or with stream=True a TextStream, the iterator of "
+           "its pieces.\n\nprompt: str, or token ids (a list or an array of integers). A list of "
+           "prompts runs in one batch, at most\nmax_active of them at a time, and gives a list, "
+           "or a stream of (index, piece); each has the tokens of its run\nalone.\nmax_tokens: new "
+           "tokens at the most. stop: one text or several; the text ends before the first of "
+           "them.\ncache: \"none\", \"dynamic\" (default), \"static\", \"paged\" (pages of "
+           "page_size tokens), \"functional\"; \"batching\"\nfor a list of prompts. kv_dtype: of "
+           "the stored rows, by default that of the weights. layout: \"hnd\" or \"nhd\".\n"
+           "prefill_chunk: prompt tokens a step takes, 0 for all at once. memory: a LimitedMemory "
+           "for the rows.\ntemperature: 0 takes the likeliest token. top_k (0: all), top_p (1: "
+           "all), min_p (0: all), repetition_penalty\n(1: off) and seed are applied as "
+           "transformers does, in that order after the penalty and the temperature.\n\nErrors: "
+           "TypeError, ValueError for arguments; IndexError for a prompt longer than the model's "
+           "context; MemoryError.\nA KeyboardInterrupt is seen between steps.")
+      .def("session", &session, nb::kw_only(), "max_length"_a = nb::none(), "cache"_a = "dynamic",
+           "kv_dtype"_a = nb::none(), "layout"_a = "hnd", "page_size"_a = 16,
+           "prefill_chunk"_a = 0, "memory"_a.none() = nb::none(),
+           "An empty Session, for at most max_length tokens where the cache has a bound (default: "
+           "the model's context).\nThe other arguments are those of generate().\n\nErrors: "
+           "ValueError, MemoryError.")
+      .def("logits", &logits, "tokens"_a.none(), nb::kw_only(), "cache"_a = "dynamic",
+           "kv_dtype"_a = nb::none(), "layout"_a = "hnd", "page_size"_a = 16,
+           "prefill_chunk"_a = 0, "memory"_a.none() = nb::none(),
+           "Logits of tokens (ids, or a text): a new float32 array [num_tokens, vocab_size], row i "
+           "of what follows tokens\n0 .. i; natural log, up to a constant. The other arguments are "
+           "those of generate().\n\nErrors: ValueError, IndexError past the model's context, "
+           "MemoryError.")
+      .def_prop_ro("tokenizer", [](const PyModel& self) { return PyTokenizer{self.loaded}; })
+      .def_prop_ro(
+          "config", [](const PyModel& self) { return self.loaded->files.model.config(); })
+      .def_prop_ro(
+          "path", [](const PyModel& self) { return self.loaded->files.directory; },
+          "The directory it was loaded from.")
+      .def_prop_ro("num_parameters",
+                   [](const PyModel& self) { return self.loaded->files.model.num_parameters(); })
+      .def_prop_ro(
+          "weight_bytes",
+          [](const PyModel& self) { return self.loaded->files.model.weight_bytes(); },
+          "Bytes of the weights as held.")
+      .def("__repr__", &repr);
+}
+
+}  // namespace kvcache::python

@@ -1,0 +1,224 @@
+#include "python/bindings/text_stream.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include "python/bindings/arrays.h"
+#include "python/bindings/errors.h"
+#include "python/bindings/turn.h"
+
+namespace nb = nanobind;
+
+namespace kvcache::python {
+namespace {
+
+using runner::GenerateResult;
+using runner::KvUsage;
+using runner::TokenTrace;
+
+nb::object vector_array(const std::vector<float>& values) {
+  const auto count = static_cast<std::int64_t>(values.size());
+  nb::object array = new_array(Framework::kNumpy, DType::kF32, &count, 1);
+  const Array out("array", array);
+  if (count > 0) {
+    std::memcpy(out.writable("array").data, values.data(), values.size() * sizeof(float));
+  }
+  return array;
+}
+
+// As Python writes it, cut where it is long.
+std::string quoted(const std::string& text) {
+  constexpr nb::ssize_t kShown = 60;
+  nb::object shown = nb::str(text.c_str(), text.size());
+  if (PyUnicode_GetLength(shown.ptr()) > kShown) {
+    shown = nb::steal(PyUnicode_Substring(shown.ptr(), 0, kShown)) + nb::str("...");
+  }
+  return nb::repr(shown).c_str();
+}
+
+void bind_usage(nb::module_& module) {
+  nb::class_<KvUsage>(module, "KvUsage", "What a model's cache holds, over all layers.")
+      .def_ro("nbytes", &KvUsage::nbytes, "Bytes of the rows stored.")
+      .def_ro("reserved_bytes", &KvUsage::reserved_bytes, "Bytes held for them.")
+      .def_ro("copied_bytes", &KvUsage::copied_bytes, "Bytes of old rows copied by growth.")
+      .def_ro("pages", &KvUsage::pages, "Pages held; 0 without pages.")
+      .def_ro("rows_copied", &KvUsage::rows_copied, "Rows of shared pages copied on write.")
+      .def("__repr__", [](const KvUsage& self) {
+        return "KvUsage(nbytes=" + std::to_string(self.nbytes) +
+               ", reserved_bytes=" + std::to_string(self.reserved_bytes) +
+               ", copied_bytes=" + std::to_string(self.copied_bytes) +
+               ", pages=" + std::to_string(self.pages) + ")";
+      });
+}
+
+void bind_trace(nb::module_& module) {
+  nb::class_<TokenTrace>(module, "TokenTrace", "One new token: what its step cost, counted.")
+      .def_ro("position", &TokenTrace::position, "In the whole text, from 0.")
+      .def_ro("token", &TokenTrace::token)
+      .def_ro("seconds", &TokenTrace::seconds,
+              "Of the step that computed it; of the first token the whole prefill.")
+      .def_ro("rows_computed", &TokenTrace::rows_computed, "K/V rows a layer computed in the step.")
+      .def_ro("rows_read", &TokenTrace::rows_read, "K/V rows a layer's attention read in the step.")
+      .def_ro("cache_length", &TokenTrace::cache_length, "Tokens stored after it.")
+      .def_ro("usage", &TokenTrace::usage, "What the cache holds after it.")
+      .def("__repr__", [](const TokenTrace& self) {
+        return "TokenTrace(position=" + std::to_string(self.position) +
+               ", token=" + std::to_string(self.token) +
+               ", rows_computed=" + std::to_string(self.rows_computed) +
+               ", rows_read=" + std::to_string(self.rows_read) + ")";
+      });
+}
+
+void bind_result(nb::module_& module) {
+  nb::class_<GenerateResult>(module, "GenerateResult",
+                             "What followed a prompt. str() of it is its text.")
+      .def_ro("text", &GenerateResult::text, "Of the new tokens, up to a stop text.")
+      .def_ro("tokens", &GenerateResult::tokens, "The new ones, without an end-of-text token.")
+      .def_prop_ro(
+          "stop_reason", [](const GenerateResult& self) { return name_of(self.stop_reason); },
+          "\"eos\", \"stop\" (a stop text), \"length\" (max_tokens) or \"context\" (the model's).")
+      .def_ro("prompt_tokens", &GenerateResult::prompt_tokens, "Their number.")
+      .def_ro("prefill_seconds", &GenerateResult::prefill_seconds)
+      .def_ro("decode_seconds", &GenerateResult::decode_seconds,
+              "Of the steps after the prefill; in a batch, of those it took part in.")
+      .def_ro("decode_steps", &GenerateResult::decode_steps, "Their number.")
+      .def_prop_ro(
+          "rows_computed", [](const GenerateResult& self) { return self.counters.rows_computed; },
+          "K/V rows a layer computed, over all steps; 0 in a batch, whose rows count together.")
+      .def_prop_ro(
+          "rows_read", [](const GenerateResult& self) { return self.counters.rows_read; },
+          "K/V rows a layer's attention read, over all steps; 0 in a batch.")
+      .def_ro("usage", &GenerateResult::usage, "What the cache held at the end.")
+      .def_ro("trace", &GenerateResult::trace,
+              "A TokenTrace for each token chosen; empty in a batch.")
+      .def_prop_ro(
+          "last_logits", [](const GenerateResult& self) { return vector_array(self.last_logits); },
+          "Of the last step, float32 [vocab_size]; a new array each time.")
+      .def("__str__", [](const GenerateResult& self) { return self.text; })
+      .def("__repr__", [](const GenerateResult& self) {
+        return "GenerateResult(text=" + quoted(self.text) +
+               ", num_tokens=" + std::to_string(self.tokens.size()) + ", stop_reason='" +
+               name_of(self.stop_reason) + "')";
+      });
+}
+
+}  // namespace
+
+TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
+                       const std::vector<std::int32_t>& prompt, bool keep_pieces)
+    : loaded_(std::move(loaded)), options_(std::move(options)), keep_pieces_(keep_pieces) {
+  const runner::LoadedModel& files = loaded_->files;
+  one_ = take(runner::Generation::create(files.model, files.tokenizer, prompt, options_.core));
+}
+
+TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
+                       const Prompts& prompts, std::int64_t max_active, bool keep_pieces)
+    : loaded_(std::move(loaded)), options_(std::move(options)), keep_pieces_(keep_pieces) {
+  const runner::LoadedModel& files = loaded_->files;
+  batch_.emplace(take(runner::RunningBatch::create(files.model, files.tokenizer, options_.core,
+                                                   max_active)));
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const Status status = batch_->add(prompts[i]).status();
+    if (status.ok()) continue;
+    raise(Status(status.code(), "[" + std::to_string(i) + "] " + status.message()));
+  }
+}
+
+Status TextStream::step() {
+  const auto keep = [this](std::int64_t prompt, std::string_view text) {
+    pieces_.push_back({prompt, std::string(text)});
+  };
+  if (several()) {
+    runner::BatchCallbacks callbacks;
+    if (keep_pieces_) callbacks.on_text = keep;
+    return batch_->step(callbacks);
+  }
+  runner::GenerateCallbacks callbacks;
+  if (keep_pieces_) callbacks.on_text = [&](std::string_view text) { keep(0, text); };
+  return one_->step(callbacks);
+}
+
+bool TextStream::advance() {
+  Status status;
+  {
+    const Turn turn(mutex_);
+    if (failed_ || done()) return false;
+    const nb::gil_scoped_release others;
+    status = step();
+    failed_ = !status.ok();
+  }
+  check(status);
+  // Between tokens, so that an interrupted stream can go on.
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  return true;
+}
+
+nb::object TextStream::next() {
+  do {
+    std::optional<Piece> piece;
+    {
+      const Turn turn(mutex_);
+      if (!pieces_.empty()) {
+        piece = std::move(pieces_.front());
+        pieces_.pop_front();
+      }
+    }
+    if (piece.has_value()) {
+      nb::str text(piece->text.c_str(), piece->text.size());
+      return several() ? nb::object(nb::make_tuple(piece->prompt, text)) : nb::object(text);
+    }
+  } while (advance());
+  throw nb::stop_iteration();
+}
+
+void TextStream::finish() {
+  while (advance()) {
+  }
+}
+
+nb::object TextStream::result() {
+  std::vector<GenerateResult> results;
+  {
+    const Turn turn(mutex_);
+    if (failed_ || !done()) return nb::none();
+    if (one_ != nullptr) results.push_back(one_->result());
+    for (std::int64_t i = 0; several() && i < batch_->size(); ++i) {
+      results.push_back(batch_->result(i));
+    }
+  }
+  if (!several()) return nb::cast(std::move(results.front()));
+  nb::list all;
+  for (GenerateResult& result : results) all.append(nb::cast(std::move(result)));
+  return all;
+}
+
+std::string TextStream::repr() {
+  const Turn turn(mutex_);
+  const std::int64_t prompts = several() ? batch_->size() : 1;
+  return "TextStream(prompts=" + std::to_string(prompts) +
+         ", state=" + (failed_ ? "'failed'" : done() ? "'done'" : "'open'") + ")";
+}
+
+void bind_text_stream(nb::module_& module) {
+  bind_usage(module);
+  bind_trace(module);
+  bind_result(module);
+  nb::class_<TextStream>(
+      module, "TextStream",
+      "Texts as they grow: an iterator of str, or of (index, str) for a list of prompts; whole "
+      "characters only.\n\nA step runs when the next piece is asked for, without the GIL; an "
+      "interrupt (KeyboardInterrupt) is seen\nbetween steps and leaves the stream open, an error "
+      "ends it. Threads take turns.")
+      .def("__iter__", [](nb::handle self) { return self; })
+      .def("__next__", &TextStream::next, "Errors: what the model and the cache report.")
+      .def_prop_ro("result", &TextStream::result,
+                   "None before the end; then a GenerateResult, of a list of prompts a list of "
+                   "them in their order.")
+      .def("__repr__", &TextStream::repr);
+}
+
+}  // namespace kvcache::python

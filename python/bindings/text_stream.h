@@ -1,0 +1,89 @@
+// Texts that grow while Python looks on: one generation, or a running batch of several.
+#ifndef KVCACHE_PYTHON_BINDINGS_TEXT_STREAM_H_
+#define KVCACHE_PYTHON_BINDINGS_TEXT_STREAM_H_
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kvcache/executor.h"
+#include "kvcache/memory.h"
+#include "runner/generate/generation.h"
+#include "runner/generate/loaded_model.h"
+#include "runner/generate/running_batch.h"
+
+namespace kvcache::python {
+
+// A model and the threads it runs on, shared by all that was made from it. Immutable.
+struct Loaded {
+  runner::LoadedModel files;
+  std::unique_ptr<Executor> pool;  // null: the default one
+  std::int64_t threads = 0;        // of the pool; 0: the default one
+
+  ExecContext context() const { return {pool.get(), nullptr}; }
+};
+
+// GenerateOptions, and what keeps their memory alive.
+struct StreamOptions {
+  runner::GenerateOptions core;
+  std::shared_ptr<LimitedMemory> memory;
+};
+
+using Prompts = std::vector<std::vector<std::int32_t>>;
+
+class TextStream {
+ public:
+  // One prompt alone. Raises what Generation::create reports.
+  TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
+             const std::vector<std::int32_t>& prompt, bool keep_pieces);
+
+  // Several in one batch. Raises what RunningBatch reports, with the index of the prompt.
+  TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options, const Prompts& prompts,
+             std::int64_t max_active, bool keep_pieces);
+
+  // The next characters, without the GIL while they are computed: str, or (index, str) of several
+  // prompts; StopIteration at the end. An error ends the stream; an interrupt does not.
+  nanobind::object next();
+
+  // Runs to the end.
+  void finish();
+
+  // None before the end; then a GenerateResult, of several prompts a list of them.
+  nanobind::object result();
+
+  std::string repr();
+
+ private:
+  struct Piece {
+    std::int64_t prompt;
+    std::string text;
+  };
+
+  bool done() const { return one_ != nullptr ? one_->done() : batch_->done(); }
+  bool several() const { return batch_.has_value(); }
+  // One step without the GIL, then signals. False if all is done, or was over before.
+  bool advance();
+  Status step();
+
+  std::shared_ptr<const Loaded> loaded_;
+  StreamOptions options_;
+  std::unique_ptr<runner::Generation> one_;
+  std::optional<runner::RunningBatch> batch_;
+  bool keep_pieces_;
+  std::mutex mutex_;  // of all below, and of the two above once made
+  std::deque<Piece> pieces_;
+  bool failed_ = false;
+};
+
+// TextStream, GenerateResult, TokenTrace, KvUsage.
+void bind_text_stream(nanobind::module_& module);
+
+}  // namespace kvcache::python
+
+#endif  // KVCACHE_PYTHON_BINDINGS_TEXT_STREAM_H_

@@ -3,6 +3,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -203,8 +204,8 @@ class Session {
     const Turn turn(mutex_);
     const nb::gil_scoped_release others;
     const auto kind = last_only ? runner::LogitRows::kLast : runner::LogitRows::kAll;
-    KVC_RETURN_IF_ERROR(model().forward(tokens, *store_, state_, logits_, kind, {},
-                                        options_.core.context));
+    KVC_RETURN_IF_ERROR(
+        model().forward(tokens, *store_, state_, logits_, kind, {}, options_.core.context));
     std::copy(logits_.begin(), logits_.end(), rows);
     return {};
   }
@@ -254,8 +255,7 @@ nb::object generate(const PyModel& self, nb::handle prompt, std::int64_t max_tok
                                 " for a list of prompts, expected batching (or one prompt a call)");
   }
   options.core.max_tokens = max_tokens;
-  options.core.sampler =
-      sampler_from(temperature, top_k, top_p, min_p, repetition_penalty, seed);
+  options.core.sampler = sampler_from(temperature, top_k, top_p, min_p, repetition_penalty, seed);
   options.core.stop = stop_from(stop);
   options.core.stop_at_eos = stop_at_eos;
   std::unique_ptr<TextStream> text;
@@ -438,21 +438,20 @@ void bind_model(nb::module_& module) {
            "TypeError, ValueError for arguments; IndexError for a prompt longer than the model's "
            "context; MemoryError.\nA KeyboardInterrupt is seen between steps.")
       .def("session", &session, nb::kw_only(), "max_length"_a = nb::none(), "cache"_a = "dynamic",
-           "kv_dtype"_a = nb::none(), "layout"_a = "hnd", "page_size"_a = 16,
-           "prefill_chunk"_a = 0, "memory"_a.none() = nb::none(),
+           "kv_dtype"_a = nb::none(), "layout"_a = "hnd", "page_size"_a = 16, "prefill_chunk"_a = 0,
+           "memory"_a.none() = nb::none(),
            "An empty Session, for at most max_length tokens where the cache has a bound (default: "
            "the model's context).\nThe other arguments are those of generate().\n\nErrors: "
            "ValueError, MemoryError.")
       .def("logits", &logits, "tokens"_a.none(), nb::kw_only(), "cache"_a = "dynamic",
-           "kv_dtype"_a = nb::none(), "layout"_a = "hnd", "page_size"_a = 16,
-           "prefill_chunk"_a = 0, "memory"_a.none() = nb::none(),
+           "kv_dtype"_a = nb::none(), "layout"_a = "hnd", "page_size"_a = 16, "prefill_chunk"_a = 0,
+           "memory"_a.none() = nb::none(),
            "Logits of tokens (ids, or a text): a new float32 array [num_tokens, vocab_size], row i "
            "of what follows tokens\n0 .. i; natural log, up to a constant. The other arguments are "
            "those of generate().\n\nErrors: ValueError, IndexError past the model's context, "
            "MemoryError.")
       .def_prop_ro("tokenizer", [](const PyModel& self) { return PyTokenizer{self.loaded}; })
-      .def_prop_ro(
-          "config", [](const PyModel& self) { return self.loaded->files.model.config(); })
+      .def_prop_ro("config", [](const PyModel& self) { return self.loaded->files.model.config(); })
       .def_prop_ro(
           "path", [](const PyModel& self) { return self.loaded->files.directory; },
           "The directory it was loaded from.")

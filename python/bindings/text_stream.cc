@@ -119,8 +119,8 @@ TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions optio
                        const Prompts& prompts, std::int64_t max_active, bool keep_pieces)
     : loaded_(std::move(loaded)), options_(std::move(options)), keep_pieces_(keep_pieces) {
   const runner::LoadedModel& files = loaded_->files;
-  batch_.emplace(take(runner::RunningBatch::create(files.model, files.tokenizer, options_.core,
-                                                   max_active)));
+  batch_.emplace(
+      take(runner::RunningBatch::create(files.model, files.tokenizer, options_.core, max_active)));
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     const Status status = batch_->add(prompts[i]).status();
     if (status.ok()) continue;
@@ -199,8 +199,11 @@ nb::object TextStream::result() {
 std::string TextStream::repr() {
   const Turn turn(mutex_);
   const std::int64_t prompts = several() ? batch_->size() : 1;
-  return "TextStream(prompts=" + std::to_string(prompts) +
-         ", state=" + (failed_ ? "'failed'" : done() ? "'done'" : "'open'") + ")";
+  return "TextStream(prompts=" + std::to_string(prompts) + ", state=" +
+         (failed_  ? "'failed'"
+          : done() ? "'done'"
+                   : "'open'") +
+         ")";
 }
 
 void bind_text_stream(nb::module_& module) {

@@ -9,13 +9,13 @@ and come out without copies, and attention reads them in place. Names are those 
     k_all, v_all = cache.update(rows, rows)
     out = kvcache.attend(numpy.ones((1, 8, 1, 64), numpy.float32), cache)
 
-kvcache.functional holds the cache as a value.
+kvcache.functional holds the cache as a value; kvcache.Model is a language model that runs on these caches.
 """
 
 from kvcache import functional
 from kvcache._core import (Append, AttentionPlan, BatchingCache, BatchingKvCache, CacheConfig,
                            CachedAttention, CacheState, DynamicKVCache, FullCache, KVCache, KvView,
-                           LayerHandle, LayerSpec, LimitedMemory, NeverFits, PagedCache,
+                           LayerHandle, LayerSpec, LimitedMemory, Model, NeverFits, PagedCache,
                            PageIndices, PlannedBytes, RetryLater, StaticKVCache, Step, ThreadPool,
                            TinyKvFullCache, __version__, attend, finish, info, merge, plan_memory)
 from kvcache.sequence_first import SequenceFirstCache
@@ -31,7 +31,7 @@ def plan(kv, qo_indptr=None, *, num_heads, **options):
 __all__ = [
     "Append", "AttentionPlan", "BatchingCache", "BatchingKvCache", "CacheConfig", "CachedAttention",
     "CacheState", "DynamicKVCache", "FullCache", "KVCache", "KvView", "LayerHandle", "LayerSpec",
-    "LimitedMemory", "NeverFits", "PagedCache", "PageIndices", "PlannedBytes", "RetryLater",
+    "LimitedMemory", "Model", "NeverFits", "PagedCache", "PageIndices", "PlannedBytes", "RetryLater",
     "SequenceFirstCache", "StaticKVCache", "Step", "ThreadPool", "TinyKvFullCache", "__version__",
     "attend", "finish", "functional", "info", "merge", "plan", "plan_memory"
 ]

@@ -24,13 +24,13 @@ Result<std::unique_ptr<Generation>> Generation::create(const Model& model,
   KVC_RETURN_IF_ERROR(check_prompt(model.config(), prompt));
   KVC_RETURN_IF_ERROR(check_options(options));
   if (options.num_beams != 1) {
-    return Status(StatusCode::kInvalidArgument,
-                  "num_beams: found " + std::to_string(options.num_beams) +
-                      " in a text that grows by steps, expected 1");
+    return Status(StatusCode::kInvalidArgument, "num_beams: found " +
+                                                    std::to_string(options.num_beams) +
+                                                    " in a text that grows by steps, expected 1");
   }
   std::unique_ptr<Generation> made(new Generation(model, prompt, options));
-  KVC_ASSIGN_OR_RETURN(made->continuation_, Continuation::create(model.config(), tokenizer, prompt,
-                                                                 made->options_));
+  KVC_ASSIGN_OR_RETURN(made->continuation_,
+                       Continuation::create(model.config(), tokenizer, prompt, made->options_));
   made->result_.prompt_tokens = made->continuation_->prompt_tokens();
   KVC_ASSIGN_OR_RETURN(made->store_, open_store(model, made->result_.prompt_tokens, options));
   return made;

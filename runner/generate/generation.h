@@ -56,8 +56,8 @@ class Generation {
   std::optional<Continuation> continuation_;
   std::unique_ptr<KvStore> store_;
   ForwardState state_;
-  StepCounters counted_;    // before the step that computes the next token
-  double seconds_ = 0;      // of that step
+  StepCounters counted_;  // before the step that computes the next token
+  double seconds_ = 0;    // of that step
   std::vector<float> logits_;
   GenerateResult result_;
 };

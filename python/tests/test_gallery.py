@@ -1,0 +1,67 @@
+"""The numbers behind the pictures of docs/gallery.md, and that the page names what makes each."""
+
+import importlib
+import pathlib
+import re
+import sys
+
+import numpy
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        yield importlib.import_module("gallery")
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+
+
+def test_memory_grows_with_the_rows_and_concatenation_holds_both(gallery):
+    lengths, held, stored = gallery.measure_memory(max_length=512, step=64)
+    assert lengths == list(range(64, 513, 64))
+    assert stored == [64 * 1024 * 4 * i for i in range(1, 9)]
+    assert held["paged"] == stored  # multiples of the page size
+    assert len(set(held["static"])) == 1 and held["static"][0] >= stored[-1]
+    for i, rows in enumerate(stored):
+        assert held["dynamic"][i] >= rows
+        assert held["concatenation"][i] == 2 * rows - 4096
+
+
+def test_a_layer_of_ours_and_of_numpy_agree_while_they_are_timed(gallery):
+    ours, theirs = gallery.measure_layer([8, 33], repeats=2)
+    assert len(ours) == len(theirs) == 2 and min(ours + theirs) > 0
+
+
+def test_the_small_model_is_traced_with_each_cache(gallery):
+    series = gallery.measure_model(ROOT / "models" / "storyteller", max_tokens=12)
+    assert set(series) == {"none", "dynamic", "paged"}
+    for positions, milliseconds in series.values():
+        assert len(positions) == len(milliseconds) == 11
+        assert positions == sorted(positions)
+
+
+def test_forks_hold_the_prompt_once_and_a_tail_each(gallery):
+    shared, copied, table = gallery.measure_forks(forks=4, prompt=40, page_size=16, new_tokens=8)
+    assert shared[0] == 3 and copied[0] == 12
+    assert shared[1] == 2 + 4  # two full pages once, the tail of 8 tokens copied for each
+    assert shared[-1] == 6 and copied[-1] == 12
+    assert gallery.times_shared(table).tolist() == [[4, 4, 1]] * 4
+
+
+def test_pages_are_counted_by_the_texts_that_hold_them(gallery):
+    table = numpy.array([[0, 1, -1], [0, 2, 3]])
+    assert gallery.times_shared(table).tolist() == [[2, 1, 0], [2, 1, 1]]
+
+
+def test_the_page_shows_every_picture_and_its_command():
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    shown = re.findall(r"\]\((images/\w+\.\w+)\)", page)
+    commands = re.findall(r"^python tools/gallery.py (\w+) docs/(images/\w+\.\w+)$", page, re.M)
+    assert [kind for kind, _ in commands] == ["memory", "time", "forks"]
+    assert shown == [picture for _, picture in commands]
+    for picture in shown:
+        assert (ROOT / "docs" / picture).stat().st_size < 200_000

@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Makes the pictures of docs/gallery.md from what the Python package counts and measures.
+
+  gallery.py memory PICTURE   bytes held against length, for each cache and for concatenation
+  gallery.py time PICTURE     time per token against position, for a model and for one layer
+  gallery.py forks PICTURE    pages that forks of one prompt share
+
+The ending of PICTURE names its format (png, svg). Needs the package kvcache, built with the runner
+for `time`, NumPy and matplotlib.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy
+
+import kvcache
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from plot import COLOURS, STYLES, import_pyplot, running_median  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MIB = 1 << 20
+
+
+# --- Memory against length. ---
+
+
+def concatenation_peaks(lengths, row_bytes):
+    """Bytes held while rows are joined to older ones by concatenation: the old and the new array."""
+    return [row_bytes * (2 * length - 1) for length in lengths]
+
+
+def measure_memory(max_length=4096, step=64, heads=8, head_dim=128, page_size=16):
+    """One layer in float16, filled `step` tokens at a time: lengths, and bytes held by each way."""
+    lengths = list(range(step, max_length + 1, step))
+    rows = numpy.ones((1, heads, step, head_dim), numpy.float16)
+    held = {"dynamic": [], "static": [], "paged": []}
+    dynamic = kvcache.DynamicKVCache()
+    static = kvcache.StaticKVCache(max_length, 1)
+    paged = kvcache.PagedCache(kvcache.CacheConfig.uniform(
+        1, heads, head_dim, "float16", page_size=page_size, num_pages=max_length // page_size))
+    seq = paged.open()
+    packed = numpy.ascontiguousarray(rows[0].swapaxes(0, 1))  # [tokens, heads, head_dim]
+    for _ in lengths:
+        dynamic.update(rows, rows)
+        static.update(rows, rows)
+        with paged.reserve([(seq, step)]) as appended:
+            appended.write(0, packed, packed)
+        held["dynamic"].append(dynamic.reserved_bytes())
+        held["static"].append(static.reserved_bytes())
+        held["paged"].append(paged.stats()["pages_held"] * page_size * heads * head_dim * 2 * 2)
+    row_bytes = heads * head_dim * 2 * 2
+    held["concatenation"] = concatenation_peaks(lengths, row_bytes)
+    return lengths, held, [row_bytes * length for length in lengths]
+
+
+def draw_memory(plt, picture):
+    lengths, held, stored = measure_memory()
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for name, values in held.items():
+        axes.plot(lengths, [value / MIB for value in values], linewidth=2,
+                  color=COLOURS.get(name, "#c0392b"), linestyle=STYLES.get(name, "-"),
+                  label="concatenation, at its peak" if name == "concatenation" else name)
+    axes.plot(lengths, [value / MIB for value in stored], color="#7f8c8d", linewidth=1,
+              label="the rows themselves")
+    axes.set_title("Memory of one layer (8 heads of 128, float16)")
+    axes.set_ylabel("MiB held")
+    axes.set_xlabel("length, tokens")
+    finish(figure, [axes], picture)
+
+
+# --- Time per token against position. ---
+
+
+def measure_model(path, max_tokens=400, prompt="Long ago there was an old sailor named Tom."):
+    """{kind: (positions, milliseconds)} of the small model, one greedy text."""
+    model = kvcache.Model(path, threads=2)
+    series = {}
+    for kind in ("none", "dynamic", "paged"):
+        trace = model.generate(prompt, max_tokens, cache=kind, stop_at_eos=False).trace[1:]
+        series[kind] = ([token.position for token in trace],
+                        running_median([token.seconds * 1e3 for token in trace]))
+    return series
+
+
+def numpy_attention(q, k, v):
+    """Plain attention of one token: q [heads, 1, d] over k, v [kv_heads, length, d]."""
+    groups = q.shape[0] // k.shape[0]
+    grouped = q.reshape(k.shape[0], groups, -1)
+    scores = grouped @ k.swapaxes(1, 2) * (q.shape[-1] ** -0.5)
+    weights = numpy.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True)) @ v
+
+
+def measure_layer(lengths, heads=32, kv_heads=8, head_dim=128, repeats=9):
+    """(kvcache, NumPy): milliseconds to add one token to a layer of float32 rows and attend to all,
+    medians at each length. Both give the same numbers."""
+    random = numpy.random.default_rng(0)
+    pool = kvcache.ThreadPool(2)
+    times = ([], [])
+    for length in lengths:
+        old = random.standard_normal((2, 1, kv_heads, length, head_dim), numpy.float32)
+        cache = kvcache.DynamicKVCache()
+        cache.update(old[0], old[1])
+        k, v = old[0, 0], old[1, 0]
+        spent = ([], [])
+        for _ in range(repeats):
+            new = random.standard_normal((2, 1, kv_heads, 1, head_dim), numpy.float32)
+            q = random.standard_normal((1, heads, 1, head_dim), numpy.float32)
+            start = time.perf_counter()
+            cache.update(new[0], new[1])
+            ours = kvcache.attend(q, cache, executor=pool)
+            middle = time.perf_counter()
+            k = numpy.concatenate((k, new[0, 0]), axis=1)
+            v = numpy.concatenate((v, new[1, 0]), axis=1)
+            theirs = numpy_attention(q[0], k, v)
+            spent[0].append(middle - start)
+            spent[1].append(time.perf_counter() - middle)
+        numpy.testing.assert_allclose(ours.ravel(), theirs.ravel(), rtol=0, atol=1e-4)
+        for series, one in zip(times, spent):
+            series.append(statistics.median(one) * 1e3)
+    return times
+
+
+def draw_time(plt, picture):
+    figure, (whole, layer) = plt.subplots(1, 2, figsize=(11, 4.2))
+    for kind, (positions, milliseconds) in measure_model(ROOT / "models" / "storyteller").items():
+        whole.plot(positions, milliseconds, color=COLOURS[kind], linestyle=STYLES[kind], linewidth=2,
+                   label="without a cache" if kind == "none" else kind)
+    whole.set_title("The small model: time of each token")
+    whole.set_ylabel("milliseconds (running median of 9)")
+    whole.set_xlabel("position in the text, tokens")
+    lengths = [256, 512, 1024, 2048, 4096, 8192]
+    ours, theirs = measure_layer(lengths)
+    layer.plot(lengths, theirs, "o-", color=COLOURS["none"], linewidth=2,
+               label="NumPy: concatenate, then attention")
+    layer.plot(lengths, ours, "o-", color=COLOURS["dynamic"], linewidth=2,
+               label="kvcache: update, then attend")
+    layer.set_title("One layer, 32 heads over 8 of 128, float32")
+    layer.set_ylabel("milliseconds a token")
+    layer.set_xlabel("length, tokens")
+    finish(figure, [whole, layer], picture)
+
+
+# --- Pages that forks share. ---
+
+
+def measure_forks(forks=8, prompt=200, page_size=16, new_tokens=56):
+    """A prompt and its forks, which then grow by one token in turn. Gives the pages held after each
+    round beside what copies of the prompt would hold, and the final block table."""
+    pages_each = -(-(prompt + new_tokens) // page_size)
+    cache = kvcache.PagedCache(kvcache.CacheConfig.uniform(
+        1, 2, 16, page_size=page_size, num_pages=(forks + 1) * pages_each))
+    first = cache.open()
+    row = numpy.ones((prompt, 2, 16), numpy.float32)
+    with cache.reserve([(first, prompt)]) as step:
+        step.write(0, row, row)
+    seqs = [first] + [cache.fork(first) for _ in range(forks - 1)]
+    shared, copied = [cache.stats()["pages_held"]], [forks * -(-prompt // page_size)]
+    for grown in range(1, new_tokens + 1):
+        with cache.reserve([(seq, 1) for seq in seqs]) as step:
+            step.write(0, row[:forks], row[:forks])
+        shared.append(cache.stats()["pages_held"])
+        copied.append(forks * -(-(prompt + grown) // page_size))
+    return shared, copied, cache.block_table(0, seqs)
+
+
+def times_shared(table):
+    """How many sequences hold each page of a block table [num_seqs, max_pages]; 0 for no page."""
+    pages, counts = numpy.unique(table[table >= 0], return_counts=True)
+    holders = dict(zip(pages.tolist(), counts.tolist()))
+    return numpy.vectorize(lambda page: holders.get(page, 0))(table)
+
+
+def draw_forks(plt, picture):
+    shared, copied, table = measure_forks()
+    figure, (held, grid) = plt.subplots(1, 2, figsize=(11, 4.2))
+    held.plot(copied, color=COLOURS["none"], linewidth=2, label="a copy of the prompt for each")
+    held.plot(shared, color=COLOURS["paged"], linewidth=2, label="forks")
+    held.set_title("Pages held by 8 texts that begin alike")
+    held.set_ylabel("pages of 16 tokens")
+    held.set_xlabel("new tokens of each, after a prompt of 200")
+    image = grid.imshow(times_shared(table), cmap="viridis", aspect="auto")
+    grid.set_title("Whose page is it: one square a page of a text")
+    grid.set_xlabel("page of the text, in order")
+    grid.set_ylabel("text")
+    figure.colorbar(image, ax=grid, label="texts that hold this page")
+    finish(figure, [held], picture)
+
+
+def finish(figure, charts, picture):
+    for axes in charts:
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    # Nothing in the file but the picture, so that equal numbers make equal files.
+    metadata = {"Date": None} if str(picture).endswith(".svg") else {}
+    figure.savefig(picture, dpi=100, metadata=metadata)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["memory", "time", "forks"])
+    parser.add_argument("picture", help="the file to write; its ending names the format")
+    arguments = parser.parse_args()
+    draw = {"memory": draw_memory, "time": draw_time, "forks": draw_forks}[arguments.kind]
+    draw(import_pyplot(), arguments.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,14 +10,19 @@ for `time`, NumPy and matplotlib.
 """
 
 import argparse
+import os
 import pathlib
 import statistics
 import sys
 import time
 
-import numpy
+# Both sides of a comparison have as many threads; NumPy's are counted when it is imported.
+NUM_THREADS = 2
+os.environ.setdefault("OPENBLAS_NUM_THREADS", str(NUM_THREADS))
 
-import kvcache
+import numpy  # noqa: E402
+
+import kvcache  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from plot import COLOURS, STYLES, import_pyplot, running_median  # noqa: E402
@@ -78,7 +83,7 @@ def draw_memory(plt, picture):
 
 def measure_model(path, max_tokens=400, prompt="Long ago there was an old sailor named Tom."):
     """{kind: (positions, milliseconds)} of the small model, one greedy text."""
-    model = kvcache.Model(path, threads=2)
+    model = kvcache.Model(path, threads=NUM_THREADS)
     series = {}
     for kind in ("none", "dynamic", "paged"):
         trace = model.generate(prompt, max_tokens, cache=kind, stop_at_eos=False).trace[1:]
@@ -100,7 +105,7 @@ def measure_layer(lengths, heads=32, kv_heads=8, head_dim=128, repeats=9):
     """(kvcache, NumPy): milliseconds to add one token to a layer of float32 rows and attend to all,
     medians at each length. Both give the same numbers."""
     random = numpy.random.default_rng(0)
-    pool = kvcache.ThreadPool(2)
+    pool = kvcache.ThreadPool(NUM_THREADS)
     times = ([], [])
     for length in lengths:
         old = random.standard_normal((2, 1, kv_heads, length, head_dim), numpy.float32)
@@ -143,30 +148,38 @@ def draw_time(plt, picture):
     layer.set_title("One layer, 32 heads over 8 of 128, float32")
     layer.set_ylabel("milliseconds a token")
     layer.set_xlabel("length, tokens")
+    layer.set_xscale("log", base=2)
+    layer.set_xticks(lengths, lengths)
     finish(figure, [whole, layer], picture)
 
 
 # --- Pages that forks share. ---
 
 
-def measure_forks(forks=8, prompt=200, page_size=16, new_tokens=56):
-    """A prompt and its forks, which then grow by one token in turn. Gives the pages held after each
-    round beside what copies of the prompt would hold, and the final block table."""
-    pages_each = -(-(prompt + new_tokens) // page_size)
+def measure_forks(prompt=200, page_size=16, generations=3, grow=40):
+    """A text that begins with a prompt; then, once a generation, every text forks in two and all grow
+    by `grow` tokens, one a step. Gives the pages held after each step beside what texts that share
+    nothing would hold, and the block table at the end."""
+    texts = 2**generations
+    longest = prompt + generations * grow
     cache = kvcache.PagedCache(kvcache.CacheConfig.uniform(
-        1, 2, 16, page_size=page_size, num_pages=(forks + 1) * pages_each))
-    first = cache.open()
-    row = numpy.ones((prompt, 2, 16), numpy.float32)
-    with cache.reserve([(first, prompt)]) as step:
-        step.write(0, row, row)
-    seqs = [first] + [cache.fork(first) for _ in range(forks - 1)]
-    shared, copied = [cache.stats()["pages_held"]], [forks * -(-prompt // page_size)]
-    for grown in range(1, new_tokens + 1):
-        with cache.reserve([(seq, 1) for seq in seqs]) as step:
-            step.write(0, row[:forks], row[:forks])
-        shared.append(cache.stats()["pages_held"])
-        copied.append(forks * -(-(prompt + grown) // page_size))
-    return shared, copied, cache.block_table(0, seqs)
+        1, 1, 8, page_size=page_size, num_pages=texts * -(-longest // page_size)))
+    rows = numpy.ones((max(prompt, texts), 1, 8), numpy.float32)
+
+    def append(seqs, count):
+        with cache.reserve([(seq, count) for seq in seqs]) as step:
+            step.write(0, rows[:len(seqs) * count], rows[:len(seqs) * count])
+
+    seqs = [cache.open()]
+    append(seqs, prompt)
+    shared, alone = [], []
+    for _ in range(generations):
+        seqs = [seq for parent in seqs for seq in (parent, cache.fork(parent))]
+        for _ in range(grow):
+            append(seqs, 1)
+            shared.append(cache.stats()["pages_held"])
+            alone.append(len(seqs) * -(-cache.seq_length(seqs[0]) // page_size))
+    return shared, alone, cache.block_table(0, seqs)
 
 
 def times_shared(table):
@@ -177,18 +190,22 @@ def times_shared(table):
 
 
 def draw_forks(plt, picture):
-    shared, copied, table = measure_forks()
+    shared, alone, table = measure_forks()
     figure, (held, grid) = plt.subplots(1, 2, figsize=(11, 4.2))
-    held.plot(copied, color=COLOURS["none"], linewidth=2, label="a copy of the prompt for each")
-    held.plot(shared, color=COLOURS["paged"], linewidth=2, label="forks")
-    held.set_title("Pages held by 8 texts that begin alike")
+    held.plot(alone, color=COLOURS["none"], linewidth=2, label="if none were shared")
+    held.plot(shared, color=COLOURS["paged"], linewidth=2, label="held")
+    held.set_title("Texts that fork in two, three times")
     held.set_ylabel("pages of 16 tokens")
-    held.set_xlabel("new tokens of each, after a prompt of 200")
-    image = grid.imshow(times_shared(table), cmap="viridis", aspect="auto")
-    grid.set_title("Whose page is it: one square a page of a text")
+    held.set_xlabel("new tokens of a text, after a prompt of 200")
+    # White lines between the squares: edges at whole numbers, labels at their middles.
+    image = grid.pcolormesh(times_shared(table), cmap="viridis", edgecolors="white", linewidth=1)
+    grid.set_xticks(numpy.arange(0, table.shape[1], 3) + 0.5, range(0, table.shape[1], 3))
+    grid.set_yticks(numpy.arange(len(table)) + 0.5, range(len(table)))
+    grid.invert_yaxis()
+    grid.set_title("Whose page is it? A square is a page of a text")
     grid.set_xlabel("page of the text, in order")
     grid.set_ylabel("text")
-    figure.colorbar(image, ax=grid, label="texts that hold this page")
+    figure.colorbar(image, ax=grid, ticks=[1, 2, 4, 8], label="texts that hold the page")
     finish(figure, [held], picture)
 
 

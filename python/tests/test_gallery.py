@@ -45,11 +45,12 @@ def test_the_small_model_is_traced_with_each_cache(gallery):
 
 
 def test_forks_hold_the_prompt_once_and_a_tail_each(gallery):
-    shared, copied, table = gallery.measure_forks(forks=4, prompt=40, page_size=16, new_tokens=8)
-    assert shared[0] == 3 and copied[0] == 12
-    assert shared[1] == 2 + 4  # two full pages once, the tail of 8 tokens copied for each
-    assert shared[-1] == 6 and copied[-1] == 12
-    assert gallery.times_shared(table).tolist() == [[4, 4, 1]] * 4
+    shared, alone, table = gallery.measure_forks(prompt=40, page_size=16, generations=2, grow=16)
+    # Two full pages of the prompt once, and for each text its own copy of the tail of 8 tokens.
+    assert shared[0] == 2 + 2 and alone[0] == 2 * 3
+    # Then a full page of each of two texts, which their forks share, and two pages of each fork.
+    assert shared[-1] == 2 + 2 + 4 * 2 and alone[-1] == 4 * 5
+    assert gallery.times_shared(table).tolist() == [[4, 4, 2, 1, 1]] * 4
 
 
 def test_pages_are_counted_by_the_texts_that_hold_them(gallery):

@@ -13,6 +13,7 @@ import numpy
 import pytest
 
 import kvcache
+from page import run_page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DIRECTORY = ROOT / "models" / "storyteller"
@@ -389,3 +390,8 @@ def test_a_bad_directory_is_refused_with_its_name(tmp_path):
         (tmp_path / name / name).write_text("{")
         with pytest.raises(ValueError, match=name):
             kvcache.Model(tmp_path / name)
+
+
+def test_the_page_on_models_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert run_page("models.md")["session"].length > 0

@@ -21,7 +21,8 @@ if(KVCACHE_BUILD_RUNNER STREQUAL "AUTO")
     endif()
   endforeach()
   list(JOIN KVC_RUNNER_MISSING ", " KVC_RUNNER_MISSING)
-  message(STATUS "The runner: ${KVCACHE_BUILD_RUNNER} (missing: ${KVC_RUNNER_MISSING})")
+  string(TOLOWER "${KVC_RUNNER_MISSING}" KVC_RUNNER_MISSING)
+  message(STATUS "The runner: ${KVCACHE_BUILD_RUNNER}; missing: ${KVC_RUNNER_MISSING}")
 endif()
 
 # Found by header and library: the config file of Debian's package asks for OpenCL, which a product on

@@ -212,7 +212,7 @@ class Session {
 
   std::shared_ptr<const Loaded> loaded_;
   StreamOptions options_;
-  std::mutex mutex_;  // of all below
+  std::recursive_mutex mutex_;  // of all below
   std::unique_ptr<runner::KvStore> store_;
   runner::ForwardState state_;
   std::vector<float> logits_;
@@ -299,7 +299,7 @@ std::string repr(const PyModel& self) {
   return std::string("Model(path=") + nb::repr(path).c_str() + ", family='" +
          name_of(config.family) + "', parameters=" + std::to_string(model.num_parameters()) +
          ", layers=" + std::to_string(config.num_layers) + ", weights='" +
-         name_of(model.weight_dtype()) + "', threads=" +
+         name_of(model.weight_type()) + "', threads=" +
          (self.loaded->threads == 0 ? "None" : std::to_string(self.loaded->threads)) + ")";
 }
 

@@ -76,7 +76,7 @@ class TextStream {
   std::unique_ptr<runner::Generation> one_;
   std::optional<runner::RunningBatch> batch_;
   bool keep_pieces_;
-  std::mutex mutex_;  // of all below, and of the two above once made
+  std::recursive_mutex mutex_;  // of all below, and of the two above once made
   std::deque<Piece> pieces_;
   bool failed_ = false;
 };

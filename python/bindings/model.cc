@@ -413,7 +413,8 @@ void bind_model(nb::module_& module) {
            "threads"_a = nb::none(),
            "Loads config.json, generation_config.json, model.safetensors (or its shards) and "
            "tokenizer.json.\n\nweights: \"stored\" keeps their precision, \"f32\" widens them, "
-           "\"auto\" widens below 100 M parameters.\nthreads: 1 .. 1024 of its own; None: the pool "
+           "\"int8\" quantises them, \"auto\" widens below 100 M parameters.\nthreads: 1 .. 1024 "
+           "of its own; None: the pool "
            "that the package shares (KVCACHE_NUM_THREADS, else one a core).\n\nErrors: "
            "FileNotFoundError, OSError; ValueError for what is malformed; NotImplementedError for "
            "another\narchitecture; MemoryError. Each names file, field, found and expected.")

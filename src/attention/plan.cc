@@ -28,6 +28,10 @@ Executor& executor_of(const ExecContext& context) {
   return context.executor == nullptr ? default_executor() : *context.executor;
 }
 
+// Multiply-adds below which the calling thread goes alone: some 20 us of one core, less than it may
+// take to wake another where a host's own threads spin.
+constexpr std::int64_t kProductsAlone = 1 << 20;
+
 }  // namespace
 
 Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
@@ -238,14 +242,22 @@ void Plan::run_kernels(const AttentionProblem& problem, Executor& executor) {
     const WorkItem* next = begin + 1;
     while (next != end && work_.level_of(*next) == work_.level_of(*begin)) ++next;
     Level level{execution, begin};
-    executor.parallel_for((next - begin) * std::int64_t{num_kv_heads_},
-                          [](void* context, std::int64_t task, std::int32_t worker) noexcept {
-                            const Level& self = *static_cast<const Level*>(context);
-                            const std::int64_t heads = self.execution.problem.kv.num_kv_heads;
-                            run_item(self.execution, self.items[task / heads],
-                                     static_cast<std::int32_t>(task % heads), worker);
-                          },
-                          &level);
+    const auto run_task = [](void* context, std::int64_t task, std::int32_t worker) noexcept {
+      const Level& self = *static_cast<const Level*>(context);
+      const std::int64_t heads = self.execution.problem.kv.num_kv_heads;
+      run_item(self.execution, self.items[task / heads], static_cast<std::int32_t>(task % heads),
+               worker);
+    };
+    const std::int64_t num_tasks = (next - begin) * std::int64_t{num_kv_heads_};
+    std::int64_t cost = 0;
+    for (const WorkItem* item = begin; item != next; ++item) cost += item->cost;
+    const std::int64_t products =
+        cost * num_kv_heads_ * (problem.kv.k_head_dim + problem.kv.v_head_dim);
+    if (products < kProductsAlone) {
+      for (std::int64_t task = 0; task < num_tasks; ++task) run_task(&level, task, 0);
+    } else {
+      executor.parallel_for(num_tasks, run_task, &level);
+    }
     begin = next;
   }
 }

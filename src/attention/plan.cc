@@ -28,8 +28,9 @@ Executor& executor_of(const ExecContext& context) {
   return context.executor == nullptr ? default_executor() : *context.executor;
 }
 
-// Multiply-adds below which the calling thread goes alone: some 20 us of one core, less than it may
-// take to wake another where a host's own threads spin.
+// Multiply-adds below which the calling thread leaves the default pool alone: some 20 us of one
+// core, less than it may take to wake another where a host's own threads spin. An executor of the
+// caller's has all work.
 constexpr std::int64_t kProductsAlone = 1 << 20;
 
 }  // namespace
@@ -253,7 +254,7 @@ void Plan::run_kernels(const AttentionProblem& problem, Executor& executor) {
     for (const WorkItem* item = begin; item != next; ++item) cost += item->cost;
     const std::int64_t products =
         cost * num_kv_heads_ * (problem.kv.k_head_dim + problem.kv.v_head_dim);
-    if (products < kProductsAlone) {
+    if (products < kProductsAlone && &executor == &default_executor()) {
       for (std::int64_t task = 0; task < num_tasks; ++task) run_task(&level, task, 0);
     } else {
       executor.parallel_for(num_tasks, run_task, &level);

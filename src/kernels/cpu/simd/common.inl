@@ -90,7 +90,7 @@ KVC_SIMD_FN void load_bf16_pairs(const std::uint16_t* from, F32* even, F32* odd)
 
 // For operands of several operations: compilers fold loads into each of them.
 KVC_SIMD_FN F32 in_register(F32 x) {
-#if defined(__aarch64__)
+#if defined(__aarch64__) && KVC_SIMD_BYTES == 16
   asm("" : "+w"(x));
 #elif defined(__AVX512F__) || (defined(__AVX__) && KVC_SIMD_BYTES <= 32)
   asm("" : "+v"(x));

@@ -48,8 +48,11 @@ struct AttentionOptions {
   // row j. L and S_max are at least the longest of the batch.
   TensorView mask;
 
-  bool partial = false;       // leave the sinks to finish(), because results will be merged
-  bool reproducible = false;  // one path for every query count: any split gives the same bits
+  bool partial = false;  // leave the sinks to finish(), because results will be merged
+  // One path for every query count, so that any split gives the same bits. Also exact on backends
+  // whose prefill over bf16 rows otherwise rounds queries and weights to bf16 (avx512bf16: within
+  // 5e-3, denormals count as 0).
+  bool reproducible = false;
 
   // Sequences whose block tables begin with the same pages read these together, in whole cuts of
   // 512 rows. The bits of a result are the same either way. With a window nothing is shared.

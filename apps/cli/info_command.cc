@@ -21,6 +21,7 @@ struct Flags {
 Status run(const Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
   KVC_ASSIGN_OR_RETURN(const std::vector<BackendInfo> known, backends());
+  KVC_ASSIGN_OR_RETURN(const std::string prefetch, selected_prefetch());
   const std::int32_t threads = default_executor().concurrency();
   std::optional<runner::Model> model;
   if (!flags.model.directory.empty()) {
@@ -32,6 +33,7 @@ Status run(const Flags& flags) {
     out["cpu"] = cpu;
     out["threads"] = threads;
     out["matrix_products"] = runner::matmul_backend();
+    out["prefetch"] = prefetch;
     out["backends"] = nlohmann::json::array();
     for (const BackendInfo& backend : known) {
       out["backends"].push_back({{"name", backend.name},
@@ -52,6 +54,7 @@ Status run(const Flags& flags) {
   fmt::print("processor        {}\n", cpu);
   fmt::print("threads          {} (KVCACHE_NUM_THREADS)\n", threads);
   fmt::print("matrix products  {}\n", runner::matmul_backend());
+  fmt::print("prefetching      {} (KVCACHE_PREFETCH: none, l1, l2, l3)\n", prefetch);
   fmt::print("attention backends (KVCACHE_BACKEND forces one):\n");
   for (const BackendInfo& backend : known) {
     fmt::print("  {} {:<10} {:<13} {}; {}\n", backend.selected ? "*" : " ", backend.name,

@@ -48,6 +48,14 @@ Result<std::string> selected_backend() {
   });
 }
 
+Result<std::string> selected_prefetch() {
+  return internal::at_door([]() -> Result<std::string> {
+    internal::Prefetch level = internal::Prefetch::kNone;
+    KVC_RETURN_IF_ERROR(internal::select_prefetch(&level));
+    return std::string(internal::name_of(level));
+  });
+}
+
 Result<std::string> cpu_description() {
   return internal::at_door([]() -> Result<std::string> {
     const internal::CpuFeatures& cpu = internal::cpu_features();

@@ -93,6 +93,7 @@ class Pass {
     tile_.k_dim = problem.kv.k_head_dim;
     tile_.v_dim = problem.kv.v_head_dim;
     tile_.exact = problem.reproducible;
+    tile_.prefetch = execution.prefetch;
     tile_.softcap = problem.softcap;
     if (problem.alibi_slopes != nullptr) {
       tile_.alibi_slopes = problem.alibi_slopes + kv_head * problem.group();

@@ -32,6 +32,7 @@ struct Execution {
   const AttentionKernels& kernels;
   const WorkList& work;
   VisibilityRules rules;
+  Prefetch prefetch = Prefetch::kNone;
   bool stacked = true;  // tiles of a group share a pass; else one follows the other, cut by cut
   WorkerScratch layout;
   std::byte* scratch = nullptr;        // [workers, layout.bytes]

@@ -45,6 +45,8 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
   KVC_RETURN_IF_ERROR(check_mask(options.mask, like, qo_indptr, num_heads));
   const Backend* backend = nullptr;
   KVC_RETURN_IF_ERROR(select_backend(options.backend, &backend));
+  Prefetch prefetch = Prefetch::kNone;
+  KVC_RETURN_IF_ERROR(select_prefetch(&prefetch));
 
   // Room first, then changes that cannot fail.
   const std::int32_t concurrency = executor_of(context).concurrency();
@@ -76,6 +78,7 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
   KVC_RETURN_IF_ERROR(workspace_.reserve(workspace_bytes));
 
   backend_ = backend;
+  prefetch_ = prefetch;
   num_seqs_ = like.num_seqs;
   num_kv_heads_ = like.num_kv_heads;
   k_head_dim_ = like.k_head_dim;
@@ -228,6 +231,7 @@ void Plan::run_kernels(const AttentionProblem& problem, Executor& executor) {
                             *backend_->attention,
                             work_,
                             {options_.causal, options_.window, options_.sink_tokens},
+                            prefetch_,
                             // A mask tells rows apart, and a view's tables need not be the planned.
                             !problem.mask.defined() && work_.shared_in(problem.kv),
                             layout_,

@@ -54,6 +54,7 @@ class Plan {
   void run_kernels(const AttentionProblem& problem, Executor& executor);
 
   const Backend* backend_ = nullptr;
+  Prefetch prefetch_ = Prefetch::kNone;
   std::int32_t num_seqs_ = 0;
   std::int32_t num_kv_heads_ = 0;
   std::int32_t k_head_dim_ = 0;

@@ -1,7 +1,10 @@
 #include "attention/select.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <string>
+
+#include "base/cpu_features.h"
 
 namespace kvcache::internal {
 
@@ -41,6 +44,34 @@ Status select_backend(const char* name, const Backend** backend) {
   }
   *backend = found;
   return {};
+}
+
+const char* name_of(Prefetch level) noexcept {
+  switch (level) {
+    case Prefetch::kL1:
+      return "l1";
+    case Prefetch::kL2:
+      return "l2";
+    case Prefetch::kL3:
+      return "l3";
+    default:
+      return "none";
+  }
+}
+
+Status select_prefetch(Prefetch* level) {
+  const char* name = std::getenv("KVCACHE_PREFETCH");
+  if (name == nullptr || *name == '\0') {
+    *level = cpu_features().zen3 ? Prefetch::kNone : Prefetch::kL2;
+    return {};
+  }
+  for (const Prefetch known : {Prefetch::kNone, Prefetch::kL1, Prefetch::kL2, Prefetch::kL3}) {
+    if (std::strcmp(name, name_of(known)) != 0) continue;
+    *level = known;
+    return {};
+  }
+  return Status(StatusCode::kUnavailable, std::string("KVCACHE_PREFETCH: found \"") + name +
+                                              "\", expected one of none, l1, l2, l3");
 }
 
 }  // namespace kvcache::internal

@@ -1,4 +1,4 @@
-// Which backend an attention call runs on.
+// What an attention call runs on: the backend, and the level that decode prefetches to.
 #ifndef KVCACHE_SRC_ATTENTION_SELECT_H_
 #define KVCACHE_SRC_ATTENTION_SELECT_H_
 
@@ -12,6 +12,13 @@ namespace kvcache::internal {
 // Errors: kUnavailable for a name that is unknown (the message lists the names) or does not run
 // here.
 Status select_backend(const char* name, const Backend** backend);
+
+// The environment's KVCACHE_PREFETCH, else what measured best: nothing on Zen 3, the second level
+// elsewhere (Zen 4). Errors: kUnavailable for a KVCACHE_PREFETCH that names no level.
+Status select_prefetch(Prefetch* level);
+
+// "none", "l1", "l2" or "l3".
+const char* name_of(Prefetch level) noexcept;
 
 }  // namespace kvcache::internal
 

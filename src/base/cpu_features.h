@@ -14,6 +14,9 @@ struct CpuFeatures {
   bool avx512_vnni = false;
   bool neon = false;
 
+  // AMD's Zen 3, whose own prefetching reads several streams of rows at the speed of memory.
+  bool zen3 = false;
+
   // Bytes of data or unified cache as the first core sees it; 0 where unknown.
   std::int64_t l1_bytes = 0;
   std::int64_t l2_bytes = 0;

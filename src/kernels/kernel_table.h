@@ -43,6 +43,9 @@ struct KvRows {
 enum class Path : std::uint8_t { kDecode, kPrefill };
 inline constexpr std::int64_t kDecodeQueries = 8;
 
+// The level of cache into which decode asks for rows that it reads soon.
+enum class Prefetch : std::uint8_t { kNone, kL1, kL2, kL3 };
+
 // Query rows of one KV head: row r is query r / group, head r % group of the group. The queries are
 // those of a sequence, or of several that see all rows of the cut alike (no window, no mask).
 struct QueryTile {
@@ -51,7 +54,8 @@ struct QueryTile {
   std::int32_t k_dim = 0;
   std::int32_t v_dim = 0;
   Path path = Path::kPrefill;
-  bool exact = false;        // no rounding of queries and weights, as a backend's prefill may do
+  bool exact = false;  // no rounding of queries and weights, as a backend's prefill may do
+  Prefetch prefetch = Prefetch::kNone;
   const float* q = nullptr;  // [num_queries * group, k_dim up to kRowPadding] times the scale
   const std::int64_t* position = nullptr;  // [num_queries]
 

@@ -33,6 +33,15 @@ TEST(Backends, AnUnknownNameInTheEnvironmentIsAnError) {
   for (const BackendInfo& info : all.value()) EXPECT_FALSE(info.selected);
 }
 
+TEST(Backends, AnUnknownPrefetchLevelInTheEnvironmentIsAnError) {
+  ::setenv("KVCACHE_PREFETCH", "l2", 1);
+  EXPECT_EQ(selected_prefetch().value(), "l2");
+  ::setenv("KVCACHE_PREFETCH", "far", 1);
+  EXPECT_EQ(selected_prefetch().status().code(), StatusCode::kUnavailable);
+  ::unsetenv("KVCACHE_PREFETCH");
+  EXPECT_TRUE(selected_prefetch().ok());
+}
+
 TEST(Backends, TheProcessorHasADescription) { EXPECT_FALSE(cpu_description().value().empty()); }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The bits of a query row depend on its query, the keys it sees, the options, the storage format
 // and the backend: on nothing else.
 #include <algorithm>
+#include <cstdlib>
 
 #include "support/random_attention.h"
 
@@ -34,6 +35,20 @@ TEST_P(AttentionBits, ThreadsDoNotMatter) {
     const std::unique_ptr<Executor> pool = make_thread_pool(threads).value();
     for (int repeat = 0; repeat < 3; ++repeat) {
       expect_same_bits(c.run(GetParam(), *pool), expected, std::to_string(threads) + " threads");
+    }
+  }
+}
+
+TEST_P(AttentionBits, ThePrefetchLevelDoesNotMatter) {
+  AttentionCase c = plain({2100, 5, 900}, {1, 3, 50});
+  for (const std::int32_t page_size : {0, 16}) {
+    c.storage.page_size = page_size;
+    const Attended expected = c.run(GetParam());
+    for (const char* level : {"none", "l1", "l2", "l3"}) {
+      ::setenv("KVCACHE_PREFETCH", level, 1);
+      const Attended found = c.run(GetParam());
+      ::unsetenv("KVCACHE_PREFETCH");
+      expect_same_bits(found, expected, level);
     }
   }
 }

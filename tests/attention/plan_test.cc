@@ -356,5 +356,28 @@ TEST(SelectBackend, TheEnvironmentNamesOne) {
   EXPECT_STREQ(backend->name, "reference");
 }
 
+TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
+  internal::Prefetch level = internal::Prefetch::kNone;
+  for (const char* name : {"l1", "l2", "l3", "none"}) {
+    ::setenv("KVCACHE_PREFETCH", name, 1);
+    ASSERT_TRUE(internal::select_prefetch(&level).ok());
+    EXPECT_STREQ(internal::name_of(level), name);
+  }
+  ::setenv("KVCACHE_PREFETCH", "l4", 1);
+  const Status status = internal::select_prefetch(&level);
+  internal::Plan plan;
+  const std::vector<std::int32_t> indptr = {0, 1};
+  const KvRowsData data({7}, 2, 8, 8);
+  const KvStorage storage(data, {});
+  const Status planned = plan.plan(storage.view(), indptr, 2, {}, {});
+  ::unsetenv("KVCACHE_PREFETCH");
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_NE(status.message().find("KVCACHE_PREFETCH: found \"l4\", expected one of none, l1"),
+            std::string::npos);
+  EXPECT_EQ(level, internal::Prefetch::kNone);
+  EXPECT_EQ(planned.code(), StatusCode::kUnavailable);
+  EXPECT_TRUE(internal::select_prefetch(&level).ok());
+}
+
 }  // namespace
 }  // namespace kvcache::testing

@@ -75,7 +75,7 @@ int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch*
 // --- Softmax. ---
 
 // What is added to, or taken from, the scores of a row beside softcap. Returns the keys it sees.
-uint64_t adjust_scores(const CutTask& task, int64_t row0, int32_t query, int32_t head,
+uint64_t adjust_scores(const CutTask& task, const BlockKeys& keys, int32_t query, int32_t head,
                        uint64_t bits, float* scores) {
   const QueryTile& tile = *task.tile;
   if (tile.softcap > 0) {
@@ -88,21 +88,27 @@ uint64_t adjust_scores(const CutTask& task, int64_t row0, int32_t query, int32_t
     const float slope = tile.alibi_slopes[head];
     for (uint64_t rest = bits; rest != 0; rest &= rest - 1) {
       const int key = __builtin_ctzll(rest);
-      const int64_t distance = tile.position[query] - position_of(*task.rows, row0 + key);
+      const int64_t distance = tile.position[query] - position_of(*task.rows, keys.row(key));
       scores[key] = scores[key] - slope * static_cast<float>(distance);
     }
   }
   if (tile.mask != nullptr) {
     const float* mask = tile.mask + head * tile.mask_head_stride + query * tile.mask_query_stride +
-                        (task.mask_key + row0) * tile.mask_key_stride;
+                        task.mask_key * tile.mask_key_stride;
     for (uint64_t rest = bits; rest != 0; rest &= rest - 1) {
       const int key = __builtin_ctzll(rest);
-      const float bias = mask[key * tile.mask_key_stride];
+      const float bias = mask[keys.row(key) * tile.mask_key_stride];
       if (bias == -__builtin_inff()) bits &= ~(uint64_t{1} << key);
       scores[key] = scores[key] + bias;
     }
   }
   return bits;
+}
+
+// The bits of vector v of a block.
+KVC_SIMD_FN uint32_t lanes_of(uint64_t bits, int v) {
+  constexpr uint64_t kAll = kAllKeys >> (kBlock - kLanes);
+  return static_cast<uint32_t>(bits >> (v * kLanes) & kAll);
 }
 
 // The scores of one row against the maximum so far: raised, and what is accumulated rescaled, if
@@ -115,7 +121,8 @@ KVC_SIMD_FN void raise_max(float* scores, uint64_t bits, float* max_inout, float
   for (int v = 0; v < kBlockVecs; ++v) {
     F32 s = load(scores + v * kLanes);
     if (bits != kAllKeys) {
-      s = choose(static_cast<std::uint32_t>(bits >> (v * kLanes)), s, hidden);
+      if (lanes_of(bits, v) == 0) continue;
+      s = choose(lanes_of(bits, v), s, hidden);
       store(scores + v * kLanes, s);
     }
     top = max(top, s);
@@ -133,12 +140,17 @@ KVC_SIMD_FN void raise_max(float* scores, uint64_t bits, float* max_inout, float
 }
 
 // Scores of one row become weights exp(s - m), 0 for hidden keys; their sum is added to `sum`.
-KVC_SIMD_FN void weigh(float* scores, float m, float* sum_inout) {
+// Hidden are those of -inf, and vectors without a bit.
+KVC_SIMD_FN void weigh(float* scores, uint64_t bits, float m, float* sum_inout) {
   // Every score so far is -inf: weights are 0.
   const F32 origin = set1(m == -__builtin_inff() ? 0.0f : m);
   F32 sum = zero();
 #pragma GCC unroll 16
   for (int v = 0; v < kBlockVecs; ++v) {
+    if (lanes_of(bits, v) == 0) {
+      store(scores + v * kLanes, zero());
+      continue;
+    }
     const F32 weight = exp(load(scores + v * kLanes) - origin);
     store(scores + v * kLanes, weight);
     sum = sum + weight;
@@ -215,8 +227,8 @@ void attend_cut(const CutTask& task) {
 #endif
     for_dtype(kv.v_dtype, [&]<DType kType>() {
       if (few) {
-        Ahead keys = {next.k, next.k + kBlock, k_bytes, 0};
-        value_few<kType>(tile, rows, here, scratch.row_bits, scratch.scores, partial.acc, &keys);
+        value_few<kType>(tile, rows, here, next, k_bytes, scratch.row_bits, scratch.scores,
+                         partial.acc);
       } else {
         value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
                           partial.acc);
@@ -225,16 +237,23 @@ void attend_cut(const CutTask& task) {
   };
 
   const bool adjusts = tile.softcap > 0 || tile.alibi_slopes != nullptr || tile.mask != nullptr;
-  const int64_t first_block = (kv.first_index + task.begin) / kBlock;
-  const int64_t last_block = (kv.first_index + task.end - 1) / kBlock;
+  // Few rows read the blocks of the whole cut, which each take keys of all its parts.
+  constexpr int64_t kBlocks = kCutKeys / kBlock;
+  int64_t block = (kv.first_index + task.begin) / kBlock;
+  int64_t last = (kv.first_index + task.end - 1) / kBlock;
+  if (few) {
+    block = block / kBlocks * kBlocks;
+    last = block + kBlocks - 1;
+  }
+  const bool looks_ahead = !few || tile.prefetch != Prefetch::kNone;
   BlockRows blocks[2];
   blocks[0].bits = blocks[1].bits = 0;
   int at = 0;
-  for (int64_t block = first_block; block <= last_block; ++block) {
-    const int64_t row0 = block * kBlock - kv.first_index;
+  for (; block <= last; ++block) {
+    const BlockKeys keys = block_keys(kv, few, block);
     uint64_t any = 0;
     for (int32_t query = 0; query < tile.num_queries; ++query) {
-      scratch.query_bits[query] = visible_keys(task, row0, query);
+      scratch.query_bits[query] = visible_keys(task, keys, query);
       any |= scratch.query_bits[query];
     }
     BlockRows& here = blocks[at];
@@ -245,8 +264,12 @@ void attend_cut(const CutTask& task) {
       next.bits = 0;
       continue;
     }
-    if (any != found) find_rows(kv, row0, any, scratch.zeros, &here);
-    find_rows(kv, row0 + kBlock, bit_range(0, kv.num_rows - row0 - kBlock), scratch.zeros, &next);
+    if (any != found) find_rows(kv, keys, any, scratch.zeros, &here);
+    next.bits = 0;
+    if (looks_ahead) {
+      const BlockKeys after = block_keys(kv, few, block + 1);
+      find_rows(kv, after, slots_of(after, 0, kv.num_rows), scratch.zeros, &next);
+    }
 
     score(here, next);
 
@@ -255,7 +278,7 @@ void attend_cut(const CutTask& task) {
       uint64_t bits = scratch.query_bits[query];
       float* scores = scratch.scores + r * kBlock;
       if (adjusts && bits != 0) {
-        bits = adjust_scores(task, row0, query, r % tile.group, bits, scores);
+        bits = adjust_scores(task, keys, query, r % tile.group, bits, scores);
       }
       scratch.row_bits[r] = bits;
       if (bits == 0) continue;
@@ -265,7 +288,7 @@ void attend_cut(const CutTask& task) {
     // A loop of its own: the exponentials of all rows wait for nothing.
     for (int r = 0; r < rows; ++r) {
       if (scratch.row_bits[r] == 0) continue;
-      weigh(scratch.scores + r * kBlock, partial.max[r], partial.sum + r);
+      weigh(scratch.scores + r * kBlock, scratch.row_bits[r], partial.max[r], partial.sum + r);
     }
 
     add_weighted(here, next);

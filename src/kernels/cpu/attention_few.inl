@@ -8,20 +8,23 @@
 // elements, of the second the odd ones. Queries are brought into that order before, results are
 // brought out of it after a cut.
 //
-// Cost per block and 4 rows: 64 (k_dim + v_dim) elements read and widened once, 4 times as many
-// multiply-adds. More rows take another pass over the block, which lies in the first cache by then.
+// Memory: the processor's own prefetching follows rows that are read in order and restarts at
+// every page of memory; several such streams at once, crossing pages together, reach more of the
+// memory than one. So a step takes one key of each of kStreams quarters of the cut, first its keys
+// and then its values. Where keys are missing, a step takes the next that are there. Where the
+// processor needs help (QueryTile::prefetch), values are asked for while the block's scores are
+// computed, and the next block's keys while values are added; where it does not, such
+// instructions take the place of its own (Zen 3: a tenth to a third slower).
 //
-// Memory: the processor's own prefetching follows rows that are read in order, and several such
-// streams at once reach more of the memory than one. So keys are read as 2 or 4 streams, parts of
-// the block, each row after row. Values are read by columns, which it does not follow: they are
-// asked for, row after row, while the scores are computed. While values are added, the first keys
-// of the next block are.
+// Cost per block and row: 64 (k_dim + v_dim) multiply-adds. A row pair (kFewRows) reads and widens
+// each element once; kFewChunk rows take a step before the next step is read.
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
-// Rows of a pass, and the accumulators that it keeps in registers.
-constexpr int kFewRows = 4;
-constexpr int kFewSums = kRegisters == 32 ? 16 : 8;
+// Rows that share what is read of a step: their sums fill the registers. Rows that stay in the
+// first cache from step to step.
+constexpr int kFewRows = kRegisters == 32 ? 4 : 2;
+constexpr int kFewChunk = 16;
 
 // Elements that are widened as pairs: whole pairs of vectors of bf16 rows.
 template <DType kType>
@@ -56,241 +59,236 @@ void from_pairs(float* x, int64_t rows, int64_t dim, int64_t stride) {
   }
 }
 
-// Calls f.template operator()<n>() for n = 1 .. kFewRows.
+// Calls f.template operator()<n>(row) for rows begin .. end, n at a time: kFewRows, then fewer.
 template <typename F>
-KVC_SIMD_FN void for_few(int n, F f) {
-  static_assert(kFewRows == 4);
-  switch (n) {
-    case 1:
-      return f.template operator()<1>();
-    case 2:
-      return f.template operator()<2>();
-    case 3:
-      return f.template operator()<3>();
-    default:
-      return f.template operator()<4>();
+KVC_SIMD_FN void for_few(int begin, int end, F f) {
+  for (; begin + kFewRows <= end; begin += kFewRows) f.template operator()<kFewRows>(begin);
+  if constexpr (kFewRows > 2) {
+    if (begin + 2 <= end) {
+      f.template operator()<2>(begin);
+      begin += 2;
+    }
+  }
+  if (begin < end) f.template operator()<1>(begin);
+}
+
+// Asks for `bytes` of the rows of a step.
+KVC_SIMD_FN void ask_for(const char* const* rows, int64_t bytes, Prefetch level) {
+  const auto each_line = [&](auto ask) __attribute__((always_inline)) {
+    for (int i = 0; i < kStreams; ++i) {
+      for (int64_t byte = 0; byte < bytes; byte += 64) ask(rows[i] + byte);
+    }
+  };
+  if (level == Prefetch::kL1) each_line([](const char* at) { __builtin_prefetch(at, 0, 3); });
+  if (level == Prefetch::kL2) each_line([](const char* at) { __builtin_prefetch(at, 0, 2); });
+  if (level == Prefetch::kL3) each_line([](const char* at) { __builtin_prefetch(at, 0, 1); });
+}
+
+// Calls f(slots, n) for steps of up to kStreams slots of `bits` in order.
+template <typename F>
+KVC_SIMD_FN void for_steps(uint64_t bits, F f) {
+  while (bits != 0) {
+    int slots[kStreams];
+    int n = 0;
+    for (; n < kStreams && bits != 0; bits &= bits - 1) slots[n++] = __builtin_ctzll(bits);
+    f(slots, n);
   }
 }
 
-// Keys of a step, each from a stream of its own: with kRows rows they fill the accumulators.
-// Measured on Zen 3, share of the read roof in decode: 8 rows side by side 0.6, streams of single
-// rows over 16 parts 0.3.
-template <int kRows>
-constexpr int kFewKeys = kFewSums / kRows >= 4 ? 4 : 2;
-
-// Scores of kRows rows with kKeys keys, one sum each: sums[row * kKeys + key]. `later`: rows of
-// `later_bytes` that are wanted soon, asked for line by line, as asking for whole rows at once
-// stalls.
-template <DType kType, int kRows, int kKeys>
-KVC_SIMD_FN void sum_products(const float* q, int64_t stride, int64_t dim,
-                              const char* const* k_rows, const char* const* later,
-                              int64_t later_bytes, F32* sums) {
-  F32 sum[kRows][kKeys];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kKeys; ++i) sum[r][i] = zero();
-  }
-  const auto add = [&](const float* at, const F32(&x)[kKeys]) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const F32 element = in_register(load(at + r * stride));
-#pragma GCC unroll 16
-      for (int i = 0; i < kKeys; ++i) sum[r][i] = fma(element, x[i], sum[r][i]);
-    }
-  };
-  const auto ask = [&](int64_t at) __attribute__((always_inline)) {
-    const int64_t byte = at * kSize<kType>;
-    if (byte % 64 != 0 || byte >= later_bytes) return;
-#pragma GCC unroll 4
-    for (int i = 0; i < kKeys; ++i) prefetch(later[i] + byte);
-  };
-  int64_t d = 0;
+// Elements at, at + kLanes of a row: two vectors, in the order of load_bf16_pairs if bf16.
+template <DType kType>
+KVC_SIMD_FN void load_two(const char* row, int64_t at, F32* a, F32* b) {
   if constexpr (kType == DType::kBF16) {
-    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-      ask(d);
-      F32 even[kKeys];
-      F32 odd[kKeys];
-#pragma GCC unroll 16
-      for (int i = 0; i < kKeys; ++i) {
-        load_bf16_pairs(reinterpret_cast<const uint16_t*>(k_rows[i]) + d, &even[i], &odd[i]);
-      }
-      add(q + d, even);
-      add(q + d + kLanes, odd);
-    }
-  }
-  for (; d + kLanes <= dim; d += kLanes) {
-    ask(d);
-    F32 x[kKeys];
-#pragma GCC unroll 16
-    for (int i = 0; i < kKeys; ++i) x[i] = load_as<kType>(k_rows[i], d);
-    add(q + d, x);
-  }
-  if (d < dim) {
-    F32 x[kKeys];
-#pragma GCC unroll 16
-    for (int i = 0; i < kKeys; ++i) {
-      x[i] = load_n_as<kType>(k_rows[i], d, static_cast<int>(dim - d));
-    }
-    add(q + d, x);
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kKeys; ++i) sums[r * kKeys + i] = sum[r][i];
+    load_bf16_pairs(reinterpret_cast<const uint16_t*>(row) + at, a, b);
+  } else {
+    *a = load_as<kType>(row, at);
+    *b = load_as<kType>(row, at + kLanes);
   }
 }
 
-// Scores of kRows rows with a key of each stream: those at `key` + i * kBlock / kKeys.
+// Elements at .. at + kLanes of a row; `tail` of them if not 0.
+template <DType kType>
+KVC_SIMD_FN F32 load_one(const char* row, int64_t at, int tail) {
+  return tail != 0 ? load_n_as<kType>(row, at, tail) : load_as<kType>(row, at);
+}
+
+// Scores of kRows rows with the keys of a step: scores[row * kBlock + key]. A function of its own,
+// as add_values: their loops need all registers.
 template <DType kType, int kRows>
-KVC_SIMD_FN void score_keys(const float* q, int64_t stride, int64_t dim, const BlockRows& block,
-                            int key, int64_t v_bytes, float* scores) {
-  constexpr int kKeys = kFewKeys<kRows>;
-  constexpr int kStream = kBlock / kKeys;
-  constexpr int kFolds = (kRows * kKeys + kLanes - 1) / kLanes;
-  const char* k_rows[kKeys];
-  const char* v_rows[kKeys];
+[[gnu::noinline]] void score_step(const float* q, int64_t stride, int64_t dim,
+                                  const char* const* k_rows, float* scores) {
+  constexpr int kSums = kRows * kStreams;
+  constexpr int kFolds = (kSums + kLanes - 1) / kLanes;
+  const char* row[kStreams];
 #pragma GCC unroll 4
-  for (int i = 0; i < kKeys; ++i) {
-    k_rows[i] = block.k[key + i * kStream];
-    v_rows[i] = block.v[key + i * kStream];
-  }
+  for (int i = 0; i < kStreams; ++i) row[i] = k_rows[i];
   F32 sums[kFolds * kLanes];
-#pragma GCC unroll 16
-  for (int i = kRows * kKeys; i < kFolds * kLanes; ++i) sums[i] = zero();
-  sum_products<kType, kRows, kKeys>(q, stride, dim, k_rows, v_rows, v_bytes, sums);
+#pragma GCC unroll 32
+  for (int i = 0; i < kFolds * kLanes; ++i) sums[i] = zero();
+  int64_t d = 0;
+  for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+    F32 a[kRows];
+    F32 b[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      a[r] = in_register(load(q + r * stride + d));
+      b[r] = in_register(load(q + r * stride + d + kLanes));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kStreams; ++i) {
+      F32 x;
+      F32 y;
+      load_two<kType>(row[i], d, &x, &y);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        F32& sum = sums[r * kStreams + i];
+        sum = fma(b[r], y, fma(a[r], x, sum));
+      }
+    }
+  }
+  for (; d < dim; d += kLanes) {
+    const int tail = dim - d < kLanes ? static_cast<int>(dim - d) : 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < kStreams; ++i) {
+      const F32 x = load_one<kType>(row[i], d, tail);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        F32& sum = sums[r * kStreams + i];
+        sum = fma(load(q + r * stride + d), x, sum);
+      }
+    }
+  }
   float folded[kFolds * kLanes];
 #pragma GCC unroll 4
   for (int i = 0; i < kFolds; ++i) store(folded + i * kLanes, fold(sums + i * kLanes));
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kKeys; ++i) {
-      scores[r * kBlock + key + i * kStream] = folded[r * kKeys + i];
-    }
+  for (int r = 0; r < kRows; ++r) {
+    __builtin_memcpy(scores + r * kBlock, folded + r * kStreams, kStreams * sizeof(float));
   }
 }
 
-// Asks for the block's values on the way: `v_bytes` of a row.
 template <DType kType>
 void score_few(const float* q, const QueryTile& tile, int rows, const BlockRows& block,
                int64_t v_bytes, float* scores) {
   const int64_t stride = pad(tile.k_dim);
-  for (int r = 0; r < rows; r += kFewRows) {
-    for_few(static_cast<int>(min_of(kFewRows, rows - r)), [&]<int kRows>() {
-      constexpr int kStream = kBlock / kFewKeys<kRows>;
-      // Bit i: whether any stream's key i is there.
-      uint64_t some = block.bits;
-      for (int half = kBlock / 2; half >= kStream; half /= 2) some |= some >> half;
-      for (int key = 0; key < kStream; ++key) {
-        if ((some >> key & 1) == 0) continue;
-        score_keys<kType, kRows>(q + r * stride, stride, tile.k_dim, block, key,
-                                 r == 0 ? v_bytes : 0, scores + r * kBlock);
+  for (int chunk = 0; chunk < rows; chunk += kFewChunk) {
+    const int end = static_cast<int>(min_of(rows, chunk + kFewChunk));
+    if (block.bits == kAllKeys) {
+      for (int slot = 0; slot < kBlock; slot += kStreams) {
+        if (chunk == 0) ask_for(block.v + slot, v_bytes, tile.prefetch);
+        for_few(chunk, end, [&]<int kRows>(int r) {
+          score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, block.k + slot,
+                                   scores + r * kBlock + slot);
+        });
       }
+      continue;
+    }
+    for_steps(block.bits, [&](const int* slots, int n) {
+      const char* k_rows[kStreams];
+      for (int i = 0; i < kStreams; ++i) k_rows[i] = block.k[slots[i < n ? i : 0]];
+      for_few(chunk, end, [&]<int kRows>(int r) {
+        float step[kRows * kBlock];
+        score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, k_rows, step);
+        for (int row = 0; row < kRows; ++row) {
+          for (int i = 0; i < n; ++i) {
+            scores[(r + row) * kBlock + slots[i]] = step[row * kBlock + i];
+          }
+        }
+      });
     });
   }
 }
 
-// Rows that are wanted next, asked for a line at a time.
-struct Ahead {
-  const char* const* rows;
-  const char* const* end;
-  int64_t row_bytes;
-  int64_t byte;
-};
-
-KVC_SIMD_FN void ask(Ahead* ahead) {
-  if (ahead->rows == ahead->end) return;
-  prefetch(*ahead->rows + ahead->byte);
-  ahead->byte += 64;
-  if (ahead->byte < ahead->row_bytes) return;
-  ahead->byte = 0;
-  ++ahead->rows;
-}
-
-// acc += weights * values: elements at .. at + kVecs * kLanes of kRows rows that see the same keys,
-// or `tail` < kLanes elements if not 0.
-template <DType kType, int kRows, int kVecs>
-KVC_SIMD_FN void few_columns(const float* weights, uint64_t bits, const char* const* v_rows,
-                             int64_t at, int tail, float* acc, int64_t stride, Ahead* ahead) {
-  F32 sum[kRows][kVecs];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kVecs; ++i) sum[r][i] = load(acc + r * stride + at + i * kLanes);
-  }
-  const auto add = [&](int key) __attribute__((always_inline)) {
-    const char* row = v_rows[key];
-    F32 x[kVecs];
-    if constexpr (kType == DType::kBF16 && kVecs > 1) {
+// acc += weights * values for kRows rows and kKeys keys: weights[row * kBlock + key].
+template <DType kType, int kRows, int kKeys>
+[[gnu::noinline]] void add_values(const float* weights, const char* const* v_rows, int64_t dim,
+                                  float* acc, int64_t stride) {
+  // Copies stay in registers; the originals might be what is stored to, for all that is known.
+  const char* row[kKeys];
+  F32 weight[kRows][kKeys];
 #pragma GCC unroll 4
-      for (int i = 0; i < kVecs; i += 2) {
-        load_bf16_pairs(reinterpret_cast<const uint16_t*>(row) + at + i * kLanes, &x[i], &x[i + 1]);
-      }
-    } else {
-#pragma GCC unroll 8
-      for (int i = 0; i < kVecs; ++i) {
-        x[i] = tail != 0 ? load_n_as<kType>(row, at, tail) : load_as<kType>(row, at + i * kLanes);
-      }
-    }
-#pragma GCC unroll 8
+  for (int i = 0; i < kKeys; ++i) {
+    row[i] = v_rows[i];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) weight[r][i] = set1(weights[r * kBlock + i]);
+  }
+  int64_t d = 0;
+  for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+    F32 a[kRows];
+    F32 b[kRows];
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const F32 weight = set1(weights[r * kBlock + key]);
-#pragma GCC unroll 8
-      for (int i = 0; i < kVecs; ++i) sum[r][i] = fma(weight, x[i], sum[r][i]);
+      a[r] = load(acc + r * stride + d);
+      b[r] = load(acc + r * stride + d + kLanes);
     }
-  };
-  if (bits == kAllKeys) {
-    for (int key = 0; key < kBlock; key += 4) {
-      ask(ahead);
-      for (int i = key; i < key + 4; ++i) add(i);
+#pragma GCC unroll 4
+    for (int i = 0; i < kKeys; ++i) {
+      F32 x;
+      F32 y;
+      load_two<kType>(row[i], d, &x, &y);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        a[r] = fma(weight[r][i], x, a[r]);
+        b[r] = fma(weight[r][i], y, b[r]);
+      }
     }
-  } else {
-    for (; bits != 0; bits &= bits - 1) add(__builtin_ctzll(bits));
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      store(acc + r * stride + d, a[r]);
+      store(acc + r * stride + d + kLanes, b[r]);
+    }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kVecs; ++i) store(acc + r * stride + at + i * kLanes, sum[r][i]);
-  }
-}
-
-template <DType kType, int kRows>
-void few_values(const float* weights, uint64_t bits, const char* const* v_rows, int64_t dim,
-                float* acc, int64_t stride, Ahead* ahead) {
-  constexpr int kPerRow = kFewSums / kRows;
-  constexpr int kVecs = kPerRow >= 8 ? 8 : kPerRow >= 4 ? 4 : 2;
-  int64_t at = 0;
-  for (; at + kVecs * kLanes <= dim; at += kVecs * kLanes) {
-    few_columns<kType, kRows, kVecs>(weights, bits, v_rows, at, 0, acc, stride, ahead);
-  }
-  for (; at + 2 * kLanes <= dim; at += 2 * kLanes) {
-    few_columns<kType, kRows, 2>(weights, bits, v_rows, at, 0, acc, stride, ahead);
-  }
-  for (; at + kLanes <= dim; at += kLanes) {
-    few_columns<kType, kRows, 1>(weights, bits, v_rows, at, 0, acc, stride, ahead);
-  }
-  if (at < dim) {
-    few_columns<kType, kRows, 1>(weights, bits, v_rows, at, static_cast<int>(dim - at), acc, stride,
-                                 ahead);
+  for (; d < dim; d += kLanes) {
+    const int tail = dim - d < kLanes ? static_cast<int>(dim - d) : 0;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      F32 a = load(acc + r * stride + d);
+#pragma GCC unroll 4
+      for (int i = 0; i < kKeys; ++i) a = fma(weight[r][i], load_one<kType>(row[i], d, tail), a);
+      store(acc + r * stride + d, a);
+    }
   }
 }
 
 template <DType kType>
-void value_few(const QueryTile& tile, int rows, const BlockRows& block, const uint64_t* row_bits,
-               const float* weights, float* acc, Ahead* ahead) {
+void value_few(const QueryTile& tile, int rows, const BlockRows& block, const BlockRows& next,
+               int64_t k_bytes, const uint64_t* row_bits, const float* weights, float* acc) {
   const int64_t stride = pad(tile.v_dim);
   for (int r = 0; r < rows;) {
-    const uint64_t bits = row_bits[r];
-    int n = 1;
-    while (n < kFewRows && r + n < rows && row_bits[r + n] == bits) ++n;
-    if (bits != 0) {
-      for_few(n, [&]<int kRows>() {
-        few_values<kType, kRows>(weights + r * kBlock, bits, block.v, tile.v_dim, acc + r * stride,
-                                 stride, ahead);
+    // Rows that see the same keys.
+    int end = r + 1;
+    while (end < rows && end - r < kFewChunk && row_bits[end] == row_bits[r]) ++end;
+    if (row_bits[r] == kAllKeys) {
+      for (int slot = 0; slot < kBlock; slot += kStreams) {
+        if (r == 0) ask_for(next.k + slot, k_bytes, tile.prefetch);
+        for_few(r, end, [&]<int kRows>(int at) {
+          add_values<kType, kRows, kStreams>(weights + at * kBlock + slot, block.v + slot,
+                                             tile.v_dim, acc + at * stride, stride);
+        });
+      }
+    } else {
+      for_steps(row_bits[r], [&](const int* slots, int n) {
+        const char* v_rows[kStreams];
+        for (int i = 0; i < n; ++i) v_rows[i] = block.v[slots[i]];
+        for_few(r, end, [&]<int kRows>(int at) {
+          float step[kRows * kBlock];
+          for (int row = 0; row < kRows; ++row) {
+            for (int i = 0; i < n; ++i) {
+              step[row * kBlock + i] = weights[(at + row) * kBlock + slots[i]];
+            }
+          }
+          float* to = acc + at * stride;
+          if (n == kStreams) {
+            add_values<kType, kRows, kStreams>(step, v_rows, tile.v_dim, to, stride);
+          } else {
+            for (int i = 0; i < n; ++i) {
+              add_values<kType, kRows, 1>(step + i, v_rows + i, tile.v_dim, to, stride);
+            }
+          }
+        });
       });
     }
-    r += n;
+    r = end;
   }
 }
 

@@ -48,76 +48,124 @@ KVC_SIMD_FN int64_t position_of(const KvRows& rows, int64_t row) {
   return rows.positions != nullptr ? rows.positions[row] : rows.first_index + row;
 }
 
-// The keys that query `query` sees of the block whose bit 0 is row `row0` of the part.
-uint64_t visible_keys(const CutTask& task, int64_t row0, int32_t query) {
-  const QueryTile& tile = *task.tile;
-  const KvRows& rows = *task.rows;
-  const int64_t begin = task.begin - row0;
-  const int64_t end = min_of(task.end, task.causal_end + query) - row0;
-  uint64_t bits = bit_range(begin, end);
-  if (tile.window == 0 || bits == 0) return bits;
-  const int64_t oldest = tile.position[query] - tile.window + 1;
-  if (rows.positions == nullptr) {
-    const int64_t position0 = rows.first_index + row0;
-    return bits &
-           (bit_range(oldest - position0, kBlock) | bit_range(0, tile.sink_tokens - position0));
+// The keys of a block, slot by slot: of `runs` runs of rows in turn. Few query rows take them from
+// the kStreams parts of a cut, which are read side by side; many take 64 rows in order, one run.
+constexpr int kStreams = 4;
+constexpr int kStreamKeys = static_cast<int>(kCutKeys) / kStreams;
+
+struct BlockKeys {
+  int64_t row0;  // of the part: the first row of the first run; negative before the part's first
+  int runs;      // 1 or kStreams, kStreamKeys rows apart
+
+  int64_t row(int slot) const {
+    return runs == 1 ? row0 + slot : row0 + slot % kStreams * kStreamKeys + slot / kStreams;
   }
-  for (uint64_t rest = bits; rest != 0; rest &= rest - 1) {
-    const int key = __builtin_ctzll(rest);
-    const int64_t position = rows.positions[row0 + key];
-    if (position < oldest && position >= tile.sink_tokens) bits &= ~(uint64_t{1} << key);
+};
+
+// Block number `block` of the sequence.
+KVC_SIMD_FN BlockKeys block_keys(const KvRows& rows, bool few, int64_t block) {
+  if (!few) return {block * kBlock - rows.first_index, 1};
+  constexpr int64_t kBlocks = kCutKeys / kBlock;
+  const int64_t index = block / kBlocks * kCutKeys + block % kBlocks * (kBlock / kStreams);
+  return {index - rows.first_index, kStreams};
+}
+
+// The slots of a run: bit i of `bits`, of 16, becomes bit kStreams * i.
+KVC_SIMD_FN uint64_t every_fourth(uint64_t bits) {
+  static_assert(kStreams == 4);
+  bits = (bits | bits << 24) & 0x000000FF000000FF;
+  bits = (bits | bits << 12) & 0x000F000F000F000F;
+  bits = (bits | bits << 6) & 0x0303030303030303;
+  return (bits | bits << 3) & 0x1111111111111111;
+}
+
+// The slots of rows begin .. end of the part.
+KVC_SIMD_FN uint64_t slots_of(const BlockKeys& keys, int64_t begin, int64_t end) {
+  if (keys.runs == 1) return bit_range(begin - keys.row0, end - keys.row0);
+  if (begin <= keys.row0 && end > keys.row(kBlock - 1)) return kAllKeys;
+  uint64_t bits = 0;
+  for (int run = 0; run < kStreams; ++run) {
+    const int64_t row0 = keys.row(run);
+    const int64_t last = min_of(end - row0, kBlock / kStreams);
+    bits |= every_fourth(bit_range(begin - row0, last)) << run;
   }
   return bits;
 }
 
-// Where the rows of a block are. `bits` says which rows these are; the others stand on zeros.
+// The slots whose keys query `query` sees.
+uint64_t visible_keys(const CutTask& task, const BlockKeys& keys, int32_t query) {
+  const QueryTile& tile = *task.tile;
+  const KvRows& rows = *task.rows;
+  uint64_t bits = slots_of(keys, task.begin, min_of(task.end, task.causal_end + query));
+  if (tile.window == 0 || bits == 0) return bits;
+  const int64_t oldest = tile.position[query] - tile.window + 1;
+  if (rows.positions == nullptr) {
+    const int64_t first = rows.first_index;
+    return bits & (slots_of(keys, oldest - first, task.end) |
+                   slots_of(keys, task.begin, tile.sink_tokens - first));
+  }
+  for (uint64_t rest = bits; rest != 0; rest &= rest - 1) {
+    const int slot = __builtin_ctzll(rest);
+    const int64_t position = rows.positions[keys.row(slot)];
+    if (position < oldest && position >= tile.sink_tokens) bits &= ~(uint64_t{1} << slot);
+  }
+  return bits;
+}
+
+// Where the rows of a block's slots are. `bits` says which are there; the others stand on zeros.
 struct BlockRows {
   const char* k[kBlock];
   const char* v[kBlock];
   uint64_t bits;
 };
 
-// The rows of `bits` of the block whose bit 0 is row `row0`; `missing` stands for the others.
-void find_rows(const KvRows& rows, int64_t row0, uint64_t bits, const void* missing,
-               BlockRows* block) {
+// Rows `row0` .. row0 + n of the part, in slots `slot`, `slot` + step and so on.
+KVC_SIMD_FN void find_run(const KvRows& rows, int64_t row0, int64_t n, int slot, int step,
+                          BlockRows* block) {
   const int64_t k_size = rows.k_dtype == DType::kF32 ? 4 : 2;
   const int64_t v_size = rows.v_dtype == DType::kF32 ? 4 : 2;
   const int64_t k_step = rows.k_token_stride * k_size;
   const int64_t v_step = rows.v_token_stride * v_size;
-  block->bits = bits;
-  for (int begin = 0, end = 0; begin < kBlock; begin = end) {
-    // A run of rows of one page. Without a table all rows are slots of the only page.
-    int64_t slot = row0 + begin;
+  while (n > 0) {
+    // Rows of one page. Without a table all rows are slots of the only page.
     int64_t page = 0;
-    end = kBlock;
-    const bool before = slot < 0;  // rows of the block before the part's first
-    if (before) {
-      end = static_cast<int>(min_of(kBlock, -row0));
-    } else if (rows.block_table != nullptr) {
-      page = slot / rows.page_size;
-      slot -= page * rows.page_size;
-      end = static_cast<int>(min_of(kBlock, begin + rows.page_size - slot));
+    int64_t at = row0;
+    int64_t here = n;
+    if (rows.block_table != nullptr) {
+      page = row0 / rows.page_size;
+      at -= page * rows.page_size;
+      page = rows.block_table[page];
+      here = min_of(n, rows.page_size - at);
     }
-    const uint64_t run = bits & bit_range(begin, end);
-    if (run == 0) {
-      for (int key = begin; key < end; ++key) {
-        block->k[key] = block->v[key] = static_cast<const char*>(missing);
-      }
-      continue;
+    const char* k =
+        static_cast<const char*>(rows.k) + page * rows.k_page_stride * k_size + at * k_step;
+    const char* v =
+        static_cast<const char*>(rows.v) + page * rows.v_page_stride * v_size + at * v_step;
+    row0 += here;
+    n -= here;
+    for (; here > 0; --here, slot += step, k += k_step, v += v_step) {
+      block->k[slot] = k;
+      block->v[slot] = v;
     }
-    if (rows.block_table != nullptr) page = rows.block_table[page];
-    const char* k = static_cast<const char*>(rows.k) + page * rows.k_page_stride * k_size +
-                    (slot - begin) * k_step;
-    const char* v = static_cast<const char*>(rows.v) + page * rows.v_page_stride * v_size +
-                    (slot - begin) * v_step;
-    for (int key = begin; key < end; ++key) {
-      block->k[key] = k + key * k_step;
-      block->v[key] = v + key * v_step;
-    }
-    for (uint64_t hidden = ~run & bit_range(begin, end); hidden != 0; hidden &= hidden - 1) {
-      const int key = __builtin_ctzll(hidden);
-      block->k[key] = block->v[key] = static_cast<const char*>(missing);
-    }
+  }
+}
+
+// The rows of the block's slots `bits`; `missing` stands for the others.
+void find_rows(const KvRows& rows, const BlockKeys& keys, uint64_t bits, const void* missing,
+               BlockRows* block) {
+  block->bits = bits;
+  const uint64_t run = keys.runs == 1 ? kAllKeys : every_fourth(0xFFFF);
+  for (int i = 0; i < keys.runs; ++i) {
+    const uint64_t wanted = bits & run << i;
+    if (wanted == 0) continue;
+    // From the first wanted row to the last: the table may end there.
+    const int first = __builtin_ctzll(wanted);
+    const int last = 63 - __builtin_clzll(wanted);
+    find_run(rows, keys.row(first), (last - first) / keys.runs + 1, first, keys.runs, block);
+  }
+  for (uint64_t hidden = ~bits; hidden != 0; hidden &= hidden - 1) {
+    const int slot = __builtin_ctzll(hidden);
+    block->k[slot] = block->v[slot] = static_cast<const char*>(missing);
   }
 }
 

@@ -10,14 +10,14 @@
 //   fma(a, b, c)                        a * b + c: one rounding where the instructions exist
 //   max(a, b)                           b where one is NaN
 //   choose(bits, a, b)                  lane i of a if bit i is set, else of b
-//   reduce_add, reduce_max              in a fixed order
+//   reduce_add                          in a fixed order
 //   load_bf16_pairs                     2 kLanes elements, the even and the odd ones
 //   fold(x)                             lane i: the sum of x[i], i < kLanes
 //   in_register(x)                      x, kept from being read from memory at each use
 //   transpose(x)                        kLanes vectors as a matrix
 //   round_pair(low, high)               two floats as bf16, to nearest even
 //   dot_bf16(sum, a, b)                 sum + a0 b0 + a1 b1 of pairs of bf16; where KVC_SIMD_DOT
-//   exp, tanh                           math.inl
+//   exp, tanh, reduce_max               math.inl
 #include <cstdint>
 
 #ifndef KVC_SIMD_DOT
@@ -98,30 +98,43 @@ KVC_SIMD_FN F32 in_register(F32 x) {
   return x;
 }
 
-// Halves are folded onto each other.
-KVC_SIMD_FN float reduce_add(F32 x) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &x, sizeof(x));
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
+// The upper `half` lanes in the place of the lower ones; the others are of no use.
+template <int half>
+KVC_SIMD_FN F32 upper(F32 x) {
+#if KVC_SIMD_BYTES == 16
+  if constexpr (half == 2) return __builtin_shufflevector(x, x, 2, 3, 2, 3);
+  return __builtin_shufflevector(x, x, 1, 1, 3, 3);
+#elif KVC_SIMD_BYTES == 32
+  if constexpr (half == 4) return __builtin_shufflevector(x, x, 4, 5, 6, 7, 4, 5, 6, 7);
+  if constexpr (half == 2) return __builtin_shufflevector(x, x, 2, 3, 2, 3, 6, 7, 6, 7);
+  return __builtin_shufflevector(x, x, 1, 1, 3, 3, 5, 5, 7, 7);
+#else
+  if constexpr (half == 8) {
+    return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14,
+                                   15);
   }
-  return lanes[0];
-}
-KVC_SIMD_FN float reduce_max(F32 x) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &x, sizeof(x));
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) {
-      lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    }
+  if constexpr (half == 4) {
+    return __builtin_shufflevector(x, x, 4, 5, 6, 7, 4, 5, 6, 7, 12, 13, 14, 15, 12, 13, 14, 15);
   }
-  return lanes[0];
+  if constexpr (half == 2) {
+    return __builtin_shufflevector(x, x, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15);
+  }
+  return __builtin_shufflevector(x, x, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15);
+#endif
 }
 
+// Halves are folded onto each other.
+KVC_SIMD_FN float reduce_add(F32 x) {
+#if KVC_SIMD_BYTES >= 64
+  x = x + upper<8>(x);
+#endif
+#if KVC_SIMD_BYTES >= 32
+  x = x + upper<4>(x);
+#endif
+  x = x + upper<2>(x);
+  x = x + upper<1>(x);
+  return x[0];
+}
 // Elements of a and b in turn: the lower halves, the upper halves.
 #if KVC_SIMD_BYTES == 16
 KVC_SIMD_FN F32 zip_low(F32 a, F32 b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }

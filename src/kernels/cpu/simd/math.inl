@@ -1,4 +1,4 @@
-// exp and tanh of vectors, over the primitives of the header that includes this.
+// exp, tanh and the largest lane, over the primitives of the header that includes this.
 
 namespace kvcache::internal::KVC_SIMD {
 
@@ -18,10 +18,9 @@ KVC_SIMD_FN F32 exp(F32 x) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   p = fma(p, r * r, r) + set1(1.0f);
-  // The integer n stands in the low bits of `shifted`.
-  const F32 scaled = from_bits(bits_of(p) + (bits_of(shifted) << 23));
-  const F32 bounded = x < set1(-87.0f) ? zero() : scaled;
-  return x == x ? bounded : x;
+  // The integer n stands in the low bits of `shifted`; a NaN stays in p.
+  const F32 power = from_bits((bits_of(shifted) + set1_u32(127)) << 23);
+  return x < set1(-87.0f) ? zero() : p * power;
 }
 
 KVC_SIMD_FN float exp1(float x) { return exp(set1(x))[0]; }
@@ -42,6 +41,18 @@ KVC_SIMD_FN F32 tanh(F32 x) {
   const F32 far = (set1(1.0f) - e) / (set1(1.0f) + e);
   const F32 result = a < set1(0.625f) ? near : far;
   return from_bits(bits_of(result) | sign);
+}
+
+KVC_SIMD_FN float reduce_max(F32 x) {
+#if KVC_SIMD_BYTES >= 64
+  x = max(x, upper<8>(x));
+#endif
+#if KVC_SIMD_BYTES >= 32
+  x = max(x, upper<4>(x));
+#endif
+  x = max(x, upper<2>(x));
+  x = max(x, upper<1>(x));
+  return x[0];
 }
 
 }  // namespace kvcache::internal::KVC_SIMD

@@ -144,15 +144,16 @@ struct Panel : Over_ {
 template <typename Stored>
 constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(typename Stored::Element));
 
-// Rows of weights side by side; those past the last repeat it.
+// Rows of weights, `apart` from each other; those past the last repeat it.
 template <typename Element>
 struct Outputs {
   const Element* row[kOuts];
 };
 template <typename Element>
-KVC_SIMD_FN Outputs<Element> outputs(const Element* weight, int64_t stride, int64_t outs) {
+KVC_SIMD_FN Outputs<Element> outputs(const Element* weight, int64_t stride, int64_t apart,
+                                     int64_t outs) {
   Outputs<Element> rows;
-  for (int o = 0; o < kOuts; ++o) rows.row[o] = weight + min_of(o, outs - 1) * stride;
+  for (int o = 0; o < kOuts; ++o) rows.row[o] = weight + min_of(o * apart, outs - 1) * stride;
   return rows;
 }
 
@@ -217,17 +218,20 @@ KVC_SIMD_FN void tile(const typename Over::Input* x, int64_t x_stride,
 struct Target {
   float* y;
   int64_t stride;
-  int64_t outs;  // from y on
-  bool first;    // of the cuts: y is not read
+  int64_t apart;  // of the outputs
+  int64_t outs;   // from y on
+  bool first;     // of the cuts: y is not read
   const float* x_scale;
   int64_t x_scale_stride;
   const float* scales;
 };
 
-KVC_SIMD_FN Target target(const SliceProduct& p, int64_t row, int64_t out, int64_t begin) {
+KVC_SIMD_FN Target target(const SliceProduct& p, int64_t row, int64_t out, int64_t apart,
+                          int64_t begin) {
   const int64_t cuts = cuts_of(p.in);
   return {p.y + row * p.y_stride + out,
           p.y_stride,
+          apart,
           p.outs - out,
           begin == 0,
           p.x_scales != nullptr ? p.x_scales + row * cuts + begin / kSumCut : nullptr,
@@ -238,7 +242,7 @@ KVC_SIMD_FN Target target(const SliceProduct& p, int64_t row, int64_t out, int64
 KVC_SIMD_FN void put(const Target& to, int64_t row, F128 sum) {
   float* y = to.y + row * to.stride;
   if (to.scales != nullptr) sum = sum * to.x_scale[row * to.x_scale_stride];
-  if (to.outs >= kOuts) {
+  if (to.apart == 1 && to.outs >= kOuts) {
     F128 other;
     if (to.scales != nullptr) {
       __builtin_memcpy(&other, to.scales, sizeof(other));
@@ -251,9 +255,10 @@ KVC_SIMD_FN void put(const Target& to, int64_t row, F128 sum) {
     __builtin_memcpy(y, &sum, sizeof(sum));
     return;
   }
-  for (int64_t o = 0; o < to.outs; ++o) {
-    const float value = to.scales != nullptr ? sum[o] * to.scales[o] : sum[o];
-    y[o] = to.first ? value : y[o] + value;
+  for (int64_t o = 0; o < kOuts && o * to.apart < to.outs; ++o) {
+    const int64_t at = o * to.apart;
+    const float value = to.scales != nullptr ? sum[o] * to.scales[at] : sum[o];
+    y[at] = to.first ? value : y[at] + value;
   }
 }
 
@@ -288,9 +293,10 @@ KVC_SIMD_FN void tiles(const typename Over::Input* x, int64_t x_stride, int64_t 
   if (r + 1 == rows) tile_to<1, Stored, kWhole>(x, x_stride, weight, count, prefetch, to, r);
 }
 
-// The weights as they are stored. Asks for what comes later: kPrefetch bytes further along each
-// row or, past its end, in the rows kOuts further down. It may run past the weights: prefetches do
-// not fault.
+// The weights as they are stored, a quarter of the rows to each of kOuts streams: the processor's
+// own prefetching follows a stream from row to row, while four neighbouring rows end as they have
+// begun. Asks for what comes kPrefetch bytes later. It may run past the weights: prefetches do not
+// fault.
 constexpr int64_t kPrefetch = 512;
 template <typename Stored>
 void few_rows(const SliceProduct& p) {
@@ -299,16 +305,16 @@ void few_rows(const SliceProduct& p) {
   const auto* x = static_cast<const typename Stored::Over::Input*>(p.x);
   constexpr int64_t kAhead = kPrefetch / static_cast<int64_t>(sizeof(Element));
   const int64_t x_stride = staged_stride(p.in);
-  for (int64_t o = 0; o < p.outs; o += kOuts) {
+  const int64_t apart = (p.outs + kOuts - 1) / kOuts;
+  for (int64_t o = 0; o < apart; ++o) {
     for (int64_t begin = 0; begin < p.in; begin += kSumCut) {
       const int64_t count = min_of(kSumCut, p.in - begin);
-      const int64_t prefetch = begin + kAhead < p.in ? kAhead : kAhead + (kOuts - 1) * p.in;
-      const auto rows = outputs(weight + o * p.in + begin, p.in, p.outs - o);
-      const Target to = target(p, 0, o, begin);
+      const auto rows = outputs(weight + o * p.in + begin, p.in, apart, p.outs - o);
+      const Target to = target(p, 0, o, apart, begin);
       if (count % kLine<Stored> == 0) {
-        tiles<Stored, true>(x + begin, x_stride, p.rows, rows, count, prefetch, to);
+        tiles<Stored, true>(x + begin, x_stride, p.rows, rows, count, kAhead, to);
       } else {
-        tiles<Stored, false>(x + begin, x_stride, p.rows, rows, count, prefetch, to);
+        tiles<Stored, false>(x + begin, x_stride, p.rows, rows, count, kAhead, to);
       }
     }
   }
@@ -353,8 +359,8 @@ void many_rows(const SliceProduct& p) {
         for (int64_t o = 0; o < outs; o += kOuts) {
           tiles<Panel<Over>, true>(x + r * x_stride + begin, x_stride,
                                    min_of(kBlockRows, p.rows - r),
-                                   outputs(panel + o * kSumCut, kSumCut, outs - o), lines, 0,
-                                   target(p, r, first + o, begin));
+                                   outputs(panel + o * kSumCut, kSumCut, 1, outs - o), lines, 0,
+                                   target(p, r, first + o, 1, begin));
         }
       }
     }

@@ -293,10 +293,11 @@ KVC_SIMD_FN void tiles(const typename Over::Input* x, int64_t x_stride, int64_t 
   if (r + 1 == rows) tile_to<1, Stored, kWhole>(x, x_stride, weight, count, prefetch, to, r);
 }
 
-// The weights as they are stored, a quarter of the rows to each of kOuts streams: the processor's
-// own prefetching follows a stream from row to row, while four neighbouring rows end as they have
-// begun. Asks for what comes kPrefetch bytes later. It may run past the weights: prefetches do not
-// fault.
+// The weights as they are stored. One row or two of inputs are a matter of memory: each of the
+// kOuts outputs side by side has its quarter of the weights, which the processor's own prefetching
+// follows from row to row. More are a matter of arithmetic, and four neighbouring rows share fewer
+// sets of the first cache. Asks for what comes kPrefetch bytes later in the row or, past its end,
+// in the next one. It may run past the weights: prefetches do not fault.
 constexpr int64_t kPrefetch = 512;
 template <typename Stored>
 void few_rows(const SliceProduct& p) {
@@ -305,16 +306,19 @@ void few_rows(const SliceProduct& p) {
   const auto* x = static_cast<const typename Stored::Over::Input*>(p.x);
   constexpr int64_t kAhead = kPrefetch / static_cast<int64_t>(sizeof(Element));
   const int64_t x_stride = staged_stride(p.in);
-  const int64_t apart = (p.outs + kOuts - 1) / kOuts;
-  for (int64_t o = 0; o < apart; ++o) {
+  const bool quarters = p.rows <= 2;
+  const int64_t apart = quarters ? (p.outs + kOuts - 1) / kOuts : 1;
+  const int64_t next = quarters ? 1 : kOuts;
+  for (int64_t o = 0; o < (quarters ? apart : p.outs); o += next) {
     for (int64_t begin = 0; begin < p.in; begin += kSumCut) {
       const int64_t count = min_of(kSumCut, p.in - begin);
+      const int64_t prefetch = begin + kAhead < p.in ? kAhead : kAhead + (next - 1) * p.in;
       const auto rows = outputs(weight + o * p.in + begin, p.in, apart, p.outs - o);
       const Target to = target(p, 0, o, apart, begin);
       if (count % kLine<Stored> == 0) {
-        tiles<Stored, true>(x + begin, x_stride, p.rows, rows, count, kAhead, to);
+        tiles<Stored, true>(x + begin, x_stride, p.rows, rows, count, prefetch, to);
       } else {
-        tiles<Stored, false>(x + begin, x_stride, p.rows, rows, count, kAhead, to);
+        tiles<Stored, false>(x + begin, x_stride, p.rows, rows, count, prefetch, to);
       }
     }
   }

@@ -10,8 +10,8 @@ Result<std::unique_ptr<KvStore>> PagedStore::create(const ModelConfig& config,
   CacheConfig pages;
   pages.layers = layer_specs(config, options.dtype);
   pages.page_size = options.page_size;
-  if (options.page_size >= 1) {
-    pages.num_pages = (options.max_length + options.page_size - 1) / options.page_size;
+  if (options.page_size >= 1 && options.max_length >= 1) {
+    pages.num_pages = (options.max_length - 1) / options.page_size + 1;
     // While a step copies a shared tail page, the page itself is still held.
     if (options.num_sequences > 1) pages.num_pages = options.num_sequences * (pages.num_pages + 1);
   }

@@ -61,8 +61,11 @@ Status attend(const TensorView& q, std::span<const std::int32_t> qo_indptr, cons
       KVC_RETURN_IF_ERROR(internal::expect_rank("q", q, 4));
       KVC_RETURN_IF_ERROR(internal::dense_qo_indptr(q, kv.num_seqs, &dense));
       qo_indptr = dense;
-    } else if (q.rank != 4) {
-      KVC_RETURN_IF_ERROR(internal::expect_rank("q", q, 3));
+    } else {
+      if (q.rank != 4) KVC_RETURN_IF_ERROR(internal::expect_rank("q", q, 3));
+      // Before work is laid out for queries that are not there.
+      KVC_RETURN_IF_ERROR(internal::check_qo_indptr(qo_indptr, kv.num_seqs));
+      KVC_RETURN_IF_ERROR(internal::check_query_rows(q, qo_indptr));
     }
     internal::Plan plan;
     KVC_RETURN_IF_ERROR(plan.plan(kv, qo_indptr, q.shape[1], options, context));

@@ -146,6 +146,13 @@ Status check_qo_indptr(std::span<const std::int32_t> qo_indptr, std::int32_t num
   return {};
 }
 
+Status check_query_rows(const TensorView& q, std::span<const std::int32_t> qo_indptr) {
+  std::int64_t rows = q.shape[0];
+  if (q.rank == 4 && !checked_mul(q.shape[0], q.shape[2], &rows)) rows = -1;
+  if (rows == qo_indptr.back()) return {};
+  return bad("q", describe(q), "the " + std::to_string(qo_indptr.back()) + " rows of qo_indptr");
+}
+
 Status dense_qo_indptr(const TensorView& q, std::int32_t num_seqs,
                        std::vector<std::int32_t>* qo_indptr) {
   if (num_seqs < 0 || q.shape[0] != num_seqs) {

@@ -23,6 +23,9 @@ Status check_view(const KvView& kv);
 // [num_seqs + 1], starting at 0, not decreasing.
 Status check_qo_indptr(std::span<const std::int32_t> qo_indptr, std::int32_t num_seqs);
 
+// As many rows of a packed or dense q as there are queries.
+Status check_query_rows(const TensorView& q, std::span<const std::int32_t> qo_indptr);
+
 // The qo_indptr of a dense q [B, num_heads, L, D]: multiples of L. REQUIRES: q.rank == 4.
 Status dense_qo_indptr(const TensorView& q, std::int32_t num_seqs,
                        std::vector<std::int32_t>* qo_indptr);

@@ -37,8 +37,10 @@ void for_each_tile(std::span<const std::int32_t> qo_indptr, const SharedPrefixes
   std::int32_t at = 0;
   for (const std::int32_t seq : prefixes.order()) {
     const std::int32_t num_queries = qo_indptr[seq + 1] - qo_indptr[seq];
-    for (std::int32_t first = 0; first < num_queries; first += queries_at_most) {
-      visit(at, WorkTile{seq, first, std::min(queries_at_most, num_queries - first), 0, 0});
+    for (std::int32_t first = 0; first < num_queries;) {
+      const std::int32_t count = std::min(queries_at_most, num_queries - first);
+      visit(at, WorkTile{seq, first, count, 0, 0});
+      first += count;
     }
     ++at;
   }

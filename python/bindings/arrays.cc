@@ -22,6 +22,25 @@ static_assert(static_cast<int>(Element::kI64) == static_cast<int>(DType::kI64));
 
 bool is_core(Element element) { return element <= Element::kI64; }
 
+// 1 for a type that is not read.
+std::size_t element_bytes(Element element) {
+  switch (element) {
+    case Element::kF16:
+    case Element::kBF16:
+      return 2;
+    case Element::kF32:
+    case Element::kI32:
+      return 4;
+    case Element::kI64:
+    case Element::kF64:
+      return 8;
+    case Element::kBool:
+    case Element::kOther:
+      return 1;
+  }
+  return 1;
+}
+
 Element element_of(const DlType& type) {
   if (type.lanes != 1) return Element::kOther;
   if (type.code == kDlFloat && type.bits == 32) return Element::kF32;
@@ -138,9 +157,15 @@ void Array::read_buffer(const char* name, nb::handle object) {
     PyErr_Clear();
     if (text_of(nb::object(object.attr("dtype"))) != "bfloat16") {
       element_ = Element::kOther;
-      nb::tuple shape = nb::borrow<nb::tuple>(object.attr("shape"));
+      // That of a derived class may be anything.
+      const nb::tuple shape(nb::object(object.attr("shape")));
       raw_.rank = static_cast<std::int32_t>(std::min<std::size_t>(shape.size(), kMaxRank));
-      for (int i = 0; i < raw_.rank; ++i) raw_.shape[i] = nb::cast<std::int64_t>(shape[i]);
+      for (int i = 0; i < raw_.rank; ++i) {
+        if (nb::try_cast(nb::object(shape[i]), raw_.shape[i])) continue;
+        raise(PyExc_TypeError, std::string(name) + ": found a shape of " +
+                                   nb::type_name(nb::object(shape[i]).type()).c_str() +
+                                   ", expected int");
+      }
       return;
     }
     nb::object bits = object.attr("view")("uint16");
@@ -153,6 +178,10 @@ void Array::read_buffer(const char* name, nb::handle object) {
   }
   buffer_.reset(raw.release());
   const Py_buffer& b = *buffer_;
+  if (element_ == Element::kBF16 && b.itemsize != 2) {  // the view() of a derived class
+    raise(PyExc_ValueError, std::string(name) + ": found bfloat16 of " +
+                                std::to_string(b.itemsize) + " bytes, expected 2");
+  }
   if (element_ != Element::kBF16) element_ = element_of(name, b.format, b.itemsize);
   if (element_ == Element::kOther && b.format != nullptr) type_name_ = b.format;
   if (b.ndim > kMaxRank) {
@@ -163,10 +192,8 @@ void Array::read_buffer(const char* name, nb::handle object) {
   raw_.data = b.buf;
   raw_.rank = b.ndim;
   std::int64_t dense = 1;
-  bool empty = false;
   for (int axis = b.ndim - 1; axis >= 0; --axis) {
     raw_.shape[axis] = b.shape[axis];
-    empty = empty || b.shape[axis] == 0;
     if (b.shape[axis] <= 1 || b.strides == nullptr) {  // ctypes says nothing of dense arrays
       raw_.strides[axis] = dense;
     } else if (element_ != Element::kOther && b.strides[axis] % b.itemsize != 0) {
@@ -179,13 +206,16 @@ void Array::read_buffer(const char* name, nb::handle object) {
     }
     dense *= std::max<std::int64_t>(raw_.shape[axis], 1);
   }
-  if (!empty && element_ != Element::kOther &&
-      reinterpret_cast<std::uintptr_t>(b.buf) % std::max<Py_ssize_t>(b.itemsize, 1)) {
-    raise(PyExc_ValueError, std::string(name) +
-                                ": found elements off their natural alignment, expected aligned "
-                                "ones");
-  }
+  expect_aligned(name);
   if (is_core(element_)) raw_.dtype = static_cast<DType>(element_);
+}
+
+void Array::expect_aligned(const char* name) const {
+  const auto address = reinterpret_cast<std::uintptr_t>(raw_.data);
+  if (address % element_bytes(element_) == 0 || raw_.num_elements() == 0) return;
+  raise(PyExc_ValueError, std::string(name) +
+                              ": found elements off their natural alignment, expected aligned "
+                              "ones");
 }
 
 void Array::read_dlpack(const char* name, nb::handle object) {
@@ -235,7 +265,12 @@ void Array::set(const char* name, const DlTensor& tensor) {
     raw_.strides[axis] = given ? tensor.strides[axis] : dense;
     dense *= std::max<std::int64_t>(raw_.shape[axis], 1);
   }
+  expect_aligned(name);
   if (is_core(element_)) raw_.dtype = static_cast<DType>(element_);
+}
+
+void Array::keep_memory() {
+  if (framework_ == Framework::kTorch) object_ = object_.attr("detach")();
 }
 
 std::string Array::describe() const {
@@ -304,6 +339,10 @@ std::vector<std::int64_t> int64_values(const char* name, nb::handle object) {
     raise(PyExc_ValueError, std::string(name) + ": found shape " +
                                 shape_text(view.shape, view.rank) + ", expected one axis");
   }
+  if (view.shape[0] > std::numeric_limits<std::int32_t>::max()) {  // of one number, broadcast
+    raise(PyExc_ValueError, std::string(name) + ": found " + std::to_string(view.shape[0]) +
+                                " entries, expected fewer than 2^31");
+  }
   std::vector<std::int64_t> values(static_cast<std::size_t>(view.shape[0]));
   for (std::int64_t i = 0; i < view.shape[0]; ++i) {
     const std::int64_t at = i * view.strides[0];
@@ -349,8 +388,8 @@ float float_at(const void* data, Element element, std::int64_t index) {
 }
 
 // Row-major, booleans as an additive mask. REQUIRES: floating or boolean.
-std::vector<float> all_floats(const Array& array) {
-  const TensorView v = with_leading_axes(array.raw());
+std::vector<float> all_floats(TensorView v, Element element) {
+  v = with_leading_axes(v);
   std::vector<float> values;
   values.reserve(static_cast<std::size_t>(v.num_elements()));
   for (std::int64_t a = 0; a < v.shape[0]; ++a) {
@@ -358,7 +397,7 @@ std::vector<float> all_floats(const Array& array) {
       for (std::int64_t c = 0; c < v.shape[2]; ++c) {
         for (std::int64_t d = 0; d < v.shape[3]; ++d) {
           values.push_back(
-              float_at(v.data, array.element(),
+              float_at(v.data, element,
                        a * v.strides[0] + b * v.strides[1] + c * v.strides[2] + d * v.strides[3]));
         }
       }
@@ -387,10 +426,30 @@ std::vector<float> float_values(const Array& array, const char* name) {
     raise(PyExc_ValueError,
           std::string(name) + ": found " + array.describe() + ", expected floating numbers");
   }
-  return all_floats(array);
+  return all_floats(array.raw(), array.element());
 }
 
-std::vector<float> additive_values(const Array& array) { return all_floats(array); }
+std::vector<float> additive_values(const Array& array, const char* name, TensorView* converted) {
+  if (array.element() == Element::kI32 || array.element() == Element::kI64 ||
+      array.element() == Element::kOther) {
+    raise(PyExc_ValueError, std::string(name) + ": found " + array.describe() +
+                                ", expected floating numbers or booleans");
+  }
+  TensorView once = with_leading_axes(array.raw());
+  *converted = once;
+  for (int axis = 0; axis < kMaxRank; ++axis) {
+    if (once.strides[axis] == 0 && once.shape[axis] > 1) once.shape[axis] = 1;
+  }
+  std::vector<float> values = all_floats(once, array.element());
+  std::int64_t dense = 1;
+  for (int axis = kMaxRank - 1; axis >= 0; --axis) {
+    converted->strides[axis] = once.strides[axis] == 0 ? 0 : dense;
+    dense *= once.shape[axis];
+  }
+  converted->data = values.data();
+  converted->dtype = DType::kF32;
+  return values;
+}
 
 Array number_array(const char* name, nb::handle object) {
   if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) return Array(name, object);

@@ -48,6 +48,9 @@ class Array {
   // Extents, strides in elements and data, whatever the element type.
   const TensorView& raw() const noexcept { return raw_; }
   Framework framework() const noexcept { return framework_; }
+  // Holds on to the memory that a tensor of PyTorch has now, and not to what it is given later by
+  // set_() or .data.
+  void keep_memory();
   // "[2, 3] float64"
   std::string describe() const;
 
@@ -59,6 +62,7 @@ class Array {
   void read_buffer(const char* name, nanobind::handle object);
   void read_dlpack(const char* name, nanobind::handle object);
   void set(const char* name, const DlTensor& tensor);
+  void expect_aligned(const char* name) const;
 
   TensorView raw_;
   Element element_ = Element::kOther;
@@ -91,8 +95,10 @@ std::vector<std::int64_t> int64_values(const char* name, nanobind::handle object
 
 // A floating array of any floating type (f64, too) as dense float32 values.
 std::vector<float> float_values(const Array& array, const char* name);
-// A boolean array as an additive mask: 0 where true, -inf where false.
-std::vector<float> additive_values(const Array& array);
+// A floating or boolean array (0 where true, -inf where false) as an additive float32 mask over the
+// values returned, `*converted`: four axes, each number of a broadcast axis once. Errors:
+// ValueError.
+std::vector<float> additive_values(const Array& array, const char* name, TensorView* converted);
 // The same tensor with axes of 1 before its own, four in all.
 TensorView with_leading_axes(TensorView view) noexcept;
 // An array, or a list of numbers made one.

@@ -23,8 +23,7 @@ namespace {
 
 std::vector<float> head_values(const char* name, nb::handle object, std::int64_t num_heads) {
   const Array array = number_array(name, object);
-  std::vector<float> values = float_values(array, name);
-  if (array.raw().rank == 1 && static_cast<std::int64_t>(values.size()) == num_heads) return values;
+  if (array.raw().rank == 1 && array.raw().shape[0] == num_heads) return float_values(array, name);
   raise(PyExc_ValueError, std::string(name) + ": found " + array.describe() + ", expected [" +
                               std::to_string(num_heads) + "], one for each head of q");
 }
@@ -217,7 +216,11 @@ nb::any finish(nb::object out, nb::handle lse, nb::handle sinks) {
   const Array out_array("out", out);
   const Array lse_array("lse", lse);
   const MutableTensorView out_view = out_array.writable("out");
-  const std::vector<float> values = float_values(number_array("sinks", sinks), "sinks");
+  if (out_view.rank != 3) {
+    raise(PyExc_ValueError,
+          "out: found " + out_array.describe() + ", expected [total_q, num_heads, v_head_dim]");
+  }
+  const std::vector<float> values = head_values("sinks", sinks, out_view.shape[1]);
   check(kvcache::finish(out_view, lse_array.view("lse"), values));
   return any_of(std::move(out));
 }
@@ -249,17 +252,13 @@ void Options::set_sinks(nb::handle object, std::int64_t num_heads) {
 void Options::set_mask(nb::handle object) {
   if (object.is_none()) return;
   mask_array = Array("mask", object);
-  TensorView mask = mask_array.raw();
-  if (mask.rank < 2) {
+  TensorView mask = with_leading_axes(mask_array.raw());
+  if (mask_array.raw().rank < 2) {
     raise(PyExc_ValueError, "mask: found " + mask_array.describe() +
                                 ", expected [B or 1, num_heads or 1, L, S] or its last axes");
   }
-  mask = with_leading_axes(mask);
   if (mask_array.element() != Element::kF32) {
-    mask_values = mask_array.element() == Element::kBool ? additive_values(mask_array)
-                                                         : float_values(mask_array, "mask");
-    mask = TensorView(mask_values.data(), DType::kF32,
-                      {mask.shape[0], mask.shape[1], mask.shape[2], mask.shape[3]});
+    mask_values = additive_values(mask_array, "mask", &mask);
   }
   core.mask = mask;
 }

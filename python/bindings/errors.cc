@@ -1,5 +1,8 @@
 #include "python/bindings/errors.h"
 
+#include <exception>
+#include <typeinfo>
+
 namespace nb = nanobind;
 
 namespace kvcache::python {
@@ -57,6 +60,15 @@ void bind_errors(nb::module_& module) {
   retry_later = new_type(module, "RetryLater",
                          "No room now; there may be once other sequences release their pages.");
   never_fits = new_type(module, "NeverFits", "No room even if every other sequence were released.");
+  // Where a method is called on something else than its object.
+  nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::bad_cast&) {
+      PyErr_SetString(PyExc_TypeError,
+                      "found an object of another type, or one whose __init__ has not run");
+    }
+  });
 }
 
 }  // namespace kvcache::python

@@ -116,7 +116,7 @@ nb::typed<nb::tuple, nb::any, PyState> attend(const PyCachedAttention& self, nb:
   Status status;
   {
     const Turn turn(cache.history->mutex);
-    const Unlocked unlocked(view.num_elements() * (1 + cache.state.position()));
+    const Unlocked unlocked(times(view.num_elements(), 1 + cache.state.position()));
     auto made = self.call(view, key.raw(), value.raw(), cache.state, out_view, context);
     status = made.status();
     if (made.ok()) next.state = std::move(made).value();

@@ -38,7 +38,7 @@ void attend(PagedLayer& self, nb::handle query, nb::handle out, float scale, boo
   const HfAttend call(query, out, scale, causal, softcap, window, first_visible, mask, sinks);
   Status status;
   {
-    const Unlocked unlocked(self.elements() * call.query.shape[2]);
+    const Unlocked unlocked(times(self.elements(), call.query.shape[2]));
     status = self.attend(call);
   }
   check(status);

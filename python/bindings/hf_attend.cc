@@ -85,7 +85,7 @@ Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
     qo_indptr[static_cast<std::size_t>(seq)] = static_cast<std::int32_t>(seq * length);
   }
   ExecContext context;
-  if (elements * length < kShared) context.executor = &serial_executor();
+  if (times(elements, length) < kShared) context.executor = &serial_executor();
   KVC_RETURN_IF_ERROR(plan.plan(view, qo_indptr, query.shape[1], options, context));
   return plan.run(query, view, out, {}, options, context);
 }
@@ -98,7 +98,7 @@ void hf_attend(nb::handle query, nb::handle key, nb::handle value, nb::handle ou
   const std::int64_t elements = rows.elements();
   Status status;
   {
-    const Unlocked unlocked(elements * call.query.shape[2]);
+    const Unlocked unlocked(times(elements, call.query.shape[2]));
     status = call.run(rows.view.get(), elements);
   }
   check(status);

@@ -83,7 +83,9 @@ Result<std::shared_ptr<PagedLayer::Pool>> PagedLayer::pool_for(const LayerSpec& 
   CacheConfig config;
   config.layers = {spec};
   config.page_size = options_.page_size;
-  config.num_pages = (options_.max_tokens + options_.page_size - 1) / options_.page_size;
+  if (options_.page_size >= 1 && options_.max_tokens >= 1) {
+    config.num_pages = (options_.max_tokens - 1) / options_.page_size + 1;
+  }
   KVC_ASSIGN_OR_RETURN(PagedCache cache, PagedCache::create(config));
   return std::make_shared<Pool>(std::move(cache));
 }

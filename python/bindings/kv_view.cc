@@ -12,6 +12,7 @@
 #include "python/bindings/errors.h"
 #include "python/bindings/functional.h"
 #include "python/bindings/layered.h"
+#include "python/bindings/turn.h"
 
 namespace nb = nanobind;
 
@@ -187,6 +188,7 @@ PyKvView make_view(nb::handle key, nb::handle value, nb::handle layout_name, nb:
   expect_entries("first_visible", tables->first_visible, tables->lengths.size());
   PyKvView made(own(std::move(tables), pair.rows, layout));
   made.arrays = std::move(pair.arrays);
+  for (Array& array : made.arrays) array.keep_memory();
   return made;
 }
 
@@ -246,7 +248,7 @@ std::int64_t PyKvView::elements() const noexcept {
   const KvView& v = view;
   std::int64_t count = 0;
   for (std::int32_t seq = 0; seq < v.num_seqs; ++seq) count += total_length(v, seq);
-  return count * v.num_kv_heads * (std::int64_t{v.k_head_dim} + v.v_head_dim);
+  return times(times(count, v.num_kv_heads), std::int64_t{v.k_head_dim} + v.v_head_dim);
 }
 
 OwnedKvView dense_view(const KeyValueView& rows, Layout layout) {
@@ -303,7 +305,7 @@ void bind_kv_view(nb::module_& module) {
           nb::arg("key").none(), nb::arg("value").none(), nb::kw_only(), nb::arg("layout") = "hnd",
           nb::arg("lengths") = nb::none(), nb::arg("block_table") = nb::none(),
           nb::arg("first_position") = nb::none(), nb::arg("first_visible") = nb::none(),
-          "A view over your own memory, which is not copied.\n\n"
+          "A view over your own memory, which is not copied and must not be resized.\n\n"
           "Without a block table sequence s is key[s], value[s]: [num_seqs, num_kv_heads, "
           "max_length,\nhead_dim] (\"nhd\": [num_seqs, max_length, num_kv_heads, head_dim]), and "
           "lengths, [num_seqs] tokens,\ndefaults to max_length. With one, key and value are pages "

@@ -24,7 +24,7 @@ struct PyKvView {
   std::vector<Array> arrays;            // the caller's own memory
   std::vector<std::int32_t> qo_indptr;  // of an open step: the queries that go with its rows
 
-  std::int64_t elements() const noexcept;  // K and V elements of all rows
+  std::int64_t elements() const noexcept;  // K and V elements of all rows, 2^62 at most
 };
 
 void bind_kv_view(nanobind::module_& module);

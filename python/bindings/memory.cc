@@ -1,11 +1,14 @@
 #include "python/bindings/memory.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,6 +55,14 @@ DType floating(nb::handle object, const char* name) {
   return dtype.value_or(DType::kF32);
 }
 
+std::int64_t token_bytes(const LayerSpec& spec) {
+  MemoryPlanRequest request;
+  request.layers = std::span(&spec, 1);
+  request.seq_length = 1;
+  (void)take(plan_memory(CacheKind::kDynamic, request));
+  return bytes_per_token(spec);
+}
+
 void bind_spec(nb::module_& module) {
   nb::class_<LayerSpec>(module, "LayerSpec",
                         "What one layer stores per token: num_kv_heads rows of k_head_dim and "
@@ -60,12 +71,11 @@ void bind_spec(nb::module_& module) {
       .def(
           "__init__",
           [](LayerSpec* self, std::int64_t num_kv_heads, std::int64_t k_head_dim,
-             nb::handle v_head_dim, nb::handle k_dtype, nb::handle v_dtype) {
+             std::optional<std::int64_t> v_head_dim, nb::handle k_dtype, nb::handle v_dtype) {
             LayerSpec spec;
             spec.num_kv_heads = num_kv_heads;
             spec.k_head_dim = k_head_dim;
-            spec.v_head_dim =
-                v_head_dim.is_none() ? k_head_dim : nb::cast<std::int64_t>(v_head_dim);
+            spec.v_head_dim = v_head_dim.value_or(k_head_dim);
             spec.k_format.dtype = floating(k_dtype, "k_dtype");
             spec.v_format.dtype =
                 v_dtype.is_none() ? spec.k_format.dtype : floating(v_dtype, "v_dtype");
@@ -78,7 +88,8 @@ void bind_spec(nb::module_& module) {
       .def_ro("v_head_dim", &LayerSpec::v_head_dim)
       .def_prop_ro("k_dtype", [](const LayerSpec& s) { return python_name(s.k_format.dtype); })
       .def_prop_ro("v_dtype", [](const LayerSpec& s) { return python_name(s.v_format.dtype); })
-      .def_prop_ro("bytes_per_token", [](const LayerSpec& s) { return bytes_per_token(s); })
+      .def_prop_ro("bytes_per_token", &token_bytes,
+                   "K and V together.\n\nErrors: ValueError for sizes that no cache could have.")
       .def("__eq__", [](const LayerSpec& a, const LayerSpec& b) { return a == b; })
       .def("__repr__", [](const LayerSpec& s) {
         return "LayerSpec(num_kv_heads=" + std::to_string(s.num_kv_heads) +

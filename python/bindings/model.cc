@@ -202,7 +202,7 @@ class Session {
 
   Status step(std::span<const std::int32_t> tokens, bool last_only, float* rows) {
     const Turn turn(mutex_);
-    const nb::gil_scoped_release others;
+    const Released others;
     const auto kind = last_only ? runner::LogitRows::kLast : runner::LogitRows::kAll;
     KVC_RETURN_IF_ERROR(
         model().forward(tokens, *store_, state_, logits_, kind, {}, options_.core.context));
@@ -228,7 +228,7 @@ void load(PyModel* self, nb::handle path, const std::string& weights,
   if (threads.has_value()) pool = take(make_thread_pool(*threads));
   std::optional<Result<runner::LoadedModel>> files;
   {
-    const nb::gil_scoped_release others;
+    const Released others;
     files.emplace(runner::LoadedModel::load(directory, mode));
   }
   // A file, so not the KeyError that kNotFound is elsewhere.

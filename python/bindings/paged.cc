@@ -67,14 +67,23 @@ std::vector<SequenceId> ids_of(nb::handle seqs) {
 
 // --- Steps. ---
 
+std::int64_t append_number(const char* what, const nb::object& object) {
+  std::int64_t number = 0;
+  if (nb::try_cast(object, number)) return number;
+  PyErr_Clear();
+  raise(PyExc_TypeError, std::string("appends: found ") + nb::type_name(object.type()).c_str() +
+                             " for " + what + ", expected an int of 64 bits");
+}
+
 PyAppend append_from(nb::handle item) {
   if (nb::isinstance<PyAppend>(item)) return nb::cast<const PyAppend&>(item);
   if ((nb::isinstance<nb::tuple>(item) || nb::isinstance<nb::list>(item)) && nb::len(item) == 2) {
+    // Both before either is read: an __index__ may change the list.
+    const nb::object seq = item[0];
+    const nb::object count = item[1];
     PyAppend append;
-    if (!nb::try_cast(item[0], append.count))
-      raise(PyExc_TypeError, "appends: found no sequence id");
-    append.seq = id_of(append.count);
-    if (!nb::try_cast(item[1], append.count)) raise(PyExc_TypeError, "appends: found no count");
+    append.seq = id_of(append_number("a sequence id", seq));
+    append.count = append_number("a count", count);
     return append;
   }
   raise(PyExc_TypeError, std::string("appends: found ") + nb::type_name(item.type()).c_str() +

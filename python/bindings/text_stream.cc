@@ -147,7 +147,7 @@ bool TextStream::advance() {
   {
     const Turn turn(mutex_);
     if (failed_ || done()) return false;
-    const nb::gil_scoped_release others;
+    const Released others;
     status = step();
     failed_ = !status.ok();
   }

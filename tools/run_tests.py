@@ -84,7 +84,7 @@ def sanitized(build):
     The runtime must be there first, and the C++ library with it, whose exceptions it watches. Every
     object of Python gets memory of its own, so that none is read past its end. Leaks are not looked for:
     Python leaves objects at its end; freed memory is kept from reuse, but not so much that the test of
-    what is left behind sees it.
+    what is left behind sees it; memory that is not to be had is an error of the call, not the end.
     """
     if "-fsanitize=address" not in (build / "CMakeCache.txt").read_text(encoding="utf-8"):
         return {}
@@ -92,7 +92,8 @@ def sanitized(build):
                                 stdout=subprocess.PIPE).stdout.strip()
                  for name in ("libasan.so", "libstdc++.so")]
     return {"LD_PRELOAD": ":".join(libraries), "PYTHONMALLOC": "malloc",
-            "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=32",
+            "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=32:allocator_may_return_null=1:"
+                            "max_allocation_size_mb=4096",
             "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 

@@ -118,7 +118,7 @@ Array::Array(const char* name, nb::handle object) : object_(nb::borrow(object)) 
   const Torch* library = torch();
   if (library != nullptr && is_instance(object, library->tensor_type)) {
     framework_ = Framework::kTorch;
-    if (nb::cast<bool>(object.attr("requires_grad"))) {
+    if (nb::cast<bool>(object.attr(library->requires_grad))) {
       raise(PyExc_ValueError, std::string(name) +
                                   ": found a tensor that requires a gradient, expected one without "
                                   "(see torch.Tensor.detach and torch.no_grad)");

@@ -32,16 +32,18 @@ void append(PagedLayer& self, nb::handle key, nb::handle value) {
   check(status);
 }
 
-void attend(PagedLayer& self, nb::handle query, nb::handle out, float scale, bool causal,
-            float softcap, std::int32_t window, nb::handle first_visible, nb::handle mask,
-            nb::handle sinks) {
-  const HfAttend call(query, out, scale, causal, softcap, window, first_visible, mask, sinks);
+nb::object attend(PagedLayer& self, nb::handle query, float scale, bool causal, float softcap,
+                  std::int32_t window, nb::handle first_visible, nb::handle mask,
+                  nb::handle sinks) {
+  HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
+  nb::object out = call.new_out(self.spec().v_head_dim);
   Status status;
   {
     const Unlocked unlocked(times(self.elements(), call.query.shape[2]));
     status = self.attend(call);
   }
   check(status);
+  return out;
 }
 
 void gather(PagedLayer& self, nb::handle key, nb::handle value) {
@@ -92,7 +94,7 @@ void bind_paged_layer(nb::module_& module) {
       .def("append", &append, "key"_a, "value"_a,
            "Appends key [B, H, T, Dk] and value [B, H, T, Dv]; the first rows fix all but T.\n\n"
            "Errors: ValueError for other shapes; RetryLater and NeverFits past max_tokens.")
-      .def("attend", &attend, "query"_a, "out"_a, "scale"_a, "causal"_a, "softcap"_a, "window"_a,
+      .def("attend", &attend, "query"_a, "scale"_a, "causal"_a, "softcap"_a, "window"_a,
            "first_visible"_a.none(), "mask"_a.none(), "sinks"_a.none(),
            "Attention over all rows: see attend, without key and value.")
       .def("gather", &gather, "key"_a, "value"_a,
@@ -126,12 +128,13 @@ void bind_paged_layer(nb::module_& module) {
 void bind_hf(nb::module_& module) {
   nb::module_ hf = module.def_submodule("hf", "What kvcache.hf needs of C++.");
   bind_paged_layer(hf);
-  hf.def("attend", &hf_attend, "query"_a, "key"_a, "value"_a, "out"_a, "scale"_a, "causal"_a,
-         "softcap"_a, "window"_a, "first_visible"_a.none(), "mask"_a.none(), "sinks"_a.none(),
-         "Attention of query [B, num_heads, L, Dk] over key [B, H, S, Dk] and value [B, H, S, Dv], "
-         "into out\n[B, num_heads, L, Dv]. first_visible: int32 [B], rows before it do not exist; "
-         "mask: float32\n[B or 1, num_heads or 1, L, S], added; sinks: float32 [num_heads].\n\n"
-         "Errors: ValueError for shapes and types.");
+  hf.def(
+      "attend", &hf_attend, "query"_a, "key"_a, "value"_a, "scale"_a, "causal"_a, "softcap"_a,
+      "window"_a, "first_visible"_a.none(), "mask"_a.none(), "sinks"_a.none(),
+      "Attention of query [B, num_heads, L, Dk] over key [B, H, S, Dk] and value [B, H, S, Dv]: "
+      "a new tensor\n[B, L, num_heads, Dv]. first_visible: int32 [B], rows before it do not exist; "
+      "mask: float32\n[B or 1, num_heads or 1, L, S], added; sinks: float32 [num_heads].\n\n"
+      "Errors: ValueError for shapes and types.");
 }
 
 }  // namespace kvcache::python

@@ -1,6 +1,7 @@
 #include "python/bindings/hf_attend.h"
 
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "kvcache/executor.h"
@@ -42,11 +43,10 @@ Status wrong_tensor(const std::string& name, const TensorView& found, const std:
                 text + "] " + python_name(found.dtype) + ", expected " + expected);
 }
 
-HfAttend::HfAttend(nb::handle query_in, nb::handle out_in, float scale, bool causal, float softcap,
+HfAttend::HfAttend(nb::handle query_in, float scale, bool causal, float softcap,
                    std::int32_t window, nb::handle first_visible, nb::handle mask, nb::handle sinks)
-    : query_array_("query", query_in), out_array_("out", out_in) {
+    : query_array_("query", query_in) {
   query = query_array_.view("query");
-  out = out_array_.writable("out");
   if (query.rank != 4) {
     check(wrong_tensor("query", query, "[batch, num_heads, length, head_dim]"));
   }
@@ -61,6 +61,15 @@ HfAttend::HfAttend(nb::handle query_in, nb::handle out_in, float scale, bool cau
     mask_ = Array("mask", mask);
     options.mask = mask_.view("mask");
   }
+}
+
+nb::object HfAttend::new_out(std::int64_t v_head_dim) {
+  const std::int64_t shape[] = {query.shape[0], query.shape[2], query.shape[1], v_head_dim};
+  nb::object made = new_array(query_array_.framework(), query.dtype, shape, 4);
+  out_ = Array("out", made).writable("out");
+  std::swap(out_.shape[1], out_.shape[2]);
+  std::swap(out_.strides[1], out_.strides[2]);
+  return made;
 }
 
 Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
@@ -87,14 +96,15 @@ Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
   ExecContext context;
   if (times(elements, length) < kShared) context.executor = &serial_executor();
   KVC_RETURN_IF_ERROR(plan.plan(view, qo_indptr, query.shape[1], options, context));
-  return plan.run(query, view, out, {}, options, context);
+  return plan.run(query, view, out_, {}, options, context);
 }
 
-void hf_attend(nb::handle query, nb::handle key, nb::handle value, nb::handle out, float scale,
-               bool causal, float softcap, std::int32_t window, nb::handle first_visible,
-               nb::handle mask, nb::handle sinks) {
-  const HfAttend call(query, out, scale, causal, softcap, window, first_visible, mask, sinks);
+nb::object hf_attend(nb::handle query, nb::handle key, nb::handle value, float scale, bool causal,
+                     float softcap, std::int32_t window, nb::handle first_visible, nb::handle mask,
+                     nb::handle sinks) {
+  HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
   const PyKvView rows = view_of_arrays(key, value, Layout::kHND);
+  nb::object out = call.new_out(rows.view.get().v_head_dim);
   const std::int64_t elements = rows.elements();
   Status status;
   {
@@ -102,6 +112,7 @@ void hf_attend(nb::handle query, nb::handle key, nb::handle value, nb::handle ou
     status = call.run(rows.view.get(), elements);
   }
   check(status);
+  return out;
 }
 
 }  // namespace kvcache::python

@@ -19,27 +19,31 @@ namespace kvcache::python {
 struct HfAttend {
   // first_visible: int32 [B], rows before it do not exist; mask: float32 [B or 1, num_heads or 1,
   // L, S], added; sinks: float32 [num_heads]. Each may be None.
-  HfAttend(nanobind::handle query, nanobind::handle out, float scale, bool causal, float softcap,
-           std::int32_t window, nanobind::handle first_visible, nanobind::handle mask,
-           nanobind::handle sinks);
+  HfAttend(nanobind::handle query, float scale, bool causal, float softcap, std::int32_t window,
+           nanobind::handle first_visible, nanobind::handle mask, nanobind::handle sinks);
+
+  // Room for the result, which stays unset: [B, L, num_heads, Dv] of the query's type, as
+  // transformers wants it.
+  nanobind::object new_out(std::int64_t v_head_dim);
 
   // Attends to a view of one part whose rows have `elements` elements. Needs no GIL; the plan is
-  // the calling thread's own.
+  // the calling thread's own. REQUIRES: new_out().
   Status run(const KvView& kv, std::int64_t elements) const;
 
-  TensorView query;       // [B, num_heads, L, Dk]
-  MutableTensorView out;  // [B, num_heads, L, Dv]
+  TensorView query;  // [B, num_heads, L, Dk]
   AttentionOptions options;
 
  private:
-  Array query_array_, out_array_, first_visible_, mask_, sinks_;
+  MutableTensorView out_;  // [B, num_heads, L, Dv]
+  Array query_array_, first_visible_, mask_, sinks_;
 };
 
 // Attention over arrays of the caller: key [B, H, S, Dk] and value [B, H, S, Dv], the elements of a
-// row side by side. The rest as HfAttend.
-void hf_attend(nanobind::handle query, nanobind::handle key, nanobind::handle value,
-               nanobind::handle out, float scale, bool causal, float softcap, std::int32_t window,
-               nanobind::handle first_visible, nanobind::handle mask, nanobind::handle sinks);
+// row side by side. The rest as HfAttend; what new_out() gave comes back.
+nanobind::object hf_attend(nanobind::handle query, nanobind::handle key, nanobind::handle value,
+                           float scale, bool causal, float softcap, std::int32_t window,
+                           nanobind::handle first_visible, nanobind::handle mask,
+                           nanobind::handle sinks);
 
 // "name: found [2, 8, 1, 64] float32, expected ..."
 Status wrong_tensor(const std::string& name, const TensorView& found, const std::string& expected);

@@ -75,10 +75,7 @@ const Torch* torch() {
   Torch t;
   t.tensor_type = nb::object(module.attr("Tensor")).release();
   t.parameter_type = nb::object(module.attr("nn").attr("Parameter")).release();
-  t.empty = nb::object(module.attr("empty")).release();
-  for (int i = 0; i < 5; ++i) {
-    t.dtypes[i] = nb::object(module.attr(python_name(static_cast<DType>(i)))).release();
-  }
+  t.requires_grad = nb::steal(PyUnicode_InternFromString("requires_grad")).release();
   constexpr const char* kExchange = "__dlpack_c_exchange_api__";
   const auto* exchange = static_cast<const DlExchange*>(
       nb::hasattr(t.tensor_type, kExchange)

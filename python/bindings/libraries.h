@@ -26,8 +26,7 @@ nanobind::handle numpy_dtype(DType dtype);
 struct Torch {
   nanobind::handle tensor_type;
   nanobind::handle parameter_type;
-  nanobind::handle empty;
-  nanobind::handle dtypes[5];  // by DType
+  nanobind::handle requires_grad;  // the word, as attributes are looked up quickest
   const DlExchange* exchange = nullptr;
 };
 

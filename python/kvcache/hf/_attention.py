@@ -93,13 +93,14 @@ def refuse_recording():
                                       "none: attn_implementation=\"kvcache\" has no weights to give")
 
 
-def read_mask(module, mask, is_causal, keys):
+def read_mask(module, mask, is_causal, key):
     """(causal, first_visible int32 [B] or None, float32 mask added to scores or None), for a mask over
-    `keys` keys."""
+    the rows of `key`."""
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     if mask is None:
         return is_causal, None, None
+    keys = key.shape[2]
     if mask.dim() not in (2, 4) or mask.shape[-1] != keys:
         raise ValueError(f"attention_mask: found shape {list(mask.shape)}, expected [batch, {keys}] "
                          f"or [batch, heads, queries, {keys}]")
@@ -134,31 +135,27 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     refuse_recording()
     if dropout:
         raise NotImplementedError(f"dropout: found {dropout}, expected 0: call model.eval()")
-    query, key, value = (without_gradient(*named) for named in (
-        ("query", query), ("key", key), ("value", value)))
-    causal, first_visible, mask = read_mask(module, attention_mask, is_causal, key.shape[2])
+    query = without_gradient("query", query)
+    key = without_gradient("key", key)
+    value = without_gradient("value", value)
+    causal, first_visible, mask = read_mask(module, attention_mask, is_causal, key)
     window = 0
     if sliding_window is not None and (attention_mask is None or attention_mask.dim() != 4):
         window = int(sliding_window)
     if position_bias is not None:
         position_bias = without_gradient("position_bias", position_bias)
         mask = position_bias.to(torch.float32) if mask is None else position_bias + mask
-    batch, heads, queries, dim = query.shape
     if mask is not None:
-        mask = mask.expand(-1, -1, queries, -1)
+        mask = mask.expand(-1, -1, query.shape[2], -1)
     if s_aux is not None:
         s_aux = without_gradient("s_aux", s_aux).to(torch.float32).contiguous()
-
-    out = torch.empty((batch, queries, heads, value.shape[3]), dtype=query.dtype,
-                      device=query.device)
-    arguments = (out.transpose(1, 2), dim ** -0.5 if scaling is None else scaling, causal,
-                 softcap or 0.0, window, first_visible, mask, s_aux)
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    arguments = (scaling, causal, softcap or 0.0, window, first_visible, mask, s_aux)
     layer = key.in_place() if type(key) is PagedRows else None
     if layer is not None and type(value) is PagedRows and value.in_place() is layer:
-        layer.rows.attend(query, *arguments)
-    else:
-        _core.hf.attend(query, dense_rows(key), dense_rows(value), *arguments)
-    return out, None
+        return layer.rows.attend(query, *arguments), None
+    return _core.hf.attend(query, dense_rows(key), dense_rows(value), *arguments), None
 
 
 AttentionInterface.register(NAME, attention)

@@ -9,6 +9,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LOOK_AHEAD = 16  # tokens
 
 
 def without_gradient(name, tensor):
@@ -34,12 +35,15 @@ class PagedRows(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, layer, index, shape, dtype):
-        rows = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
-        rows.layer = layer
-        rows.index = index  # 0 keys, 1 values
-        rows.epoch = layer.epoch
-        return rows
+    def __new__(cls, shape, dtype):
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
+
+    def stand_for(self, layer, index, length):
+        """From now on these are the first `length` keys (index 0) or values (1) of `layer`."""
+        self.layer = layer
+        self.index = index
+        self.length = length
+        self.epoch = layer.epoch
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -50,14 +54,14 @@ class PagedRows(torch.Tensor):
     def in_place(self):
         """The layer, if these are all the rows it has now; else None."""
         layer = self.layer
-        return layer if self.epoch == layer.epoch and self.shape[2] == layer.rows.length else None
+        return layer if self.length == layer.rows.length and self.epoch == layer.epoch else None
 
     def gather(self):
         """A dense copy."""
         if self.epoch != self.layer.epoch:
             raise RuntimeError("rows of a paged layer: found rows that were cropped, reordered or "
                                "reset since, expected to be read before that")
-        return self.layer.gather()[self.index][:, :, :self.shape[2]]
+        return self.layer.gather()[self.index][:, :, :self.length]
 
     def __repr__(self):
         return f"PagedRows(shape={tuple(self.shape)}, dtype={self.dtype})"
@@ -215,6 +219,7 @@ class PagedLayer(Layer):
         super().__init__(rows)
         self.settings = settings
         self.epoch = 0  # raised by whatever does more than append
+        self.ahead = {}  # (keys, values) as they will be at a length, which stand for nothing yet
 
     def append(self, key_states, value_states):
         self.rows.append(key_states, value_states)
@@ -223,13 +228,27 @@ class PagedLayer(Layer):
 
     def tensors(self):
         """(keys, values): rows in place under our attention, else gathered; or (None, None)."""
-        if self.rows.batch == 0:
+        length = self.rows.length
+        if length == 0 and self.rows.batch == 0:
             return None, None
         if not self.settings.in_place():
             return self.gather()
-        (key_shape, value_shape), (key_dtype, value_dtype) = self.rows.shapes, self.rows.dtypes
-        return (PagedRows(self, 0, key_shape, DTYPES[key_dtype]),
-                PagedRows(self, 1, value_shape, DTYPES[value_dtype]))
+        if length not in self.ahead:
+            self.look_ahead()
+        keys, values = self.ahead.pop(length)
+        keys.stand_for(self, 0, length)
+        values.stand_for(self, 1, length)
+        return keys, values
+
+    def look_ahead(self):
+        """Makes the tensors of this length and of the next ones at once. Between two layers' turns
+        all code leaves the processor's caches, and reading that of PyTorch again for every token
+        takes longer than the rest of `update`."""
+        shapes, dtypes, length = self.rows.shapes, self.rows.dtypes, self.rows.length
+        self.ahead = {
+            length + more: tuple(PagedRows((batch, heads, length + more, dim), DTYPES[dtype])
+                                 for (batch, heads, _, dim), dtype in zip(shapes, dtypes, strict=True))
+            for more in range(LOOK_AHEAD)}
 
     def gather(self):
         """(keys, values): dense copies."""
@@ -246,6 +265,7 @@ class PagedLayer(Layer):
 
     def reset(self):
         self.epoch += 1
+        self.ahead = {}
         super().reset()
 
     def crop(self, tokens_to_remove):
@@ -255,7 +275,13 @@ class PagedLayer(Layer):
 
     def select(self, indices):
         self.epoch += 1
+        self.ahead = {}
         self.rows.select(indices)
 
     def copy_of_rows(self):
         return self.rows.fork()
+
+    def __deepcopy__(self, memo):
+        other = super().__deepcopy__(memo)
+        other.ahead = {}
+        return other

@@ -439,6 +439,34 @@ class RowsInPlace(unittest.TestCase):
         self.assertTrue(torch.equal(found, keys))
         self.assertIsNone(found.in_place())
 
+    def test_every_token_of_a_long_continuation_has_its_own_length_and_rows(self):
+        cache, (keys, values) = self.layer()
+        found = [cache.update(keys, values, 0)]
+        tokens = [rows(2, 1, seed=seed) for seed in range(40)]
+        found += [cache.update(*token, 0) for token in tokens]
+        all_values = torch.cat([values, *(token[1] for token in tokens)], 2)
+        for more, (_, shown) in enumerate(found):
+            self.assertEqual(shown.shape[2], 10 + more)
+            self.assertTrue(torch.equal(shown, all_values[:, :, :10 + more]))
+
+    def test_a_batch_that_changes_shows_in_the_next_shapes(self):
+        cache, (keys, values) = self.layer()
+        cache.update(keys, values, 0)
+        cache.batch_select_indices(torch.tensor([1]))
+        found, _ = cache.update(keys[1:, :, :1], values[1:, :, :1], 0)
+        self.assertEqual(tuple(found.shape), (1, *keys.shape[1:2], 11, keys.shape[3]))
+        self.assertTrue(torch.equal(found, torch.cat([keys[1:], keys[1:, :, :1]], 2)))
+        cache.reset()
+        found, _ = cache.update(keys, values, 0)
+        self.assertTrue(torch.equal(found, keys))
+
+    def test_a_dropped_cache_goes_at_once(self):
+        cache, (keys, values) = self.layer()
+        cache.update(keys, values, 0)
+        layer = weakref.ref(cache.layers[0])
+        del cache
+        self.assertIsNone(layer())
+
     def test_they_are_refused_once_rows_have_moved(self):
         for change in (lambda cache: cache.crop(-1), lambda cache: cache.reset(),
                        lambda cache: cache.reorder_cache(torch.tensor([1, 0]))):

@@ -17,7 +17,7 @@ from transformers.utils import output_capturing
 
 from kvcache import _core
 from kvcache.hf._cache import NAME
-from kvcache.hf._layers import PagedRows, without_gradient
+from kvcache.hf._layers import PagedRows, outside_graphs, without_gradient
 
 # Keywords that models hand to every attention and that cannot change its result.
 INERT = frozenset({"cache_position", "deterministic", "num_items_in_batch", "output_hidden_states",
@@ -44,7 +44,7 @@ def added_to_scores(mask):
     return mask.to(torch.float32)
 
 
-@torch.compiler.disable
+@outside_graphs
 def attention_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0,
                    mask_function=causal_mask_function, attention_mask=None,
                    allow_is_causal_skip=True, allow_is_bidirectional_skip=False, local_size=None,
@@ -118,7 +118,7 @@ def dense_rows(rows):
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-@torch.compiler.disable
+@outside_graphs
 def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None,
               softcap=None, sliding_window=None, s_aux=None, position_bias=None, **kwargs):
     """Attention as transformers calls an `AttentionInterface`: (out [B, L, num_heads, Dv], None).

@@ -5,11 +5,27 @@ same memory. A paged layer has no such tensor: it gathers a copy, or, under our 
 `PagedRows`, which attention reads in place.
 """
 
+import functools
+
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOOK_AHEAD = 16  # tokens
+
+
+def outside_graphs(function):
+    """`function`, at which torch.compile breaks its graph: torch.compiler.disable, whose wrapper is
+    left out of calls that are not being compiled."""
+    disabled = torch.compiler.disable(function)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if torch.compiler.is_compiling():
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def without_gradient(name, tensor):
@@ -114,7 +130,7 @@ class Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states, value_states):
         """Nothing: the first rows fix the shape."""
 
-    @torch.compiler.disable
+    @outside_graphs
     def update(self, key_states, value_states, *args, **kwargs):
         """Appends key_states [B, H, T, Dk] and value_states [B, H, T, Dv]; all so far comes back.
 

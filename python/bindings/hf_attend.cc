@@ -7,6 +7,7 @@
 #include "kvcache/executor.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/kv_view.h"
+#include "python/bindings/torch_threads.h"
 #include "python/bindings/turn.h"
 
 namespace nb = nanobind;
@@ -94,7 +95,7 @@ Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
     qo_indptr[static_cast<std::size_t>(seq)] = static_cast<std::int32_t>(seq * length);
   }
   ExecContext context;
-  if (times(elements, length) < kShared) context.executor = &serial_executor();
+  context.executor = times(elements, length) < kShared ? &serial_executor() : &torch_threads();
   KVC_RETURN_IF_ERROR(plan.plan(view, qo_indptr, query.shape[1], options, context));
   return plan.run(query, view, out_, {}, options, context);
 }

@@ -1,6 +1,8 @@
 """The attention and the masks that kvcache.hf registers with transformers."""
 
 import copy
+import subprocess
+import sys
 import threading
 import types
 import unittest
@@ -367,6 +369,30 @@ class Compiled(unittest.TestCase):
 
 
 class Threads(unittest.TestCase):
+    def test_the_threads_are_those_of_torch_and_their_number_moves_no_bit(self):
+        program = """if True:
+            import os
+            import torch
+            import kvcache.hf
+            from kvcache import _core
+            torch.set_num_threads(3)
+            generator = torch.Generator().manual_seed(0)
+            rows = torch.randn(2, 2, 5000, 64, generator=generator)
+            query = torch.randn(2, 4, 1, 64, generator=generator)
+            torch.randn(1000, 1000) @ torch.randn(1000, 1000)
+            found = []
+            for threads in (3, 1, 2, 3):
+                torch.set_num_threads(threads)
+                (rows + 1).sum()
+                before = len(os.listdir("/proc/self/task"))
+                found.append(_core.hf.attend(query, rows, rows, 0.125, True, 0.0, 0, None, None, None))
+                assert len(os.listdir("/proc/self/task")) <= max(before, 3), threads
+            assert all(out.equal(found[0]) for out in found)
+            """
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                              check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_two_threads_on_copies_of_one_prompt(self):
         model = kvcache.hf.enable(models.llama())
         ids = models.tokens(1, 70)

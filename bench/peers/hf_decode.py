@@ -281,7 +281,11 @@ def parse(words):
     parser.add_argument("--kind", default="paged", help="of our cache")
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--peak-of", choices=(OURS, *THEIRS), help=argparse.SUPPRESS)
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    for name in arguments.cases.split(","):
+        if name not in CASES:
+            parser.error(f"--cases: found {name}, expected some of {', '.join(CASES)}")
+    return arguments
 
 
 def main():

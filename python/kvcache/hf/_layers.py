@@ -239,19 +239,20 @@ class PagedLayer(Layer):
 
     def append(self, key_states, value_states):
         self.rows.append(key_states, value_states)
-        keys, values = self.tensors()
+        keys, values = self.tensors(appended=True)
         return (key_states, value_states) if keys is None else (keys, values)
 
-    def tensors(self):
-        """(keys, values): rows in place under our attention, else gathered; or (None, None)."""
+    def tensors(self, appended=False):
+        """(keys, values): rows in place under our attention, else gathered; or (None, None). Where
+        rows were just appended more are to be expected, and their tensors are made at once."""
         length = self.rows.length
         if length == 0 and self.rows.batch == 0:
             return None, None
         if not self.settings.in_place():
             return self.gather()
-        if length not in self.ahead:
+        if appended and length not in self.ahead:
             self.look_ahead()
-        keys, values = self.ahead.pop(length)
+        keys, values = self.ahead.pop(length, None) or self.make_tensors(length)
         keys.stand_for(self, 0, length)
         values.stand_for(self, 1, length)
         return keys, values
@@ -260,11 +261,14 @@ class PagedLayer(Layer):
         """Makes the tensors of this length and of the next ones at once. Between two layers' turns
         all code leaves the processor's caches, and reading that of PyTorch again for every token
         takes longer than the rest of `update`."""
-        shapes, dtypes, length = self.rows.shapes, self.rows.dtypes, self.rows.length
-        self.ahead = {
-            length + more: tuple(PagedRows((batch, heads, length + more, dim), DTYPES[dtype])
-                                 for (batch, heads, _, dim), dtype in zip(shapes, dtypes, strict=True))
-            for more in range(LOOK_AHEAD)}
+        first = self.rows.length
+        self.ahead = {length: self.make_tensors(length)
+                      for length in range(first, first + LOOK_AHEAD)}
+
+    def make_tensors(self, length):
+        return tuple(PagedRows((batch, heads, length, dim), DTYPES[dtype])
+                     for (batch, heads, _, dim), dtype
+                     in zip(self.rows.shapes, self.rows.dtypes, strict=True))
 
     def gather(self):
         """(keys, values): dense copies."""

@@ -41,6 +41,7 @@ import kvcache.hf
 CASES = {case[0]: case for case in (
     ("4k", 1, 4096, False), ("16k", 1, 16384, False), ("64k", 1, 65536, False),
     ("4 x 4k left-padded", 4, 4096, True))}
+PARTS = ("decode", "overhead", "update", "memory")
 OURS = "kvcache"
 THEIRS = ("sdpa", "eager")
 LAYERS, KV_HEADS, DIM, VOCAB = 24, 2, 64, 151936
@@ -274,7 +275,7 @@ def describe(result):
 def parse(words):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--parts", default="decode,overhead,update,memory")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=4, help="of each way in a turn")
     parser.add_argument("--threads", type=int, default=2)
@@ -282,9 +283,10 @@ def parse(words):
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--peak-of", choices=(OURS, *THEIRS), help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    for name in arguments.cases.split(","):
-        if name not in CASES:
-            parser.error(f"--cases: found {name}, expected some of {', '.join(CASES)}")
+    for flag, known in (("cases", CASES), ("parts", PARTS)):
+        for name in getattr(arguments, flag).split(","):
+            if name not in known:
+                parser.error(f"--{flag}: found {name}, expected some of {', '.join(known)}")
     return arguments
 
 

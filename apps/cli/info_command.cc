@@ -54,7 +54,7 @@ Status run(const Flags& flags) {
   fmt::print("processor        {}\n", cpu);
   fmt::print("threads          {} (KVCACHE_NUM_THREADS)\n", threads);
   fmt::print("matrix products  {}\n", runner::matmul_backend());
-  fmt::print("prefetching      {} (KVCACHE_PREFETCH: none, l1, l2, l3)\n", prefetch);
+  fmt::print("prefetching      {} (KVCACHE_PREFETCH: none, runs, l1, l2, l3)\n", prefetch);
   fmt::print("attention backends (KVCACHE_BACKEND forces one):\n");
   for (const BackendInfo& backend : known) {
     fmt::print("  {} {:<10} {:<13} {}; {}\n", backend.selected ? "*" : " ", backend.name,

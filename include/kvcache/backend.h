@@ -27,8 +27,9 @@ KVC_API Result<std::vector<BackendInfo>> backends();
 // available. Errors: kUnavailable for a KVCACHE_BACKEND that is unknown or does not run here.
 KVC_API Result<std::string> selected_backend();
 
-// The level of cache into which decode asks for the rows that it reads next: "none", "l1", "l2" or
-// "l3". KVCACHE_PREFETCH, else what suits the processor. Results do not depend on it.
+// What decode asks for ahead of reading it: "none", the first lines of "runs" of rows (of pages),
+// or whole rows, into a level of cache: "l1", "l2", "l3". KVCACHE_PREFETCH, else what suits the
+// processor. Results do not depend on it.
 // Errors: kUnavailable for a KVCACHE_PREFETCH that names no level.
 KVC_API Result<std::string> selected_prefetch();
 

@@ -48,6 +48,8 @@ Status select_backend(const char* name, const Backend** backend) {
 
 const char* name_of(Prefetch level) noexcept {
   switch (level) {
+    case Prefetch::kRuns:
+      return "runs";
     case Prefetch::kL1:
       return "l1";
     case Prefetch::kL2:
@@ -62,16 +64,17 @@ const char* name_of(Prefetch level) noexcept {
 Status select_prefetch(Prefetch* level) {
   const char* name = std::getenv("KVCACHE_PREFETCH");
   if (name == nullptr || *name == '\0') {
-    *level = cpu_features().zen3 ? Prefetch::kNone : Prefetch::kL2;
+    *level = cpu_features().zen3 ? Prefetch::kRuns : Prefetch::kL2;
     return {};
   }
-  for (const Prefetch known : {Prefetch::kNone, Prefetch::kL1, Prefetch::kL2, Prefetch::kL3}) {
+  for (const Prefetch known :
+       {Prefetch::kNone, Prefetch::kRuns, Prefetch::kL1, Prefetch::kL2, Prefetch::kL3}) {
     if (std::strcmp(name, name_of(known)) != 0) continue;
     *level = known;
     return {};
   }
   return Status(StatusCode::kUnavailable, std::string("KVCACHE_PREFETCH: found \"") + name +
-                                              "\", expected one of none, l1, l2, l3");
+                                              "\", expected one of none, runs, l1, l2, l3");
 }
 
 }  // namespace kvcache::internal

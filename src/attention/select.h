@@ -1,4 +1,4 @@
-// What an attention call runs on: the backend, and the level that decode prefetches to.
+// What an attention call runs on: the backend, and what decode prefetches.
 #ifndef KVCACHE_SRC_ATTENTION_SELECT_H_
 #define KVCACHE_SRC_ATTENTION_SELECT_H_
 
@@ -13,11 +13,12 @@ namespace kvcache::internal {
 // here.
 Status select_backend(const char* name, const Backend** backend);
 
-// The environment's KVCACHE_PREFETCH, else what measured best: nothing on Zen 3, the second level
-// elsewhere (Zen 4). Errors: kUnavailable for a KVCACHE_PREFETCH that names no level.
+// The environment's KVCACHE_PREFETCH, else what measured best: the starts of runs on Zen 3, rows
+// into the second level elsewhere (Zen 4). Errors: kUnavailable for a KVCACHE_PREFETCH that names
+// no level.
 Status select_prefetch(Prefetch* level);
 
-// "none", "l1", "l2" or "l3".
+// "none", "runs", "l1", "l2" or "l3".
 const char* name_of(Prefetch level) noexcept;
 
 }  // namespace kvcache::internal

@@ -43,8 +43,9 @@ struct KvRows {
 enum class Path : std::uint8_t { kDecode, kPrefill };
 inline constexpr std::int64_t kDecodeQueries = 8;
 
-// The level of cache into which decode asks for rows that it reads soon.
-enum class Prefetch : std::uint8_t { kNone, kL1, kL2, kL3 };
+// What decode asks for ahead: nothing, the first lines of runs of rows (of pages), or whole rows,
+// into this level of cache.
+enum class Prefetch : std::uint8_t { kNone, kRuns, kL1, kL2, kL3 };
 
 // Query rows of one KV head: row r is query r / group, head r % group of the group. The queries are
 // those of a sequence, or of several that see all rows of the cut alike (no window, no mask).

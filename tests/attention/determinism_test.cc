@@ -44,7 +44,7 @@ TEST_P(AttentionBits, ThePrefetchLevelDoesNotMatter) {
   for (const std::int32_t page_size : {0, 16}) {
     c.storage.page_size = page_size;
     const Attended expected = c.run(GetParam());
-    for (const char* level : {"none", "l1", "l2", "l3"}) {
+    for (const char* level : {"none", "runs", "l1", "l2", "l3"}) {
       ::setenv("KVCACHE_PREFETCH", level, 1);
       const Attended found = c.run(GetParam());
       ::unsetenv("KVCACHE_PREFETCH");

@@ -358,7 +358,7 @@ TEST(SelectBackend, TheEnvironmentNamesOne) {
 
 TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
   internal::Prefetch level = internal::Prefetch::kNone;
-  for (const char* name : {"l1", "l2", "l3", "none"}) {
+  for (const char* name : {"l1", "l2", "l3", "runs", "none"}) {
     ::setenv("KVCACHE_PREFETCH", name, 1);
     ASSERT_TRUE(internal::select_prefetch(&level).ok());
     EXPECT_STREQ(internal::name_of(level), name);
@@ -372,7 +372,7 @@ TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
   const Status planned = plan.plan(storage.view(), indptr, 2, {}, {});
   ::unsetenv("KVCACHE_PREFETCH");
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
-  EXPECT_NE(status.message().find("KVCACHE_PREFETCH: found \"l4\", expected one of none, l1"),
+  EXPECT_NE(status.message().find("KVCACHE_PREFETCH: found \"l4\", expected one of none, runs"),
             std::string::npos);
   EXPECT_EQ(level, internal::Prefetch::kNone);
   EXPECT_EQ(planned.code(), StatusCode::kUnavailable);

@@ -1,15 +1,16 @@
 // Attention of a tile of query rows over one cut of keys: the algorithm, once. A short file per
 // instruction set includes it after its simd header; everything has internal linkage.
 //
-//   per block of 64 keys:  S = Q K^T      [rows, 64]
-//                          softmax        the running max m and sum l of Milakov and Gimelshein
-//                                         (2018); what is accumulated is rescaled only when m moves
-//                          acc += P V     [rows, v_dim]
+//   S = Q K^T      [rows, keys]
+//   softmax        weights exp(s - m), their sum l
+//   acc += P V     [rows, v_dim]
 //
-// The products have two forms, chosen by the path of the sequence (QueryTile::path): few rows
-// (attention_few.inl) are bound by memory, many (attention_many.inl) by arithmetic; many bf16 rows
-// take the dot product of pairs where there is one (attention_dot.inl), unless the tile is exact.
-// All query rows of a KV head share the pass over a block.
+// It has two forms, chosen by the path of the sequence (QueryTile::path). Few rows
+// (attention_few.inl) are bound by memory: each step is done for the whole cut before the next.
+// Many rows (attention_many.inl) are bound by arithmetic: blocks of 64 keys go through all steps in
+// turn, with the running m and l of Milakov and Gimelshein (2018); what is accumulated is rescaled
+// only when m moves. Many bf16 rows take the dot product of pairs where there is one
+// (attention_dot.inl), unless the tile is exact. All query rows of a KV head share the pass.
 //
 // Determinism: within a path a score and an output element are sums in an order that depends on
 // nothing but the row's own keys, whatever the shape of the register tile that computes it. So a
@@ -19,6 +20,8 @@
 #include "kernels/kernel_table.h"
 
 #include "kernels/cpu/attention_keys.inl"
+
+#include "kernels/cpu/attention_softmax.inl"
 
 #include "kernels/cpu/attention_few.inl"
 
@@ -31,19 +34,6 @@
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
-// Memory of one call, carved from the caller's.
-struct Scratch {
-  uint64_t* query_bits;  // [rows] keys of the block that each query sees by the rules
-  uint64_t* row_bits;    // [rows] the same for each row, the mask's -inf left out
-  float* scores;         // [rows, 64]; then the weights
-  float* zeros;          // [dims padded] stands for rows that are not there
-  float* q;              // few rows: [rows, k_dim padded] in the order of their products
-  float* keys;           // many rows: a packed block
-  float* values;         // many rows: a packed panel
-  uint32_t* q_pairs;     // many rows by pairs: [rows, pairs of k_dim padded]
-  uint32_t* weights;     // many rows by pairs: [rows, 32]
-};
-
 // Bytes taken of `memory`, which is null when only they are asked for.
 int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch* scratch) {
   char* base = static_cast<char*>(memory);
@@ -53,15 +43,18 @@ int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch*
     used += (bytes + 63) / 64 * 64;
     return static_cast<void*>(at);
   };
-  scratch->query_bits = static_cast<uint64_t*>(take(rows * 8));
-  scratch->row_bits = static_cast<uint64_t*>(take(rows * 8));
-  scratch->scores = static_cast<float*>(take(rows * kBlock * 4));
   scratch->zeros = static_cast<float*>(take(pad(max_of(k_dim, v_dim)) * 4));
   // A tile takes one of the paths.
   const int64_t before = used;
-  scratch->q = static_cast<float*>(take(rows * pad(k_dim) * 4));
+  const int64_t chunk = min_of(rows, kFewChunk);
+  scratch->few_q = static_cast<float*>(take(rows * pad(k_dim) * 4));
+  scratch->few_bits = static_cast<uint64_t*>(take(chunk * kCutBlocks * 8));
+  scratch->few_scores = static_cast<float*>(take(chunk * kCutKeys * 4));
   const int64_t few = used;
   used = before;
+  scratch->query_bits = static_cast<uint64_t*>(take(rows * 8));
+  scratch->row_bits = static_cast<uint64_t*>(take(rows * 8));
+  scratch->scores = static_cast<float*>(take(rows * kBlock * 4));
   scratch->keys = static_cast<float*>(take(pad(k_dim) * kBlock * 4));
   scratch->values = static_cast<float*>(take(kPanel * kBlock * 4));
 #if KVC_SIMD_DOT
@@ -72,136 +65,19 @@ int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch*
   return used;
 }
 
-// --- Softmax. ---
-
-// What is added to, or taken from, the scores of a row beside softcap. Returns the keys it sees.
-uint64_t adjust_scores(const CutTask& task, const BlockKeys& keys, int32_t query, int32_t head,
-                       uint64_t bits, float* scores) {
-  const QueryTile& tile = *task.tile;
-  if (tile.softcap > 0) {
-    const F32 cap = set1(tile.softcap);
-    for (int v = 0; v < kBlockVecs; ++v) {
-      store(scores + v * kLanes, cap * tanh(load(scores + v * kLanes) / cap));
-    }
-  }
-  if (tile.alibi_slopes != nullptr) {
-    const float slope = tile.alibi_slopes[head];
-    for (uint64_t rest = bits; rest != 0; rest &= rest - 1) {
-      const int key = __builtin_ctzll(rest);
-      const int64_t distance = tile.position[query] - position_of(*task.rows, keys.row(key));
-      scores[key] = scores[key] - slope * static_cast<float>(distance);
-    }
-  }
-  if (tile.mask != nullptr) {
-    const float* mask = tile.mask + head * tile.mask_head_stride + query * tile.mask_query_stride +
-                        task.mask_key * tile.mask_key_stride;
-    for (uint64_t rest = bits; rest != 0; rest &= rest - 1) {
-      const int key = __builtin_ctzll(rest);
-      const float bias = mask[keys.row(key) * tile.mask_key_stride];
-      if (bias == -__builtin_inff()) bits &= ~(uint64_t{1} << key);
-      scores[key] = scores[key] + bias;
-    }
-  }
-  return bits;
-}
-
-// The bits of vector v of a block.
-KVC_SIMD_FN uint32_t lanes_of(uint64_t bits, int v) {
-  constexpr uint64_t kAll = kAllKeys >> (kBlock - kLanes);
-  return static_cast<uint32_t>(bits >> (v * kLanes) & kAll);
-}
-
-// The scores of one row against the maximum so far: raised, and what is accumulated rescaled, if
-// they hold a larger one. Hidden keys get -inf. REQUIRES: bits != 0.
-KVC_SIMD_FN void raise_max(float* scores, uint64_t bits, float* max_inout, float* sum_inout,
-                           float* acc, int64_t v_stride) {
-  const F32 hidden = set1(-__builtin_inff());
-  F32 top = hidden;
-#pragma GCC unroll 16
-  for (int v = 0; v < kBlockVecs; ++v) {
-    F32 s = load(scores + v * kLanes);
-    if (bits != kAllKeys) {
-      if (lanes_of(bits, v) == 0) continue;
-      s = choose(lanes_of(bits, v), s, hidden);
-      store(scores + v * kLanes, s);
-    }
-    top = max(top, s);
-  }
-  const float block_max = reduce_max(top);
-  const float m = *max_inout;
-  if (!(block_max > m)) return;
-  if (m != -__builtin_inff() || *sum_inout != 0) {
-    const float factor = exp1(m - block_max);
-    *sum_inout *= factor;
-    const F32 scale = set1(factor);
-    for (int64_t d = 0; d < v_stride; d += kLanes) store(acc + d, load(acc + d) * scale);
-  }
-  *max_inout = block_max;
-}
-
-// Scores of one row become weights exp(s - m), 0 for hidden keys; their sum is added to `sum`.
-// Hidden are those of -inf, and vectors without a bit.
-KVC_SIMD_FN void weigh(float* scores, uint64_t bits, float m, float* sum_inout) {
-  // Every score so far is -inf: weights are 0.
-  const F32 origin = set1(m == -__builtin_inff() ? 0.0f : m);
-  F32 sum = zero();
-#pragma GCC unroll 16
-  for (int v = 0; v < kBlockVecs; ++v) {
-    if (lanes_of(bits, v) == 0) {
-      store(scores + v * kLanes, zero());
-      continue;
-    }
-    const F32 weight = exp(load(scores + v * kLanes) - origin);
-    store(scores + v * kLanes, weight);
-    sum = sum + weight;
-  }
-  *sum_inout += reduce_add(sum);
-}
-
-// Calls f.template operator()<type>().
-template <typename F>
-KVC_SIMD_FN void for_dtype(DType dtype, F f) {
-  switch (dtype) {
-    case DType::kF16:
-      return f.template operator()<DType::kF16>();
-    case DType::kBF16:
-      return f.template operator()<DType::kBF16>();
-    default:
-      return f.template operator()<DType::kF32>();
-  }
-}
-
-// --- The functions of the table. ---
-
-void attend_cut(const CutTask& task) {
+// Many rows: a block after the other, the softmax as it goes.
+void attend_many(const CutTask& task, const Scratch& scratch) {
   const QueryTile& tile = *task.tile;
   const KvRows& kv = *task.rows;
   const int rows = tile.num_queries * tile.group;
-  const bool few = tile.path == Path::kDecode;
   const int64_t v_stride = pad(tile.v_dim);
   const PartialRows& partial = task.partial;
-  Scratch scratch;
-  carve(task.scratch, rows, tile.k_dim, tile.v_dim, &scratch);
-  for (int64_t i = 0; i < pad(max_of(tile.k_dim, tile.v_dim)); ++i) scratch.zeros[i] = 0;
-  for (int r = 0; r < rows; ++r) {
-    partial.max[r] = -__builtin_inff();
-    partial.sum[r] = 0;
-  }
-  for (int64_t i = 0; i < rows * v_stride; ++i) partial.acc[i] = 0;
-  const float* q = tile.q;
-  if (few && kv.k_dtype == DType::kBF16) {
-    to_pairs(tile.q, rows, tile.k_dim, pad(tile.k_dim), scratch.q);
-    q = scratch.q;
-  }
-
 #if KVC_SIMD_DOT
-  const bool k_pairs = !few && !tile.exact && kv.k_dtype == DType::kBF16;
-  const bool v_pairs = !few && !tile.exact && kv.v_dtype == DType::kBF16;
+  const bool k_pairs = !tile.exact && kv.k_dtype == DType::kBF16;
+  const bool v_pairs = !tile.exact && kv.v_dtype == DType::kBF16;
   if (k_pairs) round_rows(tile.q, rows, tile.k_dim, pad(tile.k_dim), scratch.q_pairs);
 #endif
 
-  const int64_t k_bytes = tile.k_dim * (kv.k_dtype == DType::kF32 ? 4 : 2);
-  const int64_t v_bytes = tile.v_dim * (kv.v_dtype == DType::kF32 ? 4 : 2);
   const auto score = [&](const BlockRows& here, const BlockRows& next) {
 #if KVC_SIMD_DOT
     if (k_pairs) {
@@ -210,11 +86,7 @@ void attend_cut(const CutTask& task) {
     }
 #endif
     for_dtype(kv.k_dtype, [&]<DType kType>() {
-      if (few) {
-        score_few<kType>(q, tile, rows, here, v_bytes, scratch.scores);
-      } else {
-        score_many<kType>(tile, rows, here, next, scratch.keys, scratch.scores);
-      }
+      score_many<kType>(tile, rows, here, next, scratch.keys, scratch.scores);
     });
   };
   const auto add_weighted = [&](const BlockRows& here, const BlockRows& next) {
@@ -226,31 +98,17 @@ void attend_cut(const CutTask& task) {
     }
 #endif
     for_dtype(kv.v_dtype, [&]<DType kType>() {
-      if (few) {
-        value_few<kType>(tile, rows, here, next, k_bytes, scratch.row_bits, scratch.scores,
-                         partial.acc);
-      } else {
-        value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
-                          partial.acc);
-      }
+      value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
+                        partial.acc);
     });
   };
 
-  const bool adjusts = tile.softcap > 0 || tile.alibi_slopes != nullptr || tile.mask != nullptr;
-  // Few rows read the blocks of the whole cut, which each take keys of all its parts.
-  constexpr int64_t kBlocks = kCutKeys / kBlock;
-  int64_t block = (kv.first_index + task.begin) / kBlock;
-  int64_t last = (kv.first_index + task.end - 1) / kBlock;
-  if (few) {
-    block = block / kBlocks * kBlocks;
-    last = block + kBlocks - 1;
-  }
-  const bool looks_ahead = !few || tile.prefetch != Prefetch::kNone;
+  const int64_t last = (kv.first_index + task.end - 1) / kBlock;
   BlockRows blocks[2];
   blocks[0].bits = blocks[1].bits = 0;
   int at = 0;
-  for (; block <= last; ++block) {
-    const BlockKeys keys = block_keys(kv, few, block);
+  for (int64_t block = (kv.first_index + task.begin) / kBlock; block <= last; ++block) {
+    const BlockKeys keys = keys_in_order(kv, block);
     uint64_t any = 0;
     for (int32_t query = 0; query < tile.num_queries; ++query) {
       scratch.query_bits[query] = visible_keys(task, keys, query);
@@ -265,11 +123,8 @@ void attend_cut(const CutTask& task) {
       continue;
     }
     if (any != found) find_rows(kv, keys, any, scratch.zeros, &here);
-    next.bits = 0;
-    if (looks_ahead) {
-      const BlockKeys after = block_keys(kv, few, block + 1);
-      find_rows(kv, after, slots_of(after, 0, kv.num_rows), scratch.zeros, &next);
-    }
+    const BlockKeys after = keys_in_order(kv, block + 1);
+    find_rows(kv, after, slots_of(after, 0, kv.num_rows), scratch.zeros, &next);
 
     score(here, next);
 
@@ -277,7 +132,7 @@ void attend_cut(const CutTask& task) {
       const int32_t query = r / tile.group;
       uint64_t bits = scratch.query_bits[query];
       float* scores = scratch.scores + r * kBlock;
-      if (adjusts && bits != 0) {
+      if (adjusts_scores(tile) && bits != 0) {
         bits = adjust_scores(task, keys, query, r % tile.group, bits, scores);
       }
       scratch.row_bits[r] = bits;
@@ -293,7 +148,27 @@ void attend_cut(const CutTask& task) {
 
     add_weighted(here, next);
   }
-  if (few && kv.v_dtype == DType::kBF16) from_pairs(partial.acc, rows, tile.v_dim, v_stride);
+}
+
+// --- The functions of the table. ---
+
+void attend_cut(const CutTask& task) {
+  const QueryTile& tile = *task.tile;
+  const int rows = tile.num_queries * tile.group;
+  const PartialRows& partial = task.partial;
+  Scratch scratch;
+  carve(task.scratch, rows, tile.k_dim, tile.v_dim, &scratch);
+  for (int64_t i = 0; i < pad(max_of(tile.k_dim, tile.v_dim)); ++i) scratch.zeros[i] = 0;
+  for (int r = 0; r < rows; ++r) {
+    partial.max[r] = -__builtin_inff();
+    partial.sum[r] = 0;
+  }
+  for (int64_t i = 0; i < rows * pad(tile.v_dim); ++i) partial.acc[i] = 0;
+  if (tile.path == Path::kDecode) {
+    attend_few(task, scratch);
+  } else {
+    attend_many(task, scratch);
+  }
 }
 
 void merge(const PartialRows& into, const PartialRows& next, int64_t rows, int64_t v_dim) {

@@ -8,23 +8,32 @@
 // elements, of the second the odd ones. Queries are brought into that order before, results are
 // brought out of it after a cut.
 //
+// All scores of a cut come first, then the softmax of each row, then all values: the maximum is
+// known before the first exponential, nothing is rescaled, and keys and values are streams of 128
+// rows.
+//
 // Memory: the processor's own prefetching follows rows that are read in order and restarts at
 // every page of memory; several such streams at once, crossing pages together, reach more of the
-// memory than one. So a step takes one key of each of kStreams quarters of the cut, first its keys
-// and then its values. Where keys are missing, a step takes the next that are there. Where the
-// processor needs help (QueryTile::prefetch), values are asked for while the block's scores are
-// computed, and the next block's keys while values are added; where it does not, such
-// instructions take the place of its own (Zen 3: a tenth to a third slower).
+// memory than one. So kStreams quarters of the cut are read side by side, a key of each in turn.
+// Where keys are missing, the next that are there take their place. Where the processor needs help
+// (QueryTile::prefetch), the next block's rows are asked for while one is computed; where it does
+// not, such instructions take the place of its own (Zen 3: a tenth to a third slower), but for the
+// first lines of pages that lie apart.
 //
-// Cost per block and row: 64 (k_dim + v_dim) multiply-adds. A row pair (kFewRows) reads and widens
-// each element once; kFewChunk rows take a step before the next step is read.
+// Cost per key and row: k_dim + v_dim multiply-adds. Four rows read and widen a key once, two to
+// four a value; kFewChunk rows take a cut before the others do, who have it from the second cache.
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
-// Rows that share what is read of a step: their sums fill the registers. Rows that stay in the
-// first cache from step to step.
-constexpr int kFewRows = kRegisters == 32 ? 4 : 2;
+// Rows of a pass over the cut: their scores stay in the first cache.
 constexpr int kFewChunk = 16;
+
+// Keys that kRows rows score side by side: the sums fill the registers.
+template <int kRows>
+constexpr int kFewKeys = kRows == 1 ? 8 : (kRegisters == 32 ? 16 : 8) / (kRows == 3 ? 4 : kRows);
+
+// Keys of a step: scored, or their values added, between two requests for rows of a later step.
+constexpr int kFewStep = 16;
 
 // Elements that are widened as pairs: whole pairs of vectors of bf16 rows.
 template <DType kType>
@@ -59,40 +68,50 @@ void from_pairs(float* x, int64_t rows, int64_t dim, int64_t stride) {
   }
 }
 
-// Calls f.template operator()<n>(row) for rows begin .. end, n at a time: kFewRows, then fewer.
+// Calls f.template operator()<n>(row) for rows 0 .. rows: by fours, then the rest.
 template <typename F>
-KVC_SIMD_FN void for_few(int begin, int end, F f) {
-  for (; begin + kFewRows <= end; begin += kFewRows) f.template operator()<kFewRows>(begin);
-  if constexpr (kFewRows > 2) {
-    if (begin + 2 <= end) {
-      f.template operator()<2>(begin);
-      begin += 2;
-    }
-  }
-  if (begin < end) f.template operator()<1>(begin);
+KVC_SIMD_FN void for_fours(int rows, F f) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) f.template operator()<4>(r);
+  if (rows - r == 3) f.template operator()<3>(r);
+  if (rows - r == 2) f.template operator()<2>(r);
+  if (rows - r == 1) f.template operator()<1>(r);
 }
 
-// Asks for `bytes` of the rows of a step.
-KVC_SIMD_FN void ask_for(const char* const* rows, int64_t bytes, Prefetch level) {
-  const auto each_line = [&](auto ask) __attribute__((always_inline)) {
+// The same by twos, of which the first is a three if their number is odd.
+template <typename F>
+KVC_SIMD_FN void for_twos(int rows, F f) {
+  if (rows == 1) return f.template operator()<1>(0);
+  int r = rows % 2 == 0 ? 0 : 3;
+  if (r == 3) f.template operator()<3>(0);
+  for (; r < rows; r += 2) f.template operator()<2>(r);
+}
+
+// Rows that are read after those of a block, and the bytes of each.
+struct Ahead {
+  const char* const* rows;  // [kBlock]
+  int64_t bytes;
+};
+
+// Asks for rows ahead while the step at `slot` of the block `here` is computed. kRuns: for the
+// first lines of those that do not follow the rows here, as finding their page takes long.
+KVC_SIMD_FN void ask_for(const Ahead& ahead, const char* const* here, int slot, Prefetch level) {
+  if (level == Prefetch::kRuns && slot == 0) {
     for (int i = 0; i < kStreams; ++i) {
-      for (int64_t byte = 0; byte < bytes; byte += 64) ask(rows[i] + byte);
+      const char* last = here[kBlock - kStreams + i];
+      if (ahead.rows[i] != last + (here[kStreams + i] - here[i])) {
+        __builtin_prefetch(ahead.rows[i], 0, 3);
+      }
+    }
+  }
+  const auto each_line = [&](auto ask) __attribute__((always_inline)) {
+    for (int i = slot; i < slot + kFewStep; ++i) {
+      for (int64_t byte = 0; byte < ahead.bytes; byte += 64) ask(ahead.rows[i] + byte);
     }
   };
   if (level == Prefetch::kL1) each_line([](const char* at) { __builtin_prefetch(at, 0, 3); });
   if (level == Prefetch::kL2) each_line([](const char* at) { __builtin_prefetch(at, 0, 2); });
   if (level == Prefetch::kL3) each_line([](const char* at) { __builtin_prefetch(at, 0, 1); });
-}
-
-// Calls f(slots, n) for steps of up to kStreams slots of `bits` in order.
-template <typename F>
-KVC_SIMD_FN void for_steps(uint64_t bits, F f) {
-  while (bits != 0) {
-    int slots[kStreams];
-    int n = 0;
-    for (; n < kStreams && bits != 0; bits &= bits - 1) slots[n++] = __builtin_ctzll(bits);
-    f(slots, n);
-  }
 }
 
 // Elements at, at + kLanes of a row: two vectors, in the order of load_bf16_pairs if bf16.
@@ -112,184 +131,310 @@ KVC_SIMD_FN F32 load_one(const char* row, int64_t at, int tail) {
   return tail != 0 ? load_n_as<kType>(row, at, tail) : load_as<kType>(row, at);
 }
 
-// Scores of kRows rows with the keys of a step: scores[row * kBlock + key]. A function of its own,
-// as add_values: their loops need all registers.
+// Scores of kRows rows with the keys of a step: scores[row * kCutKeys + key]. A function of its
+// own, as add_values: their loops need all registers. The lanes of a sum are added only when those
+// of the whole step are there: as an end of each sum they would hold up the next one.
 template <DType kType, int kRows>
 [[gnu::noinline]] void score_step(const float* q, int64_t stride, int64_t dim,
                                   const char* const* k_rows, float* scores) {
-  constexpr int kSums = kRows * kStreams;
-  constexpr int kFolds = (kSums + kLanes - 1) / kLanes;
-  const char* row[kStreams];
+  constexpr int kKeys = kFewKeys<kRows>;
+  static_assert(kFewStep % kKeys == 0 && kFewStep % kLanes == 0);
+  F32 lanes[kRows][kFewStep];
+  for (int key = 0; key < kFewStep; key += kKeys) {
+    const char* row[kKeys];
+    F32 sums[kRows][kKeys];
+#pragma GCC unroll 8
+    for (int i = 0; i < kKeys; ++i) {
+      row[i] = k_rows[key + i];
 #pragma GCC unroll 4
-  for (int i = 0; i < kStreams; ++i) row[i] = k_rows[i];
-  F32 sums[kFolds * kLanes];
-#pragma GCC unroll 32
-  for (int i = 0; i < kFolds * kLanes; ++i) sums[i] = zero();
-  int64_t d = 0;
-  for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-    F32 a[kRows];
-    F32 b[kRows];
+      for (int r = 0; r < kRows; ++r) sums[r][i] = zero();
+    }
+    int64_t d = 0;
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+      F32 x[kKeys];
+      F32 y[kKeys];
+#pragma GCC unroll 8
+      for (int i = 0; i < kKeys; ++i) load_two<kType>(row[i], d, &x[i], &y[i]);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const F32 a = in_register(load(q + r * stride + d));
+#pragma GCC unroll 8
+        for (int i = 0; i < kKeys; ++i) sums[r][i] = fma(a, x[i], sums[r][i]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const F32 b = in_register(load(q + r * stride + d + kLanes));
+#pragma GCC unroll 8
+        for (int i = 0; i < kKeys; ++i) sums[r][i] = fma(b, y[i], sums[r][i]);
+      }
+    }
+    for (; d < dim; d += kLanes) {
+      const int tail = dim - d < kLanes ? static_cast<int>(dim - d) : 0;
+#pragma GCC unroll 8
+      for (int i = 0; i < kKeys; ++i) {
+        const F32 x = load_one<kType>(row[i], d, tail);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sums[r][i] = fma(load(q + r * stride + d), x, sums[r][i]);
+      }
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      a[r] = in_register(load(q + r * stride + d));
-      b[r] = in_register(load(q + r * stride + d + kLanes));
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kStreams; ++i) {
-      F32 x;
-      F32 y;
-      load_two<kType>(row[i], d, &x, &y);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        F32& sum = sums[r * kStreams + i];
-        sum = fma(b[r], y, fma(a[r], x, sum));
-      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kKeys; ++i) lanes[r][key + i] = sums[r][i];
     }
   }
-  for (; d < dim; d += kLanes) {
-    const int tail = dim - d < kLanes ? static_cast<int>(dim - d) : 0;
-#pragma GCC unroll 4
-    for (int i = 0; i < kStreams; ++i) {
-      const F32 x = load_one<kType>(row[i], d, tail);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        F32& sum = sums[r * kStreams + i];
-        sum = fma(load(q + r * stride + d), x, sum);
-      }
-    }
-  }
-  float folded[kFolds * kLanes];
-#pragma GCC unroll 4
-  for (int i = 0; i < kFolds; ++i) store(folded + i * kLanes, fold(sums + i * kLanes));
-#pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    __builtin_memcpy(scores + r * kBlock, folded + r * kStreams, kStreams * sizeof(float));
+    for (int key = 0; key < kFewStep; key += kLanes) {
+      store(scores + r * kCutKeys + key, fold(lanes[r] + key));
+    }
   }
 }
 
+// The rows of the slots `bits`, close together. Returns how many.
+KVC_SIMD_FN int close_up(const char* const* rows, uint64_t bits, const char** close,
+                         uint8_t* slots) {
+  int n = 0;
+  for (; bits != 0; bits &= bits - 1, ++n) {
+    slots[n] = static_cast<uint8_t>(__builtin_ctzll(bits));
+    close[n] = rows[slots[n]];
+  }
+  return n;
+}
+
+// Scores of `rows` rows with the keys of a block: scores[row * kCutKeys + slot].
 template <DType kType>
 void score_few(const float* q, const QueryTile& tile, int rows, const BlockRows& block,
-               int64_t v_bytes, float* scores) {
+               const Ahead& ahead, float* scores) {
   const int64_t stride = pad(tile.k_dim);
-  for (int chunk = 0; chunk < rows; chunk += kFewChunk) {
-    const int end = static_cast<int>(min_of(rows, chunk + kFewChunk));
-    if (block.bits == kAllKeys) {
-      for (int slot = 0; slot < kBlock; slot += kStreams) {
-        if (chunk == 0) ask_for(block.v + slot, v_bytes, tile.prefetch);
-        for_few(chunk, end, [&]<int kRows>(int r) {
-          score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, block.k + slot,
-                                   scores + r * kBlock + slot);
-        });
-      }
-      continue;
-    }
-    for_steps(block.bits, [&](const int* slots, int n) {
-      const char* k_rows[kStreams];
-      for (int i = 0; i < kStreams; ++i) k_rows[i] = block.k[slots[i < n ? i : 0]];
-      for_few(chunk, end, [&]<int kRows>(int r) {
-        float step[kRows * kBlock];
-        score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, k_rows, step);
-        for (int row = 0; row < kRows; ++row) {
-          for (int i = 0; i < n; ++i) {
-            scores[(r + row) * kBlock + slots[i]] = step[row * kBlock + i];
-          }
-        }
+  if (block.bits == kAllKeys) {
+    for (int slot = 0; slot < kBlock; slot += kFewStep) {
+      ask_for(ahead, block.k, slot, tile.prefetch);
+      for_fours(rows, [&]<int kRows>(int r) {
+        score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, block.k + slot,
+                                 scores + r * kCutKeys + slot);
       });
-    });
+    }
+    return;
   }
+  // The keys that are there, close together; the last stands for those that fill up the step.
+  const char* k_rows[kBlock];
+  uint8_t slots[kBlock];
+  const int n = close_up(block.k, block.bits, k_rows, slots);
+  for (int i = n; i % kFewStep != 0; ++i) k_rows[i] = k_rows[n - 1];
+  for_fours(rows, [&]<int kRows>(int r) {
+    for (int key = 0; key < n; key += kFewStep) {
+      float step[kRows * kCutKeys];
+      score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, k_rows + key, step);
+      for (int i = key; i < n && i < key + kFewStep; ++i) {
+        for (int row = 0; row < kRows; ++row) {
+          scores[(r + row) * kCutKeys + slots[i]] = step[row * kCutKeys + i - key];
+        }
+      }
+    }
+  });
 }
 
-// acc += weights * values for kRows rows and kKeys keys: weights[row * kBlock + key].
+// acc += weights * values for kRows rows and n keys, kKeys at a time: weights[row * kCutKeys +
+// key]. REQUIRES: n is a multiple of kKeys.
 template <DType kType, int kRows, int kKeys>
-[[gnu::noinline]] void add_values(const float* weights, const char* const* v_rows, int64_t dim,
-                                  float* acc, int64_t stride) {
-  // Copies stay in registers; the originals might be what is stored to, for all that is known.
-  const char* row[kKeys];
-  F32 weight[kRows][kKeys];
-#pragma GCC unroll 4
-  for (int i = 0; i < kKeys; ++i) {
-    row[i] = v_rows[i];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) weight[r][i] = set1(weights[r * kBlock + i]);
-  }
-  int64_t d = 0;
-  for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-    F32 a[kRows];
-    F32 b[kRows];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      a[r] = load(acc + r * stride + d);
-      b[r] = load(acc + r * stride + d + kLanes);
-    }
+[[gnu::noinline]] void add_values(const float* weights, const char* const* v_rows, int n,
+                                  int64_t dim, float* acc, int64_t stride) {
+  // Vectors of a row that are summed side by side.
+  constexpr int kWide = kRegisters == 16 && kRows == 3 ? 1 : 2;
+  for (int key = 0; key < n; key += kKeys) {
+    // Copies stay in registers; the originals might be what is stored to, for all that is known.
+    const char* row[kKeys];
+    F32 weight[kRows][kKeys];
 #pragma GCC unroll 4
     for (int i = 0; i < kKeys; ++i) {
-      F32 x;
-      F32 y;
-      load_two<kType>(row[i], d, &x, &y);
+      row[i] = v_rows[key + i];
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        a[r] = fma(weight[r][i], x, a[r]);
-        b[r] = fma(weight[r][i], y, b[r]);
+      for (int r = 0; r < kRows; ++r) weight[r][i] = set1(weights[r * kCutKeys + key + i]);
+    }
+    int64_t d = 0;
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+#pragma GCC unroll 2
+      for (int first = 0; first < 2; first += kWide) {
+        F32 sums[kRows][kWide];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+          for (int w = 0; w < kWide; ++w) {
+            sums[r][w] = load(acc + r * stride + d + (first + w) * kLanes);
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kKeys; ++i) {
+          F32 x[2];
+          load_two<kType>(row[i], d, &x[0], &x[1]);
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+            for (int w = 0; w < kWide; ++w)
+              sums[r][w] = fma(weight[r][i], x[first + w], sums[r][w]);
+          }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+          for (int w = 0; w < kWide; ++w) {
+            store(acc + r * stride + d + (first + w) * kLanes, sums[r][w]);
+          }
+        }
       }
     }
+    for (; d < dim; d += kLanes) {
+      const int tail = dim - d < kLanes ? static_cast<int>(dim - d) : 0;
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      store(acc + r * stride + d, a[r]);
-      store(acc + r * stride + d + kLanes, b[r]);
-    }
-  }
-  for (; d < dim; d += kLanes) {
-    const int tail = dim - d < kLanes ? static_cast<int>(dim - d) : 0;
+      for (int r = 0; r < kRows; ++r) {
+        F32 a = load(acc + r * stride + d);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      F32 a = load(acc + r * stride + d);
-#pragma GCC unroll 4
-      for (int i = 0; i < kKeys; ++i) a = fma(weight[r][i], load_one<kType>(row[i], d, tail), a);
-      store(acc + r * stride + d, a);
+        for (int i = 0; i < kKeys; ++i) a = fma(weight[r][i], load_one<kType>(row[i], d, tail), a);
+        store(acc + r * stride + d, a);
+      }
     }
   }
 }
 
+// The same for `rows` rows and any n.
 template <DType kType>
-void value_few(const QueryTile& tile, int rows, const BlockRows& block, const BlockRows& next,
-               int64_t k_bytes, const uint64_t* row_bits, const float* weights, float* acc) {
+KVC_SIMD_FN void add_step(const float* weights, const char* const* v_rows, int n, int rows,
+                          int64_t dim, float* acc, int64_t stride) {
+  const int whole = n / 4 * 4;
+  const auto add = [&]<int kRows>(int r) __attribute__((always_inline)) {
+    const float* w = weights + r * kCutKeys;
+    float* to = acc + r * stride;
+    add_values<kType, kRows, 4>(w, v_rows, whole, dim, to, stride);
+    if (whole < n) {
+      add_values<kType, kRows, 1>(w + whole, v_rows + whole, n - whole, dim, to, stride);
+    }
+  };
+  if constexpr (kRegisters == 32) {
+    for_fours(rows, add);
+  } else {
+    for_twos(rows, add);
+  }
+}
+
+// acc += weights * values of a block for `rows` rows: weights[row * kCutKeys + slot]. Row r sees
+// the keys row_bits[r * kCutBlocks].
+template <DType kType>
+void value_few(const QueryTile& tile, int rows, const BlockRows& block, const Ahead& ahead,
+               const uint64_t* row_bits, const float* weights, float* acc) {
   const int64_t stride = pad(tile.v_dim);
   for (int r = 0; r < rows;) {
     // Rows that see the same keys.
+    const uint64_t bits = row_bits[r * kCutBlocks];
     int end = r + 1;
-    while (end < rows && end - r < kFewChunk && row_bits[end] == row_bits[r]) ++end;
-    if (row_bits[r] == kAllKeys) {
-      for (int slot = 0; slot < kBlock; slot += kStreams) {
-        if (r == 0) ask_for(next.k + slot, k_bytes, tile.prefetch);
-        for_few(r, end, [&]<int kRows>(int at) {
-          add_values<kType, kRows, kStreams>(weights + at * kBlock + slot, block.v + slot,
-                                             tile.v_dim, acc + at * stride, stride);
-        });
+    while (end < rows && row_bits[end * kCutBlocks] == bits) ++end;
+    if (bits == kAllKeys) {
+      for (int slot = 0; slot < kBlock; slot += kFewStep) {
+        if (r == 0) ask_for(ahead, block.v, slot, tile.prefetch);
+        add_step<kType>(weights + r * kCutKeys + slot, block.v + slot, kFewStep, end - r,
+                        tile.v_dim, acc + r * stride, stride);
       }
-    } else {
-      for_steps(row_bits[r], [&](const int* slots, int n) {
-        const char* v_rows[kStreams];
-        for (int i = 0; i < n; ++i) v_rows[i] = block.v[slots[i]];
-        for_few(r, end, [&]<int kRows>(int at) {
-          float step[kRows * kBlock];
-          for (int row = 0; row < kRows; ++row) {
-            for (int i = 0; i < n; ++i) {
-              step[row * kBlock + i] = weights[(at + row) * kBlock + slots[i]];
-            }
-          }
-          float* to = acc + at * stride;
-          if (n == kStreams) {
-            add_values<kType, kRows, kStreams>(step, v_rows, tile.v_dim, to, stride);
-          } else {
-            for (int i = 0; i < n; ++i) {
-              add_values<kType, kRows, 1>(step + i, v_rows + i, tile.v_dim, to, stride);
-            }
-          }
-        });
-      });
+    } else if (bits != 0) {
+      const char* v_rows[kBlock];
+      uint8_t slots[kBlock];
+      const int n = close_up(block.v, bits, v_rows, slots);
+      float close[kFewChunk * kCutKeys];
+      for (int row = r; row < end; ++row) {
+        for (int i = 0; i < n; ++i) {
+          close[(row - r) * kCutKeys + i] = weights[row * kCutKeys + slots[i]];
+        }
+      }
+      add_step<kType>(close, v_rows, n, end - r, tile.v_dim, acc + r * stride, stride);
     }
     r = end;
   }
+}
+
+// The blocks of a cut of which a chunk of rows sees keys: count of them, in order.
+struct SeenBlocks {
+  int count;
+  int64_t number[kCutBlocks];
+  BlockRows rows[kCutBlocks + 1];  // the last: after the cut, where rows are asked for
+};
+
+// Finds them for rows row0 .. row0 + n of the tile, and what each row sees: bits[n][kCutBlocks].
+void find_blocks(const CutTask& task, int64_t cut, int row0, int n, const float* zeros,
+                 uint64_t* bits, SeenBlocks* seen) {
+  const KvRows& kv = *task.rows;
+  const int group = task.tile->group;
+  seen->count = 0;
+  for (int b = 0; b < kCutBlocks; ++b) {
+    const BlockKeys keys = keys_of_parts(kv, cut, b);
+    uint64_t any = 0;
+    for (int r = 0; r < n; ++r) {
+      const bool same_query = r > 0 && (row0 + r) % group != 0;
+      uint64_t& row_bits = bits[r * kCutBlocks + b];
+      row_bits = same_query ? bits[(r - 1) * kCutBlocks + b]
+                            : visible_keys(task, keys, (row0 + r) / group);
+      any |= row_bits;
+    }
+    if (any == 0) continue;
+    find_rows(kv, keys, any, zeros, &seen->rows[seen->count]);
+    seen->number[seen->count++] = b;
+  }
+  if (task.tile->prefetch == Prefetch::kNone) return;
+  const BlockKeys keys = keys_of_parts(kv, cut + 1, 0);
+  find_rows(kv, keys, slots_of(keys, 0, kv.num_rows), zeros, &seen->rows[seen->count]);
+}
+
+void attend_few(const CutTask& task, const Scratch& scratch) {
+  const QueryTile& tile = *task.tile;
+  const KvRows& kv = *task.rows;
+  const PartialRows& partial = task.partial;
+  const int rows = tile.num_queries * tile.group;
+  const int64_t q_stride = pad(tile.k_dim);
+  const int64_t v_stride = pad(tile.v_dim);
+  const int64_t cut = (kv.first_index + task.begin) / kCutKeys;
+  const int64_t k_bytes = tile.k_dim * (kv.k_dtype == DType::kF32 ? 4 : 2);
+  const int64_t v_bytes = tile.v_dim * (kv.v_dtype == DType::kF32 ? 4 : 2);
+  const float* q = tile.q;
+  if (kv.k_dtype == DType::kBF16) {
+    to_pairs(tile.q, rows, tile.k_dim, q_stride, scratch.few_q);
+    q = scratch.few_q;
+  }
+  SeenBlocks seen;
+  for (int row0 = 0; row0 < rows; row0 += kFewChunk) {
+    const int n = static_cast<int>(min_of(rows - row0, kFewChunk));
+    find_blocks(task, cut, row0, n, scratch.zeros, scratch.few_bits, &seen);
+    for_dtype(kv.k_dtype, [&]<DType kType>() {
+      for (int i = 0; i < seen.count; ++i) {
+        const bool last = i + 1 == seen.count;
+        const Ahead ahead =
+            last ? Ahead{seen.rows[0].v, v_bytes} : Ahead{seen.rows[i + 1].k, k_bytes};
+        score_few<kType>(q + row0 * q_stride, tile, n, seen.rows[i], ahead,
+                         scratch.few_scores + seen.number[i] * kBlock);
+      }
+    });
+    for (int r = 0; r < n; ++r) {
+      float* scores = scratch.few_scores + r * kCutKeys;
+      uint64_t* bits = scratch.few_bits + r * kCutBlocks;
+      const int row = row0 + r;
+      if (adjusts_scores(tile)) {
+        for (int i = 0; i < seen.count; ++i) {
+          const int64_t b = seen.number[i];
+          if (bits[b] == 0) continue;
+          bits[b] = adjust_scores(task, keys_of_parts(kv, cut, b), row / tile.group,
+                                  row % tile.group, bits[b], scores + b * kBlock);
+        }
+      }
+      soften(scores, bits, partial.max + row, partial.sum + row);
+    }
+    for_dtype(kv.v_dtype, [&]<DType kType>() {
+      for (int i = 0; i < seen.count; ++i) {
+        const bool last = i + 1 == seen.count;
+        const BlockRows& next = seen.rows[i + 1];
+        const Ahead ahead = last ? Ahead{next.k, k_bytes} : Ahead{next.v, v_bytes};
+        const int64_t b = seen.number[i];
+        value_few<kType>(tile, n, seen.rows[i], ahead, scratch.few_bits + b,
+                         scratch.few_scores + b * kBlock, partial.acc + row0 * v_stride);
+      }
+    });
+  }
+  if (kv.v_dtype == DType::kBF16) from_pairs(partial.acc, rows, tile.v_dim, v_stride);
 }
 
 }  // namespace

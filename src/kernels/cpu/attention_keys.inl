@@ -7,9 +7,11 @@ using std::int64_t;
 using std::uint16_t;
 using std::uint32_t;
 using std::uint64_t;
+using std::uint8_t;
 
 constexpr int kBlock = static_cast<int>(kBlockKeys);
 constexpr int kBlockVecs = kBlock / kLanes;
+constexpr int kCutBlocks = static_cast<int>(kCutKeys / kBlockKeys);
 
 constexpr uint64_t kAllKeys = ~uint64_t{0};
 
@@ -33,6 +35,19 @@ KVC_SIMD_FN F32 load_n_as(const void* row, int64_t at, int n) {
   if constexpr (kType == DType::kF16) return load_f16_n(static_cast<const uint16_t*>(row) + at, n);
   if constexpr (kType == DType::kBF16) {
     return load_bf16_n(static_cast<const uint16_t*>(row) + at, n);
+  }
+}
+
+// Calls f.template operator()<type>().
+template <typename F>
+KVC_SIMD_FN void for_dtype(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kF16:
+      return f.template operator()<DType::kF16>();
+    case DType::kBF16:
+      return f.template operator()<DType::kBF16>();
+    default:
+      return f.template operator()<DType::kF32>();
   }
 }
 
@@ -62,12 +77,14 @@ struct BlockKeys {
   }
 };
 
-// Block number `block` of the sequence.
-KVC_SIMD_FN BlockKeys block_keys(const KvRows& rows, bool few, int64_t block) {
-  if (!few) return {block * kBlock - rows.first_index, 1};
-  constexpr int64_t kBlocks = kCutKeys / kBlock;
-  const int64_t index = block / kBlocks * kCutKeys + block % kBlocks * (kBlock / kStreams);
-  return {index - rows.first_index, kStreams};
+// Block number `block` of the sequence: its keys in order.
+KVC_SIMD_FN BlockKeys keys_in_order(const KvRows& rows, int64_t block) {
+  return {block * kBlock - rows.first_index, 1};
+}
+
+// Block number `block` of the cut: its keys from all parts of the cut.
+KVC_SIMD_FN BlockKeys keys_of_parts(const KvRows& rows, int64_t cut, int64_t block) {
+  return {cut * kCutKeys + block * (kBlock / kStreams) - rows.first_index, kStreams};
 }
 
 // The slots of a run: bit i of `bits`, of 16, becomes bit kStreams * i.
@@ -176,6 +193,23 @@ KVC_SIMD_FN void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 KVC_SIMD_FN void prefetch(const char* row, int64_t bytes) {
   for (int64_t byte = 0; byte < bytes; byte += 64) prefetch(row + byte);
 }
+
+// Memory of one call, carved from the caller's (attention.inl).
+struct Scratch {
+  float* zeros;  // [dims padded] stands for rows that are not there
+
+  float* few_q;        // few rows: [rows, k_dim padded] in the order of their products
+  uint64_t* few_bits;  // few rows: [chunk, blocks of the cut] keys that each row sees
+  float* few_scores;   // few rows: [chunk, 512]; then the weights
+
+  uint64_t* query_bits;  // many rows: [rows] keys of the block that each query sees by the rules
+  uint64_t* row_bits;    // many rows: [rows] the same for each row, the mask's -inf left out
+  float* scores;         // many rows: [rows, 64]; then the weights
+  float* keys;           // many rows: a packed block
+  float* values;         // many rows: a packed panel
+  uint32_t* q_pairs;     // many rows by pairs: [rows, pairs of k_dim padded]
+  uint32_t* weights;     // many rows by pairs: [rows, 32]
+};
 
 }  // namespace
 }  // namespace kvcache::internal::KVC_SIMD

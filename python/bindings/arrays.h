@@ -18,6 +18,7 @@
 #include "kvcache/types.h"
 #include "python/bindings/dlpack.h"
 #include "python/bindings/libraries.h"
+#include "python/bindings/signatures.h"
 
 namespace kvcache::python {
 
@@ -109,15 +110,6 @@ std::optional<DType> dtype_from(nanobind::handle object, const char* name = "dty
 // "hnd" or "nhd".
 Layout layout_from(nanobind::handle object);
 
-// What signatures say of arrays: those of any library.
-inline nanobind::any any_of(nanobind::object array) {
-  return nanobind::steal<nanobind::any>(array.release());
-}
-using ArrayPair = nanobind::typed<nanobind::tuple, nanobind::any, nanobind::any>;
-// (key, value, length, mask)
-using Fetched =
-    nanobind::typed<nanobind::tuple, nanobind::any, nanobind::any, std::int64_t, nanobind::any>;
-
 // Memory of ours as an array. `owner` lives as long as the array does; it may go on any thread,
 // without the GIL. NumPy arrays are read-only. Errors: ImportError for bfloat16 in NumPy without
 // ml_dtypes.
@@ -131,7 +123,7 @@ void expect_lendable(DType dtype, Framework framework);
 nanobind::object new_array(Framework framework, DType dtype, const std::int64_t* shape, int rank);
 
 // A new array of values of ours.
-nanobind::object array_of(const std::vector<std::int32_t>& values, std::int64_t rows = -1);
+Int32Array array_of(const std::vector<std::int32_t>& values, std::int64_t rows = -1);
 
 }  // namespace kvcache::python
 

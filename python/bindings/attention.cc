@@ -62,12 +62,12 @@ void set_rules(AttentionOptions* core, std::optional<float> scale, std::optional
   core->reproducible = reproducible;
 }
 
-nb::any attend(nb::handle q, nb::handle kv, nb::handle qo_indptr, std::int64_t layer,
-               nb::handle layout, nb::handle out, nb::handle lse, std::optional<float> scale,
-               std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-               std::int32_t sink_tokens, nb::handle alibi_slopes, nb::handle mask, nb::handle sinks,
-               bool partial, bool reproducible, const std::optional<std::string>& backend,
-               nb::handle executor) {
+Attended attend(FirstArray q, GivenKv kv, GivenIds qo_indptr, std::int64_t layer,
+                GivenLayout layout, GivenArray out, GivenLse lse, std::optional<float> scale,
+                std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
+                std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenArray mask,
+                GivenNumbers sinks, bool partial, bool reproducible,
+                const std::optional<std::string>& backend, GivenExecutor executor) {
   const Array query("q", q);
   expect_query(query);
   const KvArgument rows(kv, layer, layout_from(layout));
@@ -102,12 +102,12 @@ struct PyPlan {
   std::recursive_mutex mutex;
 };
 
-void plan_again(PyPlan& self, nb::handle kv, nb::handle qo_indptr, std::int64_t num_heads,
-                std::int64_t layer, nb::handle layout, std::optional<float> scale,
+void plan_again(PyPlan& self, GivenKv kv, GivenIds qo_indptr, std::int64_t num_heads,
+                std::int64_t layer, GivenLayout layout, std::optional<float> scale,
                 std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                std::int32_t sink_tokens, nb::handle alibi_slopes, nb::handle mask,
-                nb::handle sinks, bool partial, bool reproducible,
-                const std::optional<std::string>& backend, nb::handle executor) {
+                std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenArray mask,
+                GivenNumbers sinks, bool partial, bool reproducible,
+                const std::optional<std::string>& backend, GivenExecutor executor) {
   const KvArgument rows(kv, layer, layout_from(layout));
   std::vector<std::int32_t> indptr = rows.get().qo_indptr;
   if (!qo_indptr.is_none()) indptr = int32_values("qo_indptr", qo_indptr);
@@ -135,8 +135,8 @@ void plan_again(PyPlan& self, nb::handle kv, nb::handle qo_indptr, std::int64_t 
   check(status);
 }
 
-nb::any run(PyPlan& self, nb::handle q, nb::handle kv, std::int64_t layer, nb::handle layout,
-            nb::handle out, nb::handle lse, nb::handle mask, nb::handle executor) {
+Attended run(PyPlan& self, FirstArray q, GivenKv kv, std::int64_t layer, GivenLayout layout,
+             GivenArray out, GivenLse lse, GivenArray mask, GivenExecutor executor) {
   const Array query("q", q);
   expect_query(query);
   const KvArgument rows(kv, layer, layout_from(layout));
@@ -159,7 +159,7 @@ nb::any run(PyPlan& self, nb::handle q, nb::handle kv, std::int64_t layer, nb::h
   return results.give();
 }
 
-nb::dict stats(PyPlan& self) {
+Made<"kvcache.typing.PlanStats"> stats(PyPlan& self) {
   nb::dict counters;
   const Turn turn(self.mutex);
   counters["backend"] = self.plan.backend();
@@ -188,16 +188,15 @@ Part part_of(const char* name, nb::handle pair) {
   return part;
 }
 
-ArrayPair merge(nb::handle a, nb::handle b, nb::object out, nb::object lse) {
+PairLikeFirst merge(FirstPair a, FirstPair b, GivenArray out_given, GivenArray lse_given) {
   const Part first = part_of("a", a);
   const Part second = part_of("b", b);
-  const auto result = [&](nb::object& given, const Array& like) {
-    if (given.is_none()) {
-      given = new_array(like.framework(), DType::kF32, like.raw().shape, like.raw().rank);
-    }
+  const auto result = [](nb::handle given, const Array& like) {
+    if (!given.is_none()) return nb::borrow(given);
+    return new_array(like.framework(), DType::kF32, like.raw().shape, like.raw().rank);
   };
-  result(out, first.out);
-  result(lse, first.lse);
+  const nb::object out = result(out_given, first.out);
+  const nb::object lse = result(lse_given, first.lse);
   const Array out_array("out", out);
   const Array lse_array("lse", lse);
   const MutableTensorView out_view = out_array.writable("out");
@@ -212,7 +211,7 @@ ArrayPair merge(nb::handle a, nb::handle b, nb::object out, nb::object lse) {
   return nb::make_tuple(out, lse);
 }
 
-nb::any finish(nb::object out, nb::handle lse, nb::handle sinks) {
+LikeFirst finish(FirstArray out, GivenArray lse, GivenNumbers sinks) {
   const Array out_array("out", out);
   const Array lse_array("lse", lse);
   const MutableTensorView out_view = out_array.writable("out");
@@ -222,7 +221,7 @@ nb::any finish(nb::object out, nb::handle lse, nb::handle sinks) {
   }
   const std::vector<float> values = head_values("sinks", sinks, out_view.shape[1]);
   check(kvcache::finish(out_view, lse_array.view("lse"), values));
-  return any_of(std::move(out));
+  return nb::borrow(out);
 }
 
 constexpr const char* kOptionsDoc =
@@ -289,7 +288,7 @@ MutableTensorView Results::lse_view() const {
   return lse_array.defined() ? lse_array.writable("lse") : MutableTensorView();
 }
 
-nb::any Results::give() const { return any_of(lse.is_valid() ? nb::make_tuple(out, lse) : out); }
+Attended Results::give() const { return lse.is_valid() ? nb::make_tuple(out, lse) : out; }
 
 void bind_attention(nb::module_& module) {
   static const std::string attend_doc =

@@ -11,6 +11,7 @@
 
 #include "kvcache/attention.h"
 #include "python/bindings/arrays.h"
+#include "python/bindings/signatures.h"
 
 namespace kvcache::python {
 
@@ -43,7 +44,7 @@ struct Results {
           std::int64_t v_head_dim, bool partial);
   MutableTensorView out_view() const { return out_array.writable("out"); }
   MutableTensorView lse_view() const;
-  nanobind::any give() const;  // out, or (out, lse)
+  Attended give() const;  // out, or (out, lse)
 };
 
 }  // namespace kvcache::python

@@ -21,6 +21,7 @@
 #include "python/bindings/info.h"
 #include "python/bindings/layered.h"
 #include "python/bindings/memory.h"
+#include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
 
 namespace nb = nanobind;
@@ -47,6 +48,9 @@ struct Kept {
   std::shared_ptr<const void> storage;
 };
 
+// (key, value, length, mask)
+using BatchFetched = nb::typed<nb::tuple, LikeFirst, LikeFirst, std::int64_t, LikeFirst>;
+
 void add_request(PyBatching& self, PyCache& prefilled, std::int64_t id) {
   // In the order of addresses, so that two threads cannot hold one each and wait for the other.
   const bool batch_first = std::less<const void*>()(&self.mutex, &prefilled.mutex);
@@ -72,9 +76,9 @@ struct NewRows {
   }
 };
 
-Fetched update_and_fetch(PyBatching& self, nb::handle key, nb::handle value,
-                         std::optional<std::int64_t> mask_length, nb::handle mask,
-                         std::int64_t layer, nb::handle executor) {
+BatchFetched update_and_fetch(PyBatching& self, FirstArray key, GivenArray value,
+                              std::optional<std::int64_t> mask_length, GivenMask mask,
+                              std::int64_t layer, GivenExecutor executor) {
   const NewRows rows(key, value);
   for (const Array* array : {&rows.key, &rows.value}) {
     expect_lendable(self.dtype.value_or(array->raw().dtype), rows.key.framework());
@@ -112,11 +116,12 @@ Fetched update_and_fetch(PyBatching& self, nb::handle key, nb::handle value,
                         fetch.length, lend(fetch.mask, kept, framework));
 }
 
-nb::any attend(PyBatching& self, nb::handle q, nb::handle key, nb::handle value, std::int64_t layer,
-               nb::handle out, std::optional<float> scale, std::optional<float> softcap,
-               bool causal, std::optional<std::int32_t> window, std::int32_t sink_tokens,
-               nb::handle alibi_slopes, nb::handle mask, nb::handle sinks, bool reproducible,
-               const std::optional<std::string>& backend, nb::handle executor) {
+LikeFirst attend(PyBatching& self, FirstArray q, GivenArray key, GivenArray value,
+                 std::int64_t layer, GivenArray out, std::optional<float> scale,
+                 std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
+                 std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenArray mask,
+                 GivenNumbers sinks, bool reproducible, const std::optional<std::string>& backend,
+                 GivenExecutor executor) {
   const Array query("q", q);
   const NewRows rows(key, value);
   const TensorView& view = query.view("q");
@@ -150,7 +155,7 @@ nb::any attend(PyBatching& self, nb::handle q, nb::handle key, nb::handle value,
     if (status.ok()) self.last_count = rows.count(self.layout);
   }
   check(status);
-  return results.give();
+  return results.out;
 }
 
 template <typename Answer>
@@ -159,7 +164,7 @@ auto ask(const PyBatching& self, Answer answer) {
   return answer(self.cache);
 }
 
-nb::dict stats(const PyBatching& self) {
+Made<"kvcache.typing.BatchingStats"> stats(const PyBatching& self) {
   nb::dict counters;
   const BatchingStats counted = ask(self, [](const BatchingCache& c) { return c.stats(); });
   counters["backend"] = backend_name();
@@ -290,7 +295,7 @@ void bind_batching(nb::module_& module) {
       "__init__",
       [](PyBatching* self, std::int64_t max_active_requests,
          std::optional<std::int64_t> max_seq_len, std::optional<std::int64_t> num_layers,
-         nb::handle dtype, nb::handle layout, std::shared_ptr<LimitedMemory> memory) {
+         GivenDType dtype, GivenLayout layout, std::shared_ptr<LimitedMemory> memory) {
         BatchingOptions options;
         options.max_seq_len = max_seq_len;
         options.num_layers = num_layers;

@@ -9,6 +9,7 @@
 #include "python/bindings/errors.h"
 #include "python/bindings/layered.h"
 #include "python/bindings/memory.h"
+#include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
 
 namespace nb = nanobind;
@@ -31,8 +32,8 @@ std::shared_ptr<const void> owner_of(const PyState& state) {
 }
 
 PyState init(std::int64_t batch_size, std::int64_t num_layers, std::int64_t num_heads,
-             std::int64_t head_dim, std::int64_t max_seq_len, nb::handle type, nb::handle dtype,
-             nb::handle layout, std::shared_ptr<LimitedMemory> memory) {
+             std::int64_t head_dim, std::int64_t max_seq_len, GivenDType type, GivenDType dtype,
+             GivenLayout layout, std::shared_ptr<LimitedMemory> memory) {
   if (!type.is_none() && !dtype.is_none()) {
     raise(PyExc_ValueError, "dtype: found beside type, expected one of the two names");
   }
@@ -54,9 +55,10 @@ PyState init(std::int64_t batch_size, std::int64_t num_layers, std::int64_t num_
   return {std::move(history), std::move(state), Framework::kNumpy};
 }
 
-nb::typed<nb::tuple, PyState, nb::any, nb::any> update(const PyState& cache, std::int64_t layer_idx,
-                                                       nb::handle new_k, nb::handle new_v,
-                                                       nb::handle executor) {
+nb::typed<nb::tuple, PyState, LikeFirst, LikeFirst> update(const PyState& cache,
+                                                           std::int64_t layer_idx, FirstArray new_k,
+                                                           GivenArray new_v,
+                                                           GivenExecutor executor) {
   const Array k("new_k", new_k);
   const Array v("new_v", new_v);
   (void)k.view("new_k");
@@ -77,11 +79,11 @@ nb::typed<nb::tuple, PyState, nb::any, nb::any> update(const PyState& cache, std
     }
   }
   check(status);
-  const ArrayPair pair = lend_pair(rows, owner_of(next), next.framework);
+  const AnyPair pair = lend_pair(rows, owner_of(next), next.framework);
   return nb::make_tuple(std::move(next), pair[0], pair[1]);
 }
 
-ArrayPair get(const PyState& cache, std::int64_t layer_idx) {
+AnyPair get(const PyState& cache, std::int64_t layer_idx) {
   const KeyValueView rows = take(functional::get(cache.state, layer_idx));
   return lend_pair(rows, owner_of(cache), cache.framework);
 }
@@ -91,9 +93,9 @@ PyState reset(const PyState& cache) {
   return {cache.history, take(functional::reset(cache.state)), cache.framework};
 }
 
-nb::typed<nb::tuple, nb::any, PyState> attend(const PyCachedAttention& self, nb::handle q,
-                                              nb::handle k, nb::handle v, const PyState& cache,
-                                              nb::handle out_given, nb::handle executor) {
+nb::typed<nb::tuple, LikeFirst, PyState> attend(const PyCachedAttention& self, FirstArray q,
+                                                GivenArray k, GivenArray v, const PyState& cache,
+                                                GivenArray out_given, GivenExecutor executor) {
   const Array query("q", q);
   const Array key("k", k);
   const Array value("v", v);
@@ -167,7 +169,7 @@ void bind_state(nb::module_& module) {
           "Bytes that branches of its history copied.")
       .def("__copy__", [](const PyState& s) { return s; })
       .def(
-          "__deepcopy__", [](const PyState& s, nb::handle) { return s; }, "memo"_a)
+          "__deepcopy__", [](const PyState& s, GivenMemo) { return s; }, "memo"_a)
       .def("__repr__", &repr);
 }
 
@@ -196,7 +198,7 @@ void bind_functional(nb::module_& module) {
                ", layer_idx=" + std::to_string(self.layer_idx) +
                ", causal=" + (self.causal ? "True" : "False") + ")";
       });
-  nb::module_ inner = module.def_submodule("_functional");
+  nb::module_ inner = module.def_submodule("functional", "What kvcache.functional is made of.");
   inner.def("init", &init, nb::kw_only(), "batch_size"_a, "num_layers"_a, "num_heads"_a,
             "head_dim"_a, "max_seq_len"_a = 2048, "type"_a = nb::none(), "dtype"_a = nb::none(),
             "layout"_a = "hnd", "memory"_a.none() = nb::none(),

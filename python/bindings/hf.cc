@@ -11,6 +11,7 @@
 #include "python/bindings/errors.h"
 #include "python/bindings/hf_attend.h"
 #include "python/bindings/hf_paged.h"
+#include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
 
 namespace nb = nanobind;
@@ -19,7 +20,7 @@ using namespace nb::literals;
 namespace kvcache::python {
 namespace {
 
-void append(PagedLayer& self, nb::handle key, nb::handle value) {
+void append(PagedLayer& self, GivenArray key, GivenArray value) {
   const Array k("key", key);
   const Array v("value", value);
   const TensorView& key_rows = k.view("key");
@@ -32,9 +33,8 @@ void append(PagedLayer& self, nb::handle key, nb::handle value) {
   check(status);
 }
 
-nb::object attend(PagedLayer& self, nb::handle query, float scale, bool causal, float softcap,
-                  std::int32_t window, nb::handle first_visible, nb::handle mask,
-                  nb::handle sinks) {
+LikeFirst attend(PagedLayer& self, FirstArray query, float scale, bool causal, float softcap,
+                 std::int32_t window, GivenArray first_visible, GivenArray mask, GivenArray sinks) {
   HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
   nb::object out = call.new_out(self.spec().v_head_dim);
   Status status;
@@ -46,7 +46,7 @@ nb::object attend(PagedLayer& self, nb::handle query, float scale, bool causal, 
   return out;
 }
 
-void gather(PagedLayer& self, nb::handle key, nb::handle value) {
+void gather(PagedLayer& self, GivenArray key, GivenArray value) {
   const Array k("key", key);
   const Array v("value", value);
   const MutableTensorView key_rows = k.writable("key");
@@ -59,7 +59,9 @@ void gather(PagedLayer& self, nb::handle key, nb::handle value) {
   check(status);
 }
 
-nb::tuple shapes(const PagedLayer& self) {
+using Shape = nb::typed<nb::tuple, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+nb::typed<nb::tuple, Shape, Shape> shapes(const PagedLayer& self) {
   const LayerSpec& spec = self.spec();
   const auto shape = [&](std::int64_t dim) {
     return nb::make_tuple(self.batch(), spec.num_kv_heads, self.length(), dim);
@@ -67,12 +69,12 @@ nb::tuple shapes(const PagedLayer& self) {
   return nb::make_tuple(shape(spec.k_head_dim), shape(spec.v_head_dim));
 }
 
-nb::tuple dtypes(const PagedLayer& self) {
+nb::typed<nb::tuple, nb::str, nb::str> dtypes(const PagedLayer& self) {
   return nb::make_tuple(python_name(self.spec().k_format.dtype),
                         python_name(self.spec().v_format.dtype));
 }
 
-nb::dict stats(const PagedLayer& self) {
+nb::typed<nb::dict, nb::str, nb::int_> stats(const PagedLayer& self) {
   const PagedStats counted = self.stats();
   nb::dict counters;
   counters["pages_held"] = counted.pages_held;
@@ -87,21 +89,21 @@ void bind_paged_layer(nb::module_& module) {
                          "A PagedCache of one layer whose sequences are the rows of a batch.")
       .def(
           "__init__",
-          [](PagedLayer* self, std::int64_t page_size, std::int64_t max_tokens, nb::handle dtype) {
+          [](PagedLayer* self, std::int64_t page_size, std::int64_t max_tokens, GivenDType dtype) {
             new (self) PagedLayer({page_size, max_tokens, dtype_from(dtype)});
           },
-          "page_size"_a, "max_tokens"_a, "dtype"_a.none())
+          "page_size"_a, "max_tokens"_a, "dtype"_a = nb::none())
       .def("append", &append, "key"_a, "value"_a,
            "Appends key [B, H, T, Dk] and value [B, H, T, Dv]; the first rows fix all but T.\n\n"
            "Errors: ValueError for other shapes; RetryLater and NeverFits past max_tokens.")
       .def("attend", &attend, "query"_a, "scale"_a, "causal"_a, "softcap"_a, "window"_a,
-           "first_visible"_a.none(), "mask"_a.none(), "sinks"_a.none(),
+           "first_visible"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
            "Attention over all rows: see attend, without key and value.")
       .def("gather", &gather, "key"_a, "value"_a,
            "Copies all rows to key [B, H, S, Dk] and value [B, H, S, Dv].")
       .def(
           "select",
-          [](PagedLayer& self, nb::handle indices) {
+          [](PagedLayer& self, GivenIds indices) {
             check(self.select(int64_values("indices", indices)));
           },
           "indices"_a,
@@ -130,7 +132,7 @@ void bind_hf(nb::module_& module) {
   bind_paged_layer(hf);
   hf.def(
       "attend", &hf_attend, "query"_a, "key"_a, "value"_a, "scale"_a, "causal"_a, "softcap"_a,
-      "window"_a, "first_visible"_a.none(), "mask"_a.none(), "sinks"_a.none(),
+      "window"_a, "first_visible"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
       "Attention of query [B, num_heads, L, Dk] over key [B, H, S, Dk] and value [B, H, S, Dv]: "
       "a new tensor\n[B, L, num_heads, Dv]. first_visible: int32 [B], rows before it do not exist; "
       "mask: float32\n[B or 1, num_heads or 1, L, S], added; sinks: float32 [num_heads].\n\n"

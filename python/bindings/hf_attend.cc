@@ -100,9 +100,9 @@ Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
   return plan.run(query, view, out_, {}, options, context);
 }
 
-nb::object hf_attend(nb::handle query, nb::handle key, nb::handle value, float scale, bool causal,
-                     float softcap, std::int32_t window, nb::handle first_visible, nb::handle mask,
-                     nb::handle sinks) {
+LikeFirst hf_attend(FirstArray query, GivenArray key, GivenArray value, float scale, bool causal,
+                    float softcap, std::int32_t window, GivenArray first_visible, GivenArray mask,
+                    GivenArray sinks) {
   HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
   const PyKvView rows = view_of_arrays(key, value, Layout::kHND);
   nb::object out = call.new_out(rows.view.get().v_head_dim);

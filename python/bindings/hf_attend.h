@@ -12,6 +12,7 @@
 #include "kvcache/status.h"
 #include "kvcache/tensor_view.h"
 #include "python/bindings/arrays.h"
+#include "python/bindings/signatures.h"
 
 namespace kvcache::python {
 
@@ -40,10 +41,9 @@ struct HfAttend {
 
 // Attention over arrays of the caller: key [B, H, S, Dk] and value [B, H, S, Dv], the elements of a
 // row side by side. The rest as HfAttend; what new_out() gave comes back.
-nanobind::object hf_attend(nanobind::handle query, nanobind::handle key, nanobind::handle value,
-                           float scale, bool causal, float softcap, std::int32_t window,
-                           nanobind::handle first_visible, nanobind::handle mask,
-                           nanobind::handle sinks);
+LikeFirst hf_attend(FirstArray query, GivenArray key, GivenArray value, float scale, bool causal,
+                    float softcap, std::int32_t window, GivenArray first_visible, GivenArray mask,
+                    GivenArray sinks);
 
 // "name: found [2, 8, 1, 64] float32, expected ..."
 Status wrong_tensor(const std::string& name, const TensorView& found, const std::string& expected);

@@ -5,13 +5,14 @@
 #include "kvcache/backend.h"
 #include "kvcache/version.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/signatures.h"
 
 namespace nb = nanobind;
 
 namespace kvcache::python {
 namespace {
 
-nb::dict info() {
+Made<"kvcache.typing.Info"> info() {
   nb::list listed;
   for (const BackendInfo& backend : take(backends())) {
     nb::dict one;

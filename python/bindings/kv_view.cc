@@ -12,6 +12,7 @@
 #include "python/bindings/errors.h"
 #include "python/bindings/functional.h"
 #include "python/bindings/layered.h"
+#include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
 
 namespace nb = nanobind;
@@ -204,7 +205,7 @@ std::string repr(const PyKvView& self) {
 }
 
 // Parts of all `views`, in their order.
-PyKvView join(const nb::sequence& views) {
+PyKvView join(const nb::typed<nb::sequence, PyKvView>& views) {
   auto parts = std::make_shared<std::vector<KvPart>>();
   const nb::tuple keep(views);
   KvView view;
@@ -234,7 +235,7 @@ PyKvView join(const nb::sequence& views) {
   return made;
 }
 
-nb::list lengths_of(const PyKvView& self) {
+nb::typed<nb::list, std::int64_t> lengths_of(const PyKvView& self) {
   nb::list lengths;
   for (std::int32_t seq = 0; seq < self.view.get().num_seqs; ++seq) {
     lengths.append(total_length(self.view, seq));
@@ -296,9 +297,8 @@ void bind_kv_view(nb::module_& module) {
                        "after it the rows that attention reads are unspecified.")
       .def(
           "__init__",
-          [](PyKvView* self, nb::handle key, nb::handle value, nb::handle layout,
-             nb::handle lengths, nb::handle block_table, nb::handle first_position,
-             nb::handle first_visible) {
+          [](PyKvView* self, GivenArray key, GivenArray value, GivenLayout layout, GivenIds lengths,
+             GivenBlockTable block_table, GivenIds first_position, GivenIds first_visible) {
             new (self) PyKvView(
                 make_view(key, value, layout, lengths, block_table, first_position, first_visible));
           },

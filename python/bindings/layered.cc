@@ -68,7 +68,7 @@ void expect_lendable_rows(const PyCache& self, const NewRows& rows) {
 
 // Runs `store` while nobody else uses the cache, and gives the rows of the layer back.
 template <typename Store>
-ArrayPair store_rows(PyCache& self, std::int64_t layer, const NewRows& rows, Store store) {
+PairLikeFirst store_rows(PyCache& self, std::int64_t layer, const NewRows& rows, Store store) {
   expect_lendable_rows(self, rows);
   KeyValueView all;
   std::shared_ptr<const void> kept;
@@ -89,8 +89,8 @@ ArrayPair store_rows(PyCache& self, std::int64_t layer, const NewRows& rows, Sto
   return lend_pair(all, kept, rows.key.framework());
 }
 
-ArrayPair update(PyCache& self, nb::handle key, nb::handle value, std::int64_t layer_idx,
-                 nb::handle cache_position, nb::handle executor) {
+PairLikeFirst update(PyCache& self, FirstArray key, GivenArray value, std::int64_t layer_idx,
+                     GivenPositions cache_position, GivenExecutor executor) {
   const NewRows rows(key, value);
   std::optional<Indices> position;
   if (!cache_position.is_none()) position.emplace("cache_position", cache_position);
@@ -103,13 +103,13 @@ ArrayPair update(PyCache& self, nb::handle key, nb::handle value, std::int64_t l
 }
 
 Fetched update_and_fetch(PyCache& self, std::int64_t layer, nb::handle key, nb::handle value,
-                         std::optional<std::int64_t> mask_length, const nb::object& mask,
+                         std::optional<std::int64_t> mask_length, nb::handle mask,
                          nb::handle executor) {
   if (nb::isinstance<nb::str>(mask)) (void)take(Mask::named(nb::cast<std::string>(mask)));
   const NewRows rows(key, value);
   const ExecContext context = context_from(executor);
   std::int64_t length = 0;
-  const ArrayPair pair =
+  const PairLikeFirst pair =
       store_rows(self, layer, rows, [&](Cache& cache, KeyValueView* all) -> Status {
         KVC_ASSIGN_OR_RETURN(const LayerFetch fetch,
                              cache.layer(layer).update_and_fetch(rows.key.raw(), rows.value.raw(),
@@ -118,10 +118,10 @@ Fetched update_and_fetch(PyCache& self, std::int64_t layer, nb::handle key, nb::
         length = fetch.length;
         return {};
       });
-  return nb::make_tuple(pair[0], pair[1], length, mask);
+  return nb::make_tuple(pair[0], pair[1], length, nb::borrow(mask));
 }
 
-std::optional<ArrayPair> get(const PyCache& self, std::int64_t layer_idx) {
+std::optional<AnyPair> get(const PyCache& self, std::int64_t layer_idx) {
   KeyValueView rows;
   std::shared_ptr<const void> kept;
   {
@@ -149,12 +149,12 @@ void change_all(PyCache& self, Change change) {
   check(status);
 }
 
-void batch_select(PyCache& self, nb::handle indices) {
+void batch_select(PyCache& self, GivenIds indices) {
   const Indices rows("indices", indices);
   change_all(self, [&](Cache& cache) { return cache.batch_select(rows.view()); });
 }
 
-void reorder(PyCache& self, nb::handle beam_idx) {
+void reorder(PyCache& self, GivenIds beam_idx) {
   const Indices rows("beam_idx", beam_idx);
   change_all(self, [&](Cache& cache) { return cache.reorder(rows.view()); });
 }
@@ -223,7 +223,7 @@ std::string repr(const PyCache& self) {
   });
 }
 
-nb::dict stats(const PyCache& self) {
+Made<"kvcache.typing.CacheStats"> stats(const PyCache& self) {
   nb::dict counters;
   counters["backend"] = backend_name();
   counters["path"] = path_name(self.last_count);
@@ -254,7 +254,7 @@ nb::object clone_as(const PyCache& self) {
   return nb::cast(std::make_unique<Py>(std::move(parts)));
 }
 
-nb::object clone(const PyCache& self) {
+Self clone(const PyCache& self) {
   switch (self.kind) {
     case Kind::kStatic:
       return clone_as<PyStatic, StaticCache>(self);
@@ -337,7 +337,7 @@ void bind_base(nb::module_& module) {
       .def("shrink", &shrink, "Gives back the memory that no stored row needs.")
       .def("clone", &clone, "A deep copy of the rows, in memory of its own.")
       .def(
-          "__deepcopy__", [](const PyCache& self, nb::handle) { return clone(self); }, "memo"_a);
+          "__deepcopy__", [](const PyCache& self, GivenMemo) { return clone(self); }, "memo"_a);
   base.def("seq_length", &seq_length, "layer_idx"_a = 0,
            "Tokens stored; 0 for an empty layer.\n\nErrors: IndexError outside a static cache's "
            "layers.")
@@ -393,7 +393,7 @@ void bind_kinds(nb::module_& module) {
       "and committed as it fills.\n\ndtype: of the stored rows; None: that of the first update.")
       .def(
           "__init__",
-          [](PyDynamic* self, nb::handle dtype, nb::handle layout, std::int64_t reserve_tokens,
+          [](PyDynamic* self, GivenDType dtype, GivenLayout layout, std::int64_t reserve_tokens,
              std::shared_ptr<LimitedMemory> memory) {
             Setup setup(dtype, layout, std::move(memory));
             setup.options.reserve_tokens = reserve_tokens;
@@ -407,8 +407,8 @@ void bind_kinds(nb::module_& module) {
       "capacity with its\nfirst update; past the capacity updates are an IndexError.")
       .def(
           "__init__",
-          [](PyStatic* self, std::int64_t max_cache_len, std::int64_t num_layers, nb::handle dtype,
-             nb::handle layout, std::shared_ptr<LimitedMemory> memory) {
+          [](PyStatic* self, std::int64_t max_cache_len, std::int64_t num_layers, GivenDType dtype,
+             GivenLayout layout, std::shared_ptr<LimitedMemory> memory) {
             const Setup setup(dtype, layout, std::move(memory));
             new (self) PyStatic(setup.parts(
                 Kind::kStatic, StaticCache::create(max_cache_len, num_layers, setup.options)));
@@ -419,7 +419,7 @@ void bind_kinds(nb::module_& module) {
                               "A dynamic cache of one layer, for use inside an attention layer.")
       .def(
           "__init__",
-          [](PyFull* self, nb::handle dtype, nb::handle layout, std::int64_t reserve_tokens,
+          [](PyFull* self, GivenDType dtype, GivenLayout layout, std::int64_t reserve_tokens,
              std::shared_ptr<LimitedMemory> memory) {
             Setup setup(dtype, layout, std::move(memory));
             setup.options.reserve_tokens = reserve_tokens;
@@ -429,8 +429,8 @@ void bind_kinds(nb::module_& module) {
           "memory"_a.none() = nb::none())
       .def(
           "update_and_fetch",
-          [](PyFull& self, nb::handle key, nb::handle value,
-             std::optional<std::int64_t> mask_length, const nb::object& mask, nb::handle executor) {
+          [](PyFull& self, FirstArray key, GivenArray value,
+             std::optional<std::int64_t> mask_length, GivenMask mask, GivenExecutor executor) {
             return update_and_fetch(self, 0, key, value, mask_length, mask, executor);
           },
           "key"_a.none(), "value"_a.none(), "mask_length"_a = nb::none(), "mask"_a = nb::none(),
@@ -447,8 +447,8 @@ void bind_layer(nb::module_& module) {
                       "A reference to one layer of a cache, which it keeps alive.")
       .def(
           "update_and_fetch",
-          [](const PyLayer& self, nb::handle key, nb::handle value,
-             std::optional<std::int64_t> mask_length, const nb::object& mask, nb::handle executor) {
+          [](const PyLayer& self, FirstArray key, GivenArray value,
+             std::optional<std::int64_t> mask_length, GivenMask mask, GivenExecutor executor) {
             return update_and_fetch(*self.cache, self.layer, key, value, mask_length, mask,
                                     executor);
           },
@@ -496,8 +496,8 @@ std::unique_ptr<PyKvView> view_of(const PyCache& cache, std::int64_t layer) {
   return view;
 }
 
-ArrayPair lend_pair(const KeyValueView& rows, const std::shared_ptr<const void>& owner,
-                    Framework framework) {
+AnyPair lend_pair(const KeyValueView& rows, const std::shared_ptr<const void>& owner,
+                  Framework framework) {
   nb::object key = lend(rows.key, owner, framework);
   return nb::make_tuple(std::move(key), lend(rows.value, owner, framework));
 }

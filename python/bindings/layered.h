@@ -15,6 +15,7 @@
 #include "kvcache/types.h"
 #include "python/bindings/arrays.h"
 #include "python/bindings/kv_view.h"
+#include "python/bindings/signatures.h"
 
 namespace kvcache::python {
 
@@ -63,8 +64,8 @@ void bind_layered(nanobind::module_& module);
 std::unique_ptr<PyKvView> view_of(const PyCache& cache, std::int64_t layer);
 
 // (K, V) as arrays. REQUIRES: both defined.
-ArrayPair lend_pair(const KeyValueView& rows, const std::shared_ptr<const void>& owner,
-                    Framework framework);
+AnyPair lend_pair(const KeyValueView& rows, const std::shared_ptr<const void>& owner,
+                  Framework framework);
 
 }  // namespace kvcache::python
 

@@ -135,7 +135,7 @@ nb::object new_array(Framework framework, DType dtype, const std::int64_t* shape
   return lend_torch(view, memory.get(), memory);
 }
 
-nb::object array_of(const std::vector<std::int32_t>& values, std::int64_t rows) {
+Int32Array array_of(const std::vector<std::int32_t>& values, std::int64_t rows) {
   const auto count = static_cast<std::int64_t>(values.size());
   const std::int64_t shape[2] = {rows < 0 ? count : rows, rows > 0 ? count / rows : 0};
   nb::object array = new_array(Framework::kNumpy, DType::kI32, shape, rows < 0 ? 1 : 2);

@@ -18,6 +18,7 @@
 #include "kvcache/memory_plan.h"
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/signatures.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -38,7 +39,7 @@ CacheKind kind_from(const std::string& name) {
 
 PlannedBytes plan(const std::string& kind, const std::vector<LayerSpec>& layers,
                   std::int64_t batch_size, std::int64_t seq_length, std::int64_t max_length,
-                  std::int64_t page_size, std::int64_t num_pages, nb::handle layout) {
+                  std::int64_t page_size, std::int64_t num_pages, GivenLayout layout) {
   MemoryPlanRequest request;
   request.layers = layers;
   request.batch_size = batch_size;
@@ -71,7 +72,7 @@ void bind_spec(nb::module_& module) {
       .def(
           "__init__",
           [](LayerSpec* self, std::int64_t num_kv_heads, std::int64_t k_head_dim,
-             std::optional<std::int64_t> v_head_dim, nb::handle k_dtype, nb::handle v_dtype) {
+             std::optional<std::int64_t> v_head_dim, GivenDType k_dtype, GivenDType v_dtype) {
             LayerSpec spec;
             spec.num_kv_heads = num_kv_heads;
             spec.k_head_dim = k_head_dim;
@@ -90,7 +91,15 @@ void bind_spec(nb::module_& module) {
       .def_prop_ro("v_dtype", [](const LayerSpec& s) { return python_name(s.v_format.dtype); })
       .def_prop_ro("bytes_per_token", &token_bytes,
                    "K and V together.\n\nErrors: ValueError for sizes that no cache could have.")
-      .def("__eq__", [](const LayerSpec& a, const LayerSpec& b) { return a == b; })
+      .def(
+          "__eq__", [](const LayerSpec& a, const LayerSpec& b) { return a == b; },
+          nb::is_operator(), nb::sig("def __eq__(self, other: object, /) -> bool"))
+      .def("__hash__",
+           [](const LayerSpec& s) {
+             return nb::hash(nb::make_tuple(s.num_kv_heads, s.k_head_dim, s.v_head_dim,
+                                            static_cast<int>(s.k_format.dtype),
+                                            static_cast<int>(s.v_format.dtype)));
+           })
       .def("__repr__", [](const LayerSpec& s) {
         return "LayerSpec(num_kv_heads=" + std::to_string(s.num_kv_heads) +
                ", k_head_dim=" + std::to_string(s.k_head_dim) +

@@ -18,6 +18,7 @@
 
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/signatures.h"
 #include "python/bindings/text_stream.h"
 #include "python/bindings/turn.h"
 #include "runner/model/kv_store.h"
@@ -27,6 +28,10 @@ using namespace nb::literals;
 
 namespace kvcache::python {
 namespace {
+
+using GivenTokens = Given<"kvcache.typing.Tokens">;
+using GivenPrompt = Given<"kvcache.typing.Tokens | kvcache.typing.Prompts">;
+using GivenTexts = Given<"kvcache.typing.Texts">;
 
 struct PyModel {
   std::shared_ptr<const Loaded> loaded;
@@ -152,7 +157,7 @@ class Session {
     store_ = take(runner::open_store(model(), max_length, options_.core));
   }
 
-  nb::object forward(const std::vector<std::int32_t>& tokens, bool last_only) {
+  Float32Array forward(const std::vector<std::int32_t>& tokens, bool last_only) {
     check(runner::check_prompt(model().config(), tokens));
     const auto total = static_cast<std::int64_t>(tokens.size());
     const std::int64_t vocab = model().config().vocab_size;
@@ -220,7 +225,7 @@ class Session {
 
 // --- Model. ---
 
-void load(PyModel* self, nb::handle path, const std::string& weights,
+void load(PyModel* self, Given<"kvcache.typing.Path"> path, const std::string& weights,
           std::optional<std::int32_t> threads) {
   const std::string directory = path_from(path);
   const runner::WeightMode mode = take(runner::parse_weight_mode(weights));
@@ -240,12 +245,12 @@ void load(PyModel* self, nb::handle path, const std::string& weights,
   new (self) PyModel{std::move(loaded)};
 }
 
-nb::object generate(const PyModel& self, nb::handle prompt, std::int64_t max_tokens, bool stream,
-                    const std::optional<std::string>& cache, double temperature, std::int64_t top_k,
-                    double top_p, double min_p, double repetition_penalty, std::int64_t seed,
-                    nb::handle stop, bool stop_at_eos, nb::handle kv_dtype, nb::handle layout,
-                    std::int64_t page_size, std::int64_t prefill_chunk, std::int64_t max_active,
-                    std::shared_ptr<LimitedMemory> memory) {
+Made<"kvcache.typing.Generated"> generate(
+    const PyModel& self, GivenPrompt prompt, std::int64_t max_tokens, bool stream,
+    const std::optional<std::string>& cache, double temperature, std::int64_t top_k, double top_p,
+    double min_p, double repetition_penalty, std::int64_t seed, GivenTexts stop, bool stop_at_eos,
+    GivenDType kv_dtype, GivenLayout layout, std::int64_t page_size, std::int64_t prefill_chunk,
+    std::int64_t max_active, std::shared_ptr<LimitedMemory> memory) {
   const bool several = is_several(prompt);
   StreamOptions options =
       storage_from(*self.loaded, cache.value_or(several ? "batching" : "dynamic"), kv_dtype, layout,
@@ -272,7 +277,7 @@ nb::object generate(const PyModel& self, nb::handle prompt, std::int64_t max_tok
 }
 
 std::unique_ptr<Session> session(const PyModel& self, std::optional<std::int64_t> max_length,
-                                 const std::string& cache, nb::handle kv_dtype, nb::handle layout,
+                                 const std::string& cache, GivenDType kv_dtype, GivenLayout layout,
                                  std::int64_t page_size, std::int64_t prefill_chunk,
                                  std::shared_ptr<LimitedMemory> memory) {
   return std::make_unique<Session>(
@@ -282,9 +287,9 @@ std::unique_ptr<Session> session(const PyModel& self, std::optional<std::int64_t
       max_length.value_or(self.loaded->files.model.config().max_position_embeddings));
 }
 
-nb::object logits(const PyModel& self, nb::handle tokens, const std::string& cache,
-                  nb::handle kv_dtype, nb::handle layout, std::int64_t page_size,
-                  std::int64_t prefill_chunk, std::shared_ptr<LimitedMemory> memory) {
+Float32Array logits(const PyModel& self, GivenTokens tokens, const std::string& cache,
+                    GivenDType kv_dtype, GivenLayout layout, std::int64_t page_size,
+                    std::int64_t prefill_chunk, std::shared_ptr<LimitedMemory> memory) {
   const std::vector<std::int32_t> ids = tokens_from("tokens", tokens, *self.loaded);
   check(runner::check_prompt(self.loaded->files.model.config(), ids));
   return session(self, static_cast<std::int64_t>(ids.size()), cache, kv_dtype, layout, page_size,
@@ -309,7 +314,7 @@ void bind_tokenizer(nb::module_& module) {
                           "Immutable: any number of threads.")
       .def(
           "encode",
-          [](const PyTokenizer& self, nb::handle text, bool add_special_tokens) {
+          [](const PyTokenizer& self, Given<"str"> text, bool add_special_tokens) {
             return take(self.core().encode(text_from("text", text), add_special_tokens));
           },
           "text"_a.none(), "add_special_tokens"_a = true,
@@ -318,7 +323,7 @@ void bind_tokenizer(nb::module_& module) {
           "NotImplementedError for a text that its pattern gives up on.")
       .def(
           "decode",
-          [](const PyTokenizer& self, nb::handle ids, bool skip_special) {
+          [](const PyTokenizer& self, GivenIds ids, bool skip_special) {
             return self.core().decode(int32_values("ids", ids), skip_special);
           },
           "ids"_a.none(), "skip_special"_a = false,
@@ -379,7 +384,7 @@ void bind_session(nb::module_& module) {
                       "choose tokens oneself. Made by\nModel.session(). Threads take turns.")
       .def(
           "forward",
-          [](Session& self, nb::handle tokens, bool last_only) {
+          [](Session& self, GivenTokens tokens, bool last_only) {
             return self.forward(self.tokens_of(tokens), last_only);
           },
           "tokens"_a.none(), nb::kw_only(), "last_only"_a = false,

@@ -21,6 +21,7 @@
 #include "python/bindings/kv_view.h"
 #include "python/bindings/memory.h"
 #include "python/bindings/paged_config.h"
+#include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
 
 namespace nb = nanobind;
@@ -28,6 +29,9 @@ using namespace nb::literals;
 
 namespace kvcache::python {
 namespace {
+
+using GivenAppend = Given<"kvcache.typing.AppendLike">;
+using GivenPair = Given<"tuple[kvcache.typing.Array, kvcache.typing.Array]">;
 
 struct PyPaged {
   PyConfig config;
@@ -90,7 +94,8 @@ PyAppend append_from(nb::handle item) {
                              ", expected Append or (seq, count)");
 }
 
-std::unique_ptr<PyStep> reserve(nb::object self_object, const nb::iterable& appends) {
+std::unique_ptr<PyStep> reserve(nb::object self_object,
+                                const nb::typed<nb::iterable, GivenAppend>& appends) {
   auto& self = nb::cast<PyPaged&>(self_object);
   std::vector<PyAppend> held;
   for (nb::handle item : appends) held.push_back(append_from(item));
@@ -114,8 +119,8 @@ std::unique_ptr<PyStep> reserve(nb::object self_object, const nb::iterable& appe
   return step;
 }
 
-void write(PyPaged& self, PyStep& step, std::int64_t layer, nb::handle k, nb::handle v,
-           nb::handle executor) {
+void write(PyPaged& self, PyStep& step, std::int64_t layer, GivenArray k, GivenArray v,
+           GivenExecutor executor) {
   const Array key("k", k);
   const Array value("v", v);
   (void)key.view("k");
@@ -146,7 +151,7 @@ std::unique_ptr<PyKvView> step_view(nb::object self_object, const PyStep& step,
   return view;
 }
 
-std::unique_ptr<PyKvView> view(nb::object self_object, std::int64_t layer, nb::handle seqs) {
+std::unique_ptr<PyKvView> view(nb::object self_object, std::int64_t layer, GivenIds seqs) {
   const auto& self = nb::cast<const PyPaged&>(self_object);
   const std::vector<SequenceId> ids = ids_of(seqs);
   std::unique_ptr<PyKvView> view;
@@ -158,7 +163,7 @@ std::unique_ptr<PyKvView> view(nb::object self_object, std::int64_t layer, nb::h
   return view;
 }
 
-void commit(PyPaged& self, PyStep& step, nb::handle accepted) {
+void commit(PyPaged& self, PyStep& step, GivenIds accepted) {
   std::vector<std::int64_t> counts;
   if (!accepted.is_none()) counts = int64_values("accepted", accepted);
   const Turn turn(self.mutex);
@@ -175,11 +180,11 @@ void rollback(PyPaged& self, PyStep& step) {
 
 // The end of a `with` block: commits, or rolls back where an error leaves it. A step that the block
 // has ended itself stays as it is.
-bool leave(PyStep& step, nb::handle type) {
-  if (!step.open) return false;
+void leave(PyStep& step, nb::handle type) {
+  if (!step.open) return;
   if (!type.is_none()) {
     rollback(*step.cache, step);
-    return false;
+    return;
   }
   try {
     commit(*step.cache, step, nb::none());
@@ -187,7 +192,6 @@ bool leave(PyStep& step, nb::handle type) {
     rollback(*step.cache, step);
     throw;
   }
-  return false;
 }
 
 // --- Sequences. ---
@@ -211,32 +215,32 @@ std::int64_t fork(PyPaged& self, std::int64_t seq, std::optional<std::int64_t> l
   return static_cast<std::int64_t>(take(self.cache.fork(id_of(seq), *length)));
 }
 
-void reorder(PyPaged& self, nb::handle seqs, nb::handle beam_idx) {
+void reorder(PyPaged& self, GivenIds seqs, GivenIds beam_idx) {
   const std::vector<SequenceId> ids = ids_of(seqs);
   const Indices indices("beam_idx", beam_idx);
   change(self, [&](PagedCache& cache) { return cache.reorder(ids, indices.view()); });
 }
 
-nb::any block_table(const PyPaged& self, std::int64_t layer, nb::handle seqs) {
+Int32Array block_table(const PyPaged& self, std::int64_t layer, GivenIds seqs) {
   const std::vector<SequenceId> ids = ids_of(seqs);
   const BlockTable table =
       take(ask(self, [&](const PagedCache& cache) { return cache.block_table(layer, ids); }));
-  return any_of(array_of(table.pages, table.num_seqs));
+  return array_of(table.pages, table.num_seqs);
 }
 
-PageIndices page_indices(const PyPaged& self, std::int64_t layer, nb::handle seqs) {
+PageIndices page_indices(const PyPaged& self, std::int64_t layer, GivenIds seqs) {
   const std::vector<SequenceId> ids = ids_of(seqs);
   return take(ask(self, [&](const PagedCache& cache) { return cache.page_indices(layer, ids); }));
 }
 
-nb::any slot_mapping(const PyPaged& self, const PyStep& step, std::int64_t layer) {
+Int32Array slot_mapping(const PyPaged& self, const PyStep& step, std::int64_t layer) {
   const std::vector<std::int32_t> slots = take(
       ask(self, [&](const PagedCache& cache) { return cache.slot_mapping(step.step, layer); }));
-  return any_of(array_of(slots));
+  return array_of(slots);
 }
 
-ArrayPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, nb::handle out,
-                 nb::handle executor) {
+AnyPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, GivenPair out,
+               GivenExecutor executor) {
   nb::object key, value;
   if (out.is_none()) {
     const std::int64_t length =
@@ -277,7 +281,7 @@ ArrayPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, nb::
   return nb::make_tuple(key, value);
 }
 
-nb::dict stats(const PyPaged& self) {
+Made<"kvcache.typing.PagedStats"> stats(const PyPaged& self) {
   const auto [counted, nbytes, reserved] = ask(self, [](const PagedCache& cache) {
     return std::tuple(cache.stats(), cache.nbytes(), cache.reserved_bytes());
   });
@@ -314,14 +318,15 @@ void bind_step(nb::module_& module) {
       module, "Step", nb::type_slots(collected<PyStep, &PyStep::owner>),
       "Room for new tokens, and what was written to it. A context manager: the end of the block "
       "commits, an error\nrolls back; so does dropping a step.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def("__enter__", [](nb::object self) { return Self(std::move(self)); })
       .def(
           "__exit__",
-          [](PyStep& self, nb::handle type, nb::handle, nb::handle) { return leave(self, type); },
-          "type"_a.none(), "value"_a.none(), "traceback"_a.none())
+          [](PyStep& self, Given<"type[BaseException]"> type, Given<"BaseException">,
+             Given<"types.TracebackType">) { leave(self, type); },
+          "type"_a = nb::none(), "value"_a = nb::none(), "traceback"_a = nb::none())
       .def(
           "write",
-          [](PyStep& self, std::int64_t layer, nb::handle k, nb::handle v, nb::handle executor) {
+          [](PyStep& self, std::int64_t layer, GivenArray k, GivenArray v, GivenExecutor executor) {
             write(*self.cache, self, layer, k, v, executor);
           },
           "layer"_a, "k"_a.none(), "v"_a.none(), nb::kw_only(), "executor"_a = nb::none(),
@@ -331,7 +336,7 @@ void bind_step(nb::module_& module) {
           [](const PyStep& self, std::int64_t layer) { return step_view(self.owner, self, layer); },
           "layer"_a, "PagedCache.view of this step.")
       .def(
-          "commit", [](PyStep& self, nb::handle accepted) { commit(*self.cache, self, accepted); },
+          "commit", [](PyStep& self, GivenIds accepted) { commit(*self.cache, self, accepted); },
           "accepted"_a = nb::none(), "PagedCache.commit of this step.")
       .def(
           "rollback", [](PyStep& self) { rollback(*self.cache, self); },
@@ -371,7 +376,7 @@ void bind_cache_steps(nb::class_<PyPaged>& paged) {
           },
           "seq"_a, "Gives its pages back; the id is never valid again.")
       .def(
-          "reserve", &reserve, "appends"_a.none(),
+          "reserve", &reserve, "appends"_a,
           "Room for the new tokens of every sequence in every layer, or nothing at all. appends: "
           "a list of Append or\n(seq, count).\n\nErrors: RetryLater while other sequences hold the "
           "pages, NeverFits if even all pages are too few,\nValueError for a sequence named twice "

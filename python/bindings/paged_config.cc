@@ -39,8 +39,8 @@ PyConfig make_config(std::vector<LayerSpec> layers, std::int64_t page_size, std:
 }
 
 PyConfig uniform(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
-                 nb::handle dtype, std::int64_t page_size, std::int64_t num_pages,
-                 std::int64_t budget_bytes, nb::handle layout,
+                 GivenDType dtype, std::int64_t page_size, std::int64_t num_pages,
+                 std::int64_t budget_bytes, GivenLayout layout,
                  std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required) {
   if (num_layers < 1) {
     raise(PyExc_ValueError,
@@ -81,7 +81,7 @@ void bind_paged_config(nb::module_& module) {
       .def(
           "__init__",
           [](PyConfig* self, std::vector<LayerSpec> layers, std::int64_t page_size,
-             std::int64_t num_pages, std::int64_t budget_bytes, nb::handle layout,
+             std::int64_t num_pages, std::int64_t budget_bytes, GivenLayout layout,
              std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required) {
             new (self) PyConfig(make_config(std::move(layers), page_size, num_pages, budget_bytes,
                                             layout, std::move(memory), required));
@@ -106,8 +106,8 @@ void bind_paged_config(nb::module_& module) {
                        "or none.")
       .def(
           "__init__",
-          [](PyAppend* self, std::int64_t seq, std::int64_t count, nb::handle tokens,
-             nb::handle parents) {
+          [](PyAppend* self, std::int64_t seq, std::int64_t count, GivenIds tokens,
+             GivenIds parents) {
             PyAppend append;
             append.seq = id_of(seq);
             append.count = count;

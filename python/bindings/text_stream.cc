@@ -20,7 +20,7 @@ using runner::GenerateResult;
 using runner::KvUsage;
 using runner::TokenTrace;
 
-nb::object vector_array(const std::vector<float>& values) {
+Float32Array vector_array(const std::vector<float>& values) {
   const auto count = static_cast<std::int64_t>(values.size());
   nb::object array = new_array(Framework::kNumpy, DType::kF32, &count, 1);
   const Array out("array", array);
@@ -157,7 +157,7 @@ bool TextStream::advance() {
   return true;
 }
 
-nb::object TextStream::next() {
+TextPiece TextStream::next() {
   do {
     std::optional<Piece> piece;
     {
@@ -180,7 +180,7 @@ void TextStream::finish() {
   }
 }
 
-nb::object TextStream::result() {
+TextResult TextStream::result() {
   std::vector<GenerateResult> results;
   {
     const Turn turn(mutex_);
@@ -212,11 +212,12 @@ void bind_text_stream(nb::module_& module) {
   bind_result(module);
   nb::class_<TextStream>(
       module, "TextStream",
+      nb::sig("class TextStream(typing.Generic[kvcache.typing.PieceT, kvcache.typing.ResultT])"),
       "Texts as they grow: an iterator of str, or of (index, str) for a list of prompts; whole "
       "characters only.\n\nA step runs when the next piece is asked for, without the GIL; an "
       "interrupt (KeyboardInterrupt) is seen\nbetween steps and leaves the stream open, an error "
       "ends it. Threads take turns.")
-      .def("__iter__", [](nb::handle self) { return self; })
+      .def("__iter__", [](nb::object self) { return Self(std::move(self)); })
       .def("__next__", &TextStream::next, "Errors: what the model and the cache report.")
       .def_prop_ro("result", &TextStream::result,
                    "None before the end; then a GenerateResult, of a list of prompts a list of "

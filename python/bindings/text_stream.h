@@ -14,6 +14,7 @@
 
 #include "kvcache/executor.h"
 #include "kvcache/memory.h"
+#include "python/bindings/signatures.h"
 #include "runner/generate/generation.h"
 #include "runner/generate/loaded_model.h"
 #include "runner/generate/running_batch.h"
@@ -37,6 +38,9 @@ struct StreamOptions {
 
 using Prompts = std::vector<std::vector<std::int32_t>>;
 
+using TextPiece = Made<"kvcache.typing.PieceT">;
+using TextResult = Made<"kvcache.typing.ResultT | None">;
+
 class TextStream {
  public:
   // One prompt alone. Raises what Generation::create reports.
@@ -49,13 +53,13 @@ class TextStream {
 
   // The next characters, without the GIL while they are computed: str, or (index, str) of several
   // prompts; StopIteration at the end. An error ends the stream; an interrupt does not.
-  nanobind::object next();
+  TextPiece next();
 
   // Runs to the end.
   void finish();
 
   // None before the end; then a GenerateResult, of several prompts a list of them.
-  nanobind::object result();
+  TextResult result();
 
   std::string repr();
 

@@ -12,6 +12,10 @@ and come out without copies, and attention reads them in place. Names are those 
 kvcache.functional holds the cache as a value; kvcache.Model is a language model that runs on these caches.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from kvcache import functional
 from kvcache._core import (Append, AttentionPlan, BatchingCache, BatchingKvCache, CacheConfig,
                            CachedAttention, CacheState, DynamicKVCache, FullCache, KVCache, KvView,
@@ -20,8 +24,14 @@ from kvcache._core import (Append, AttentionPlan, BatchingCache, BatchingKvCache
                            TinyKvFullCache, __version__, attend, finish, info, merge, plan_memory)
 from kvcache.sequence_first import SequenceFirstCache
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def plan(kv, qo_indptr=None, *, num_heads, **options):
+    from kvcache.typing import KV, Ids, PlanOptions
+
+
+def plan(kv: KV, qo_indptr: Ids | None = None, *, num_heads: int,
+         **options: Unpack[PlanOptions]) -> AttentionPlan:
     """A new AttentionPlan, planned: see AttentionPlan.plan for the arguments and errors."""
     made = AttentionPlan()
     made.plan(kv, qo_indptr, num_heads=num_heads, **options)

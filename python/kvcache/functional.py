@@ -6,8 +6,8 @@
 """
 
 from kvcache._core import CachedAttention, CacheState
-from kvcache._core._functional import (build_cached_attention, get, init, reset, seq_length,
-                                       update)
+from kvcache._core.functional import (build_cached_attention, get, init, reset, seq_length,
+                                      update)
 
 cached_attention = build_cached_attention
 

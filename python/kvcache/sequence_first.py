@@ -1,6 +1,14 @@
 """SequenceFirstCache: one layer whose arrays have the sequence before the heads."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, overload
+
 from kvcache._core import DynamicKVCache
+
+if TYPE_CHECKING:
+    from kvcache._core import LimitedMemory
+    from kvcache.typing import AnyArray, Array, DType, NumpyArray, TensorT
 
 
 class SequenceFirstCache:
@@ -10,12 +18,20 @@ class SequenceFirstCache:
     axes as the arrays that came in, valid until the next change.
     """
 
-    def __init__(self, *, dtype=None, reserve_tokens=131072, memory=None):
+    def __init__(self, *, dtype: DType | None = None, reserve_tokens: int = 131072,
+                 memory: LimitedMemory | None = None) -> None:
         self._cache = DynamicKVCache(dtype=dtype, layout="nhd", reserve_tokens=reserve_tokens,
                                      memory=memory)
         self._one_head = False
 
-    def update(self, key, value):
+    @overload
+    def update(  # type: ignore[overload-overlap]
+            self, key: TensorT, value: Array) -> tuple[TensorT, TensorT]: ...
+
+    @overload
+    def update(self, key: Array, value: Array) -> tuple[NumpyArray, NumpyArray]: ...
+
+    def update(self, key: Any, value: Any) -> Any:
         """Appends key and value and returns (K, V), all rows so far.
 
         Errors: ValueError for shapes and types, and for [B, T, D] after [B, T, H, D] or the other
@@ -35,19 +51,19 @@ class SequenceFirstCache:
         self._one_head = one_head
         return self._shaped(rows)
 
-    def get_cache(self):
+    def get_cache(self) -> dict[str, AnyArray | None]:
         """{"key": K, "value": V} of all rows; None for each when empty."""
         rows = self._cache.get() if self._cache.seq_length() > 0 else None
         key, value = (None, None) if rows is None else self._shaped(rows)
         return {"key": key, "value": value}
 
-    def reset(self):
+    def reset(self) -> None:
         """Empties the cache; the next update may have any shape."""
         self._cache.reset()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"SequenceFirstCache(seq_length={self._cache.seq_length()})"
 
-    def _shaped(self, rows):
+    def _shaped(self, rows: tuple[AnyArray, AnyArray]) -> tuple[AnyArray, AnyArray]:
         key, value = rows
         return (key[:, :, 0], value[:, :, 0]) if self._one_head else (key, value)

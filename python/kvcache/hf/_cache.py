@@ -1,7 +1,10 @@
 """Cache: transformers' DynamicCache with layers of ours."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import transformers
 from transformers.cache_utils import get_layer_types_and_kwargs
@@ -9,8 +12,22 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from kvcache import DynamicKVCache, StaticKVCache, _core
 from kvcache.hf import _layers
 
+if TYPE_CHECKING:
+    import torch
+
 KINDS = ("dynamic", "static", "paged")
 NAME = "kvcache"  # of our attention, as `attn_implementation`
+
+Kind: TypeAlias = Literal["dynamic", "static", "paged"]
+
+
+class Options(TypedDict, total=False):
+    """The arguments of a `Cache` after its config and kind."""
+
+    max_length: int | None
+    page_size: int
+    max_tokens: int
+    dtype: torch.dtype | None
 
 
 def refuse_windows(config):
@@ -88,38 +105,39 @@ class Cache(transformers.DynamicCache):
     sliding-window and other partial layers, TypeError for anything else than a config.
     """
 
-    def __init__(self, config=None, kind="dynamic", *, max_length=None, page_size=64,
-                 max_tokens=1 << 20, dtype=None):
+    def __init__(self, config: transformers.PreTrainedConfig | None = None, kind: Kind = "dynamic", *,
+                 max_length: int | None = None, page_size: int = 64, max_tokens: int = 1 << 20,
+                 dtype: torch.dtype | None = None) -> None:
         self.settings = Settings(config, kind, max_length, page_size, max_tokens,
                                  None if dtype is None else str(dtype).removeprefix("torch."))
         self.settings.check()
         transformers.cache_utils.Cache.__init__(
             self, layer_class_to_replicate=self.settings.new_layer)
 
-    def get_max_length(self, layer_idx=None):
+    def get_max_length(self, layer_idx: int | None = None) -> int:
         """Tokens a layer can hold; -1 for none."""
         return self.settings.capacity()
 
-    def offload(self, layer_idx, only_non_sliding=True):
+    def offload(self, layer_idx: int, only_non_sliding: bool = True) -> None:
         """Nothing: rows are in the memory of the CPU."""
 
-    def prefetch(self, layer_idx, only_non_sliding=True):
+    def prefetch(self, layer_idx: int, only_non_sliding: bool = True) -> None:
         """Nothing: rows are in the memory of the CPU."""
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of the rows stored; those that paged forks share count once for each."""
         return sum(layer.rows.nbytes() for layer in self.layers)
 
     @property
-    def reserved_bytes(self):
+    def reserved_bytes(self) -> int:
         """Bytes held for them, rounding and tables included."""
         return sum(layer.rows.reserved_bytes() for layer in self.layers)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"kvcache.hf.Cache(kind={self.settings.kind!r}, layers={self.layers})"
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
         other = object.__new__(type(self))
         memo[id(self)] = other
         other.__dict__.update(self.__dict__)

@@ -1,14 +1,24 @@
 """enable(model): our attention, and a generate() that builds our cache."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import types
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import transformers
 
 from kvcache.hf import _attention
 from kvcache.hf._cache import NAME, Cache, refuse_windows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from kvcache.hf._cache import Kind, Options
+
+ModelT = TypeVar("ModelT", bound=transformers.PreTrainedModel)
 
 
 class Enabled:
@@ -131,7 +141,7 @@ def probe(model, cache):
                 f"{path} ({type(layer).__name__}), expected one for one token")
 
 
-def enable(model, kind="paged", **options):
+def enable(model: ModelT, kind: Kind = "paged", **options: Unpack[Options]) -> ModelT:
     """Makes `model` attend with kvcache and its `generate` build a `kvcache.hf.Cache`. The model
     comes back.
 
@@ -188,7 +198,7 @@ def switch_off(model, implementations):
         model.__dict__.pop(name, None)
 
 
-def disable(model):
+def disable(model: ModelT) -> ModelT:
     """Takes `enable(model)` back; a model that is not enabled stays as it is. The model comes back."""
     enabled = getattr(model, "kvcache_enabled", None)
     if enabled is not None:

@@ -273,6 +273,20 @@ void Array::keep_memory() {
   if (framework_ == Framework::kTorch) object_ = object_.attr("detach")();
 }
 
+void Array::expect_memory(const char* name) const {
+  if (!object_.is_valid() || capsule_.is_valid()) return;  // a capsule's memory is held as it is
+  const Array now(name, object_);
+  const int rank = raw_.rank;
+  if (now.raw_.data == raw_.data && now.element_ == element_ && now.raw_.rank == rank &&
+      std::equal(raw_.shape, raw_.shape + rank, now.raw_.shape) &&
+      std::equal(raw_.strides, raw_.strides + rank, now.raw_.strides)) {
+    return;
+  }
+  raise(PyExc_ValueError, std::string(name) + ": found " + now.describe() +
+                              " in other memory than before, expected " + describe() +
+                              " where it was");
+}
+
 std::string Array::describe() const {
   std::string type = is_core(element_)            ? python_name(static_cast<DType>(element_))
                      : element_ == Element::kF64  ? "float64"

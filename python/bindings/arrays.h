@@ -52,6 +52,9 @@ class Array {
   // Holds on to the memory that a tensor of PyTorch has now, and not to what it is given later by
   // set_() or .data.
   void keep_memory();
+  // For an array that is read again in a later call. Errors: ValueError if its memory has been
+  // replaced or its extents have changed since, as resize() does.
+  void expect_memory(const char* name) const;
   // "[2, 3] float64"
   std::string describe() const;
 

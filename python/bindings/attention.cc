@@ -117,6 +117,7 @@ void plan_again(PyPlan& self, GivenKv kv, GivenIds qo_indptr, std::int64_t num_h
   options.set_sinks(sinks, num_heads);
   options.set_mask(mask);
   options.set_backend(backend);
+  options.mask_array.keep_memory();
   const ExecContext context = context_from(executor);
   Status status;
   {
@@ -151,7 +152,11 @@ Attended run(PyPlan& self, FirstArray q, GivenKv kv, std::int64_t layer, GivenLa
   {
     const Turn turn(self.mutex);
     AttentionOptions options = self.options.core;
-    if (own_mask.core.mask.defined()) options.mask = own_mask.core.mask;
+    if (own_mask.core.mask.defined()) {
+      options.mask = own_mask.core.mask;
+    } else {
+      self.options.mask_array.expect_memory("mask");
+    }
     const Unlocked unlocked(rows.get().elements() + query.raw().num_elements());
     status = self.plan.run(query.raw(), view, out_view, lse_view, options, context);
   }
@@ -250,14 +255,16 @@ void Options::set_sinks(nb::handle object, std::int64_t num_heads) {
 
 void Options::set_mask(nb::handle object) {
   if (object.is_none()) return;
-  mask_array = Array("mask", object);
-  TensorView mask = with_leading_axes(mask_array.raw());
-  if (mask_array.raw().rank < 2) {
-    raise(PyExc_ValueError, "mask: found " + mask_array.describe() +
+  Array array("mask", object);
+  TensorView mask = with_leading_axes(array.raw());
+  if (array.raw().rank < 2) {
+    raise(PyExc_ValueError, "mask: found " + array.describe() +
                                 ", expected [B or 1, num_heads or 1, L, S] or its last axes");
   }
-  if (mask_array.element() != Element::kF32) {
-    mask_values = additive_values(mask_array, "mask", &mask);
+  if (array.element() != Element::kF32) {
+    mask_values = additive_values(array, "mask", &mask);
+  } else {
+    mask_array = std::move(array);
   }
   core.mask = mask;
 }

@@ -21,8 +21,8 @@ void bind_attention(nanobind::module_& module);
 struct Options {
   AttentionOptions core;
   std::vector<float> alibi_slopes, sinks;
-  Array mask_array;
-  std::vector<float> mask_values;  // where the mask had to be converted
+  Array mask_array;                // read in place
+  std::vector<float> mask_values;  // or converted
   std::string backend;
 
   // [num_heads] numbers each. Errors: ValueError for another count or type.

@@ -252,6 +252,15 @@ std::int64_t PyKvView::elements() const noexcept {
   return times(times(count, v.num_kv_heads), std::int64_t{v.k_head_dim} + v.v_head_dim);
 }
 
+void PyKvView::expect_memory() const {
+  if (!arrays.empty()) {
+    arrays[0].expect_memory("key");
+    arrays[1].expect_memory("value");
+  }
+  if (!keep.is_valid() || !nb::isinstance<nb::tuple>(keep)) return;
+  for (nb::handle joined : keep) nb::cast<const PyKvView&>(joined).expect_memory();
+}
+
 OwnedKvView dense_view(const KeyValueView& rows, Layout layout) {
   auto tables = std::make_shared<Tables>();
   tables->parts.push_back(part_of(rows, layout));
@@ -270,6 +279,7 @@ PyKvView view_of_arrays(nb::handle key, nb::handle value, Layout layout) {
 KvArgument::KvArgument(nb::handle object, std::int64_t layer, Layout layout) {
   if (nb::isinstance<PyKvView>(object)) {
     view_ = &nb::cast<const PyKvView&>(object);
+    view_->expect_memory();
     return;
   }
   if (nb::isinstance<PyCache>(object)) {
@@ -305,7 +315,8 @@ void bind_kv_view(nb::module_& module) {
           nb::arg("key").none(), nb::arg("value").none(), nb::kw_only(), nb::arg("layout") = "hnd",
           nb::arg("lengths") = nb::none(), nb::arg("block_table") = nb::none(),
           nb::arg("first_position") = nb::none(), nb::arg("first_visible") = nb::none(),
-          "A view over your own memory, which is not copied and must not be resized.\n\n"
+          "A view over your own memory, which is not copied and must not be resized: attention "
+          "then raises ValueError.\n\n"
           "Without a block table sequence s is key[s], value[s]: [num_seqs, num_kv_heads, "
           "max_length,\nhead_dim] (\"nhd\": [num_seqs, max_length, num_kv_heads, head_dim]), and "
           "lengths, [num_seqs] tokens,\ndefaults to max_length. With one, key and value are pages "

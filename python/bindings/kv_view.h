@@ -25,6 +25,8 @@ struct PyKvView {
   std::vector<std::int32_t> qo_indptr;  // of an open step: the queries that go with its rows
 
   std::int64_t elements() const noexcept;  // K and V elements of all rows, 2^62 at most
+  // Errors: ValueError if an array of the caller's has been given other memory since.
+  void expect_memory() const;
 };
 
 void bind_kv_view(nanobind::module_& module);

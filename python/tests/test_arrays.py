@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy
 import pytest
 
-from kvcache import (BatchingCache, CacheConfig, DynamicKVCache, KvView, PagedCache, StaticKVCache,
-                     attend, functional)
+from kvcache import (AttentionPlan, BatchingCache, CacheConfig, DynamicKVCache, KvView, PagedCache,
+                     StaticKVCache, attend, functional)
 
 BF16 = ml_dtypes.bfloat16
 
@@ -70,6 +70,46 @@ def test_views_over_own_arrays_read_them_in_place():
     del k, v
     gc.collect()
     assert attend(numpy.ones((1, 1, 1, 1), numpy.float32), view).item() == 5
+
+
+@pytest.mark.parametrize("dtype", [numpy.float32, BF16])
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("tokens", [0, 3, 200_000])
+def test_a_view_over_an_array_that_was_resized_is_refused(dtype, number, tokens):
+    pair, q = (rows(1, 2, 1000, 64, dtype=dtype), rows(1, 2, 1000, 64, dtype=dtype)), rows(1, 2, 1, 64)
+    view, plan = KvView(*pair), AttentionPlan()
+    joined = KvView.join([KvView.join([view])])
+    plan.plan(view, [0, 1], num_heads=2)
+    expected = attend(q, view)
+    pair[number].resize((1, 2, tokens, 64), refcheck=False)
+    name = ("key", "value")[number]
+    for call in (lambda: attend(q, view), lambda: attend(q, joined), lambda: plan.run(q, view)):
+        with pytest.raises(ValueError, match=rf"{name}: found \[1, 2, {tokens}, 64\].* in other memory "
+                                             r"than before, expected \[1, 2, 1000, 64\].* where it was"):
+            call()
+    other = rows(1, 2, 1000, 64, dtype=dtype)
+    assert plan.run(q, (other, other)).shape == expected.shape
+
+
+def test_numpy_itself_resizes_no_array_that_a_view_is_over():
+    key = rows(1, 2, 1000, 64)
+    view, q = KvView(key, key), rows(1, 2, 1, 64)
+    expected = attend(q, view)
+    with pytest.raises(ValueError, match="cannot resize an array"):
+        key.resize((1, 2, 3, 64))
+    assert numpy.array_equal(attend(q, view), expected)
+
+
+def test_a_plan_whose_mask_was_resized_is_refused():
+    q, k = rows(1, 2, 3, 4), rows(1, 2, 5, 4)
+    plan, mask = AttentionPlan(), rows(3, 5)
+    plan.plan((k, k), [0, 3], num_heads=2, mask=mask)
+    assert numpy.array_equal(plan.run(q, (k, k)), attend(q, (k, k), mask=mask))
+    kept = mask.copy()
+    mask.resize((3, 50_000), refcheck=False)
+    with pytest.raises(ValueError, match=r"mask: found \[3, 50000\] float32 in other memory"):
+        plan.run(q, (k, k))
+    assert numpy.array_equal(plan.run(q, (k, k), mask=kept), attend(q, (k, k), mask=kept))
 
 
 def test_given_outputs_are_written_in_place_through_any_strides():

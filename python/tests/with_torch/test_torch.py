@@ -6,8 +6,8 @@ import numpy
 import pytest
 import torch
 
-from kvcache import (BatchingCache, CacheConfig, DynamicKVCache, FullCache, KvView, PagedCache,
-                     StaticKVCache, attend, finish, functional, merge)
+from kvcache import (AttentionPlan, BatchingCache, CacheConfig, DynamicKVCache, FullCache, KvView,
+                     PagedCache, StaticKVCache, attend, finish, functional, merge)
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -123,6 +123,50 @@ def test_views_over_tensors_keep_them():
     del k
     gc.collect()
     assert torch.equal(attend(rows(1, 2, 1, 4), view), expected)
+
+
+def give_by_set(tensor):
+    tensor.set_(torch.zeros(1))
+
+
+def give_by_data(tensor):
+    tensor.data = torch.zeros(1)
+
+
+@pytest.mark.parametrize("give", [give_by_set, give_by_data])
+def test_a_view_keeps_the_memory_of_a_tensor_that_is_given_other(give):
+    k, v, q = rows(1, 2, 100_000, 4), rows(1, 2, 100_000, 4, seed=1), rows(1, 2, 1, 4)
+    view, expected = KvView(k, v), attend(q, (k, v))
+    give(k)
+    give(v)
+    gc.collect()
+    assert torch.equal(attend(q, view), expected)
+
+
+@pytest.mark.parametrize("name, change", [
+    ("key", lambda k, v: k.resize_(1, 2, 200_000, 64)),
+    ("key", lambda k, v: k.untyped_storage().resize_(0)),
+    ("value", lambda k, v: v[0].resize_(2, 200_000, 64)),
+    ("value", lambda k, v: v.untyped_storage().resize_(2**20))])
+def test_a_view_over_a_tensor_whose_memory_was_moved_is_refused(name, change):
+    k, v, q = rows(1, 2, 1000, 64), rows(1, 2, 1000, 64, seed=1), rows(1, 2, 1, 64)
+    view, plan = KvView(k, v), AttentionPlan()
+    joined = KvView.join([view, KvView(q, q)])
+    plan.plan(view, [0, 1], num_heads=2)
+    change(k, v)
+    for call in (lambda: attend(q, view), lambda: attend(q, joined), lambda: plan.run(q, view)):
+        with pytest.raises(ValueError, match=rf"{name}: found .* in other memory than before, expected "
+                                             r"\[1, 2, 1000, 64\] float32 where it was"):
+            call()
+
+
+def test_a_plan_keeps_the_memory_of_a_mask_that_is_given_other():
+    q, k, mask = rows(1, 2, 3, 4), rows(1, 2, 5, 4), rows(3, 5)
+    plan, expected = AttentionPlan(), attend(q, (k, k), mask=mask)
+    plan.plan((k, k), [0, 3], num_heads=2, mask=mask)
+    give_by_set(mask)
+    gc.collect()
+    assert torch.equal(plan.run(q, (k, k)), expected)
 
 
 @pytest.mark.parametrize("bad, error, message", [

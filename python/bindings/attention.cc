@@ -164,7 +164,9 @@ Attended run(PyPlan& self, FirstArray q, GivenKv kv, std::int64_t layer, GivenLa
   return results.give();
 }
 
-Made<"kvcache.typing.PlanStats"> stats(PyPlan& self) {
+constexpr char kPlanStats[] = "kvcache.typing.PlanStats";
+
+Made<kPlanStats> stats(PyPlan& self) {
   nb::dict counters;
   const Turn turn(self.mutex);
   counters["backend"] = self.plan.backend();

@@ -164,7 +164,9 @@ auto ask(const PyBatching& self, Answer answer) {
   return answer(self.cache);
 }
 
-Made<"kvcache.typing.BatchingStats"> stats(const PyBatching& self) {
+constexpr char kStats[] = "kvcache.typing.BatchingStats";
+
+Made<kStats> stats(const PyBatching& self) {
   nb::dict counters;
   const BatchingStats counted = ask(self, [](const BatchingCache& c) { return c.stats(); });
   counters["backend"] = backend_name();

@@ -12,7 +12,9 @@ namespace nb = nanobind;
 namespace kvcache::python {
 namespace {
 
-Made<"kvcache.typing.Info"> info() {
+constexpr char kInfo[] = "kvcache.typing.Info";
+
+Made<kInfo> info() {
   nb::list listed;
   for (const BackendInfo& backend : take(backends())) {
     nb::dict one;

@@ -223,7 +223,9 @@ std::string repr(const PyCache& self) {
   });
 }
 
-Made<"kvcache.typing.CacheStats"> stats(const PyCache& self) {
+constexpr char kStats[] = "kvcache.typing.CacheStats";
+
+Made<kStats> stats(const PyCache& self) {
   nb::dict counters;
   counters["backend"] = backend_name();
   counters["path"] = path_name(self.last_count);

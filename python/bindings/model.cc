@@ -29,9 +29,13 @@ using namespace nb::literals;
 namespace kvcache::python {
 namespace {
 
-using GivenTokens = Given<"kvcache.typing.Tokens">;
-using GivenPrompt = Given<"kvcache.typing.Tokens | kvcache.typing.Prompts">;
-using GivenTexts = Given<"kvcache.typing.Texts">;
+// What signatures say.
+constexpr char kPath[] = "kvcache.typing.Path";
+constexpr char kText[] = "str";
+constexpr char kTexts[] = "kvcache.typing.Texts";
+constexpr char kTokens[] = "kvcache.typing.Tokens";
+constexpr char kPrompt[] = "kvcache.typing.Tokens | kvcache.typing.Prompts";
+constexpr char kGenerated[] = "kvcache.typing.Generated";
 
 struct PyModel {
   std::shared_ptr<const Loaded> loaded;
@@ -225,7 +229,7 @@ class Session {
 
 // --- Model. ---
 
-void load(PyModel* self, Given<"kvcache.typing.Path"> path, const std::string& weights,
+void load(PyModel* self, Given<kPath> path, const std::string& weights,
           std::optional<std::int32_t> threads) {
   const std::string directory = path_from(path);
   const runner::WeightMode mode = take(runner::parse_weight_mode(weights));
@@ -245,12 +249,13 @@ void load(PyModel* self, Given<"kvcache.typing.Path"> path, const std::string& w
   new (self) PyModel{std::move(loaded)};
 }
 
-Made<"kvcache.typing.Generated"> generate(
-    const PyModel& self, GivenPrompt prompt, std::int64_t max_tokens, bool stream,
-    const std::optional<std::string>& cache, double temperature, std::int64_t top_k, double top_p,
-    double min_p, double repetition_penalty, std::int64_t seed, GivenTexts stop, bool stop_at_eos,
-    GivenDType kv_dtype, GivenLayout layout, std::int64_t page_size, std::int64_t prefill_chunk,
-    std::int64_t max_active, std::shared_ptr<LimitedMemory> memory) {
+Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64_t max_tokens,
+                          bool stream, const std::optional<std::string>& cache, double temperature,
+                          std::int64_t top_k, double top_p, double min_p, double repetition_penalty,
+                          std::int64_t seed, Given<kTexts> stop, bool stop_at_eos,
+                          GivenDType kv_dtype, GivenLayout layout, std::int64_t page_size,
+                          std::int64_t prefill_chunk, std::int64_t max_active,
+                          std::shared_ptr<LimitedMemory> memory) {
   const bool several = is_several(prompt);
   StreamOptions options =
       storage_from(*self.loaded, cache.value_or(several ? "batching" : "dynamic"), kv_dtype, layout,
@@ -287,7 +292,7 @@ std::unique_ptr<Session> session(const PyModel& self, std::optional<std::int64_t
       max_length.value_or(self.loaded->files.model.config().max_position_embeddings));
 }
 
-Float32Array logits(const PyModel& self, GivenTokens tokens, const std::string& cache,
+Float32Array logits(const PyModel& self, Given<kTokens> tokens, const std::string& cache,
                     GivenDType kv_dtype, GivenLayout layout, std::int64_t page_size,
                     std::int64_t prefill_chunk, std::shared_ptr<LimitedMemory> memory) {
   const std::vector<std::int32_t> ids = tokens_from("tokens", tokens, *self.loaded);
@@ -314,7 +319,7 @@ void bind_tokenizer(nb::module_& module) {
                           "Immutable: any number of threads.")
       .def(
           "encode",
-          [](const PyTokenizer& self, Given<"str"> text, bool add_special_tokens) {
+          [](const PyTokenizer& self, Given<kText> text, bool add_special_tokens) {
             return take(self.core().encode(text_from("text", text), add_special_tokens));
           },
           "text"_a.none(), "add_special_tokens"_a = true,
@@ -384,7 +389,7 @@ void bind_session(nb::module_& module) {
                       "choose tokens oneself. Made by\nModel.session(). Threads take turns.")
       .def(
           "forward",
-          [](Session& self, GivenTokens tokens, bool last_only) {
+          [](Session& self, Given<kTokens> tokens, bool last_only) {
             return self.forward(self.tokens_of(tokens), last_only);
           },
           "tokens"_a.none(), nb::kw_only(), "last_only"_a = false,

@@ -30,8 +30,13 @@ using namespace nb::literals;
 namespace kvcache::python {
 namespace {
 
-using GivenAppend = Given<"kvcache.typing.AppendLike">;
-using GivenPair = Given<"tuple[kvcache.typing.Array, kvcache.typing.Array]">;
+// What signatures say.
+constexpr char kStats[] = "kvcache.typing.PagedStats";
+constexpr char kAppend[] = "kvcache.typing.AppendLike";
+constexpr char kPair[] = "tuple[kvcache.typing.Array, kvcache.typing.Array]";
+constexpr char kErrorType[] = "type[BaseException]";
+constexpr char kError[] = "BaseException";
+constexpr char kTraceback[] = "types.TracebackType";
 
 struct PyPaged {
   PyConfig config;
@@ -95,7 +100,7 @@ PyAppend append_from(nb::handle item) {
 }
 
 std::unique_ptr<PyStep> reserve(nb::object self_object,
-                                const nb::typed<nb::iterable, GivenAppend>& appends) {
+                                const nb::typed<nb::iterable, Given<kAppend>>& appends) {
   auto& self = nb::cast<PyPaged&>(self_object);
   std::vector<PyAppend> held;
   for (nb::handle item : appends) held.push_back(append_from(item));
@@ -239,7 +244,7 @@ Int32Array slot_mapping(const PyPaged& self, const PyStep& step, std::int64_t la
   return array_of(slots);
 }
 
-AnyPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, GivenPair out,
+AnyPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, Given<kPair> out,
                GivenExecutor executor) {
   nb::object key, value;
   if (out.is_none()) {
@@ -281,7 +286,7 @@ AnyPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, GivenP
   return nb::make_tuple(key, value);
 }
 
-Made<"kvcache.typing.PagedStats"> stats(const PyPaged& self) {
+Made<kStats> stats(const PyPaged& self) {
   const auto [counted, nbytes, reserved] = ask(self, [](const PagedCache& cache) {
     return std::tuple(cache.stats(), cache.nbytes(), cache.reserved_bytes());
   });
@@ -321,8 +326,9 @@ void bind_step(nb::module_& module) {
       .def("__enter__", [](nb::object self) { return Self(std::move(self)); })
       .def(
           "__exit__",
-          [](PyStep& self, Given<"type[BaseException]"> type, Given<"BaseException">,
-             Given<"types.TracebackType">) { leave(self, type); },
+          [](PyStep& self, Given<kErrorType> type, Given<kError>, Given<kTraceback>) {
+            leave(self, type);
+          },
           "type"_a = nb::none(), "value"_a = nb::none(), "traceback"_a = nb::none())
       .def(
           "write",

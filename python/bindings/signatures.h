@@ -5,72 +5,86 @@
 
 #include <nanobind/nanobind.h>
 
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
 #include <utility>
 
 namespace kvcache::python {
 
-template <std::size_t kSize>
-struct Words {
-  char text[kSize] = {};
-  consteval Words(const char (&given)[kSize]) {  // NOLINT: implicit
-    std::copy_n(given, kSize, text);
-  }
-};
-
 // An argument: whatever was given. Functions check it themselves.
-template <Words kName>
+template <const auto& kName>
 class Given : public nanobind::handle {
  public:
-  static constexpr auto Name = nanobind::detail::const_name(kName.text);
+  static constexpr auto Name = nanobind::detail::const_name(kName);
   using handle::handle;
   Given(nanobind::handle given) noexcept : handle(given) {}  // NOLINT: implicit
 };
 
 // A result.
-template <Words kName>
+template <const auto& kName>
 class Made : public nanobind::object {
  public:
-  static constexpr auto Name = nanobind::detail::const_name(kName.text);
+  static constexpr auto Name = nanobind::detail::const_name(kName);
   using object::object;
   Made(nanobind::object given) noexcept  // NOLINT: implicit
       : nanobind::object(std::move(given)) {}
 };
 
-using GivenArray = Given<"kvcache.typing.Array">;
-using GivenIds = Given<"kvcache.typing.Ids">;
-using GivenPositions = Given<"kvcache.typing.Positions">;
-using GivenBlockTable = Given<"kvcache.typing.BlockTable">;
-using GivenNumbers = Given<"kvcache.typing.Numbers">;
-using GivenMask = Given<"kvcache.typing.Mask">;
-using GivenKv = Given<"kvcache.typing.KV">;
-using GivenDType = Given<"kvcache.typing.DType">;
-using GivenLayout = Given<"kvcache.typing.Layout">;
-using GivenLse = Given<"kvcache.typing.Lse">;
-using GivenExecutor = Given<"kvcache._core.ThreadPool">;
-using GivenMemo = Given<"dict[int, object]">;  // of copy.deepcopy
+// Named, because a literal as the argument of a template is spelt out in every symbol it is part
+// of.
+namespace said {
+inline constexpr char kArray[] = "kvcache.typing.Array";
+inline constexpr char kIds[] = "kvcache.typing.Ids";
+inline constexpr char kPositions[] = "kvcache.typing.Positions";
+inline constexpr char kBlockTable[] = "kvcache.typing.BlockTable";
+inline constexpr char kNumbers[] = "kvcache.typing.Numbers";
+inline constexpr char kMask[] = "kvcache.typing.Mask";
+inline constexpr char kMaskOrNone[] = "kvcache.typing.Mask | None";
+inline constexpr char kKv[] = "kvcache.typing.KV";
+inline constexpr char kDType[] = "kvcache.typing.DType";
+inline constexpr char kLayout[] = "kvcache.typing.Layout";
+inline constexpr char kLse[] = "kvcache.typing.Lse";
+inline constexpr char kExecutor[] = "kvcache._core.ThreadPool";
+inline constexpr char kMemo[] = "dict[int, object]";
+inline constexpr char kFirst[] = "kvcache.typing.ArrayT";
+inline constexpr char kFirstPair[] = "tuple[kvcache.typing.ArrayT, kvcache.typing.ArrayT]";
+inline constexpr char kAttended[] =
+    "kvcache.typing.ArrayT | tuple[kvcache.typing.ArrayT, kvcache.typing.ArrayT]";
+inline constexpr char kAny[] = "kvcache.typing.AnyArray";
+inline constexpr char kInt32[] = "numpy.typing.NDArray[numpy.int32]";
+inline constexpr char kFloat32[] = "numpy.typing.NDArray[numpy.float32]";
+inline constexpr char kSelf[] = "typing_extensions.Self";
+}  // namespace said
+
+using GivenArray = Given<said::kArray>;
+using GivenIds = Given<said::kIds>;
+using GivenPositions = Given<said::kPositions>;
+using GivenBlockTable = Given<said::kBlockTable>;
+using GivenNumbers = Given<said::kNumbers>;
+using GivenMask = Given<said::kMask>;
+using GivenKv = Given<said::kKv>;
+using GivenDType = Given<said::kDType>;
+using GivenLayout = Given<said::kLayout>;
+using GivenLse = Given<said::kLse>;
+using GivenExecutor = Given<said::kExecutor>;
+using GivenMemo = Given<said::kMemo>;  // of copy.deepcopy
 
 // Results are of the library that the first array came from: NumPy's for all but tensors.
-using FirstArray = Given<"kvcache.typing.ArrayT">;
-using FirstPair = Given<"tuple[kvcache.typing.ArrayT, kvcache.typing.ArrayT]">;
-using LikeFirst = Made<"kvcache.typing.ArrayT">;
+using FirstArray = Given<said::kFirst>;
+using FirstPair = Given<said::kFirstPair>;
+using LikeFirst = Made<said::kFirst>;
 using PairLikeFirst = nanobind::typed<nanobind::tuple, LikeFirst, LikeFirst>;
-// out, or (out, lse)
-using Attended =
-    Made<"kvcache.typing.ArrayT | tuple[kvcache.typing.ArrayT, kvcache.typing.ArrayT]">;
+using Attended = Made<said::kAttended>;  // out, or (out, lse)
 // (key, value, length, mask)
-using Fetched = nanobind::typed<nanobind::tuple, LikeFirst, LikeFirst, std::int64_t,
-                                Made<"kvcache.typing.Mask | None">>;
+using Fetched =
+    nanobind::typed<nanobind::tuple, LikeFirst, LikeFirst, std::int64_t, Made<said::kMaskOrNone>>;
 
 // Of the library whose array came in last.
-using AnyArray = Made<"kvcache.typing.AnyArray">;
+using AnyArray = Made<said::kAny>;
 using AnyPair = nanobind::typed<nanobind::tuple, AnyArray, AnyArray>;
 
-using Int32Array = Made<"numpy.typing.NDArray[numpy.int32]">;
-using Float32Array = Made<"numpy.typing.NDArray[numpy.float32]">;
-using Self = Made<"typing_extensions.Self">;
+using Int32Array = Made<said::kInt32>;
+using Float32Array = Made<said::kFloat32>;
+using Self = Made<said::kSelf>;
 
 }  // namespace kvcache::python
 

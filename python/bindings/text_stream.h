@@ -38,8 +38,12 @@ struct StreamOptions {
 
 using Prompts = std::vector<std::vector<std::int32_t>>;
 
-using TextPiece = Made<"kvcache.typing.PieceT">;
-using TextResult = Made<"kvcache.typing.ResultT | None">;
+namespace said {
+inline constexpr char kPiece[] = "kvcache.typing.PieceT";
+inline constexpr char kResult[] = "kvcache.typing.ResultT | None";
+}  // namespace said
+using TextPiece = Made<said::kPiece>;
+using TextResult = Made<said::kResult>;
 
 class TextStream {
  public:

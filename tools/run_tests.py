@@ -7,12 +7,15 @@ PATTERN is a GoogleTest filter ("PagedCache*", "*Soak*"). The last line says
 "N passed, N failed": cases of every GoogleTest program, plus one for each example, plus the Python
 tests; those of python/tests run in the .venv where the build folder holds the package, with --hf also
 those that need PyTorch and transformers. A program that dies without naming a failed case counts as
-one failure. Where the build folder is one of AddressSanitizer, the Python tests run under it too.
+one failure. Where the build folder is one of AddressSanitizer, the Python tests run under it too. Where
+it is one of ThreadSanitizer, those programs run that are labelled quick, and of the Python tests those
+of threads.
 """
 
 import argparse
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +23,13 @@ import unittest
 import xml.etree.ElementTree as ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def sanitizer_of(build):
+    """The sanitizer that a build folder is of ("address", "thread"), or None."""
+    cache = (build / "CMakeCache.txt").read_text(encoding="utf-8")
+    found = re.search(r"^CMAKE_CXX_FLAGS:.*-fsanitize=(\w+)", cache, re.MULTILINE)
+    return found[1] if found else None
 
 
 def count_cases(report):
@@ -46,6 +56,8 @@ def run_programs(build, pattern):
     if pattern:
         environment["GTEST_FILTER"] = pattern
         command += ["--tests-regex", "^test_"]
+    if sanitizer_of(build) == "thread":
+        command += ["--label-regex", "quick"]
     summary.parent.mkdir()
     subprocess.run(command, env=environment, check=False)
     if not summary.exists():
@@ -78,19 +90,23 @@ def run_python(pattern):
     return result.testsRun - bad - len(result.skipped), bad
 
 
-def sanitized(build):
-    """What Python needs in its environment to load an extension built with AddressSanitizer; else nothing.
+def sanitized(sanitizer):
+    """What Python needs in its environment to load an extension built with a sanitizer; else nothing.
 
     The runtime must be there first, and the C++ library with it, whose exceptions it watches. Every
-    object of Python gets memory of its own, so that none is read past its end. Leaks are not looked for:
-    Python leaves objects at its end; freed memory is kept from reuse, but not so much that the test of
-    what is left behind sees it; memory that is not to be had is an error of the call, not the end.
+    object of Python gets memory of its own, so that none is read past its end, nor taken for another.
+
+    AddressSanitizer: leaks are not looked for, as Python leaves objects at its end; freed memory is kept
+    from reuse, but not so much that the test of what is left behind sees it; memory that is not to be had
+    is an error of the call, not the end. ThreadSanitizer sees the lock of the interpreter, though Python
+    itself is built without it, and needs no suppressions; what it finds is an error at the end.
     """
-    if "-fsanitize=address" not in (build / "CMakeCache.txt").read_text(encoding="utf-8"):
+    runtime = {"address": "libasan.so", "thread": "libtsan.so"}.get(sanitizer)
+    if runtime is None:
         return {}
     libraries = [subprocess.run(["g++", f"-print-file-name={name}"], check=True, text=True,
                                 stdout=subprocess.PIPE).stdout.strip()
-                 for name in ("libasan.so", "libstdc++.so")]
+                 for name in (runtime, "libstdc++.so")]
     return {"LD_PRELOAD": ":".join(libraries), "PYTHONMALLOC": "malloc",
             "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=32:allocator_may_return_null=1:"
                             "max_allocation_size_mb=4096",
@@ -103,16 +119,18 @@ def run_package(build, pattern, hf):
     if not (package / "kvcache").is_dir():
         return 0, 0
     report = build / "test-reports" / "package" / "report.xml"
-    command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "pytest", str(ROOT / "python" / "tests"),
+    sanitizer, tests = sanitizer_of(build), ROOT / "python" / "tests"
+    command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "pytest",
+               str(tests / "test_threads.py" if sanitizer == "thread" else tests),
                f"--junitxml={report}", "-p", "no:cacheprovider"]
-    sanitizer = sanitized(build)
     left_out = [] if hf else ["hf", "with_torch"]
-    if sanitizer:
+    if sanitizer is not None:
         left_out.append("test_stubs.py")  # such a build makes none
-    command += [f"--ignore={ROOT / 'python' / 'tests' / name}" for name in left_out]
+    command += [f"--ignore={tests / name}" for name in left_out]
     if pattern:
         command += ["--match", pattern]
-    environment = dict(os.environ, PYTHONPATH=str(package), PYTHONDONTWRITEBYTECODE="1", **sanitizer)
+    environment = dict(os.environ, PYTHONPATH=str(package), PYTHONDONTWRITEBYTECODE="1",
+                       **sanitized(sanitizer))
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     if not report.exists():
         return 0, 1

@@ -1,11 +1,15 @@
 """Threads of Python: two caches at once, one cache in turns, the GIL let go of while a call is long."""
 
+import pathlib
 import threading
 
 import numpy
 import pytest
 
-from kvcache import CacheConfig, DynamicKVCache, PagedCache, ThreadPool, attend
+from kvcache import (AttentionPlan, BatchingCache, CacheConfig, DynamicKVCache, LimitedMemory, Model,
+                     PagedCache, ThreadPool, attend, functional)
+
+STORYTELLER = pathlib.Path(__file__).resolve().parents[2] / "models" / "storyteller"
 
 
 def run_together(*tasks):
@@ -139,3 +143,94 @@ def test_a_thread_that_fails_leaves_the_others_alone():
 
     run_together(fail, work)
     assert cache.seq_length() == 201
+
+
+@pytest.mark.parametrize("pool", [ThreadPool(1), ThreadPool(3), None], ids=["own", "several", "shared"])
+def test_attention_over_one_view_with_one_pool_from_two_threads(pool):
+    cache = DynamicKVCache()
+    cache.update(rows(1500, 0), rows(1500, 1))
+    view, queries, found = cache.view(), (rows(40, 2), rows(1, 3)), ([], [])
+
+    def work(number):
+        for _ in range(10):
+            found[number].append(attend(queries[number], view, executor=pool))
+
+    run_together(lambda: work(0), lambda: work(1))
+    for query, outs in zip(queries, found):
+        expected = attend(query, view, executor=pool)
+        assert all(numpy.array_equal(out, expected) for out in outs)
+
+
+def test_a_plan_is_made_again_on_one_thread_and_run_on_another():
+    kv, q, plan = (rows(900, 0), rows(900, 1)), rows(30, 2), AttentionPlan()
+    expected = {softcap: attend(q, kv, softcap=softcap) for softcap in (0.0, 5.0)}
+    plan.plan(kv, [0, 30], num_heads=4)
+
+    def make():
+        for step in range(40):
+            plan.plan(kv, [0, 30], num_heads=4, softcap=(5.0, 0.0)[step % 2])
+            plan.stats()
+
+    def run():
+        for _ in range(20):
+            out = plan.run(q, kv)
+            assert any(numpy.array_equal(out, one) for one in expected.values())
+            repr(plan)
+
+    run_together(make, run, run)
+
+
+def test_states_of_one_history_grow_on_two_threads():
+    start = functional.init(batch_size=1, num_layers=1, num_heads=4, head_dim=32, max_seq_len=600)
+    start, _, _ = functional.update(start, 0, rows(200, 0), rows(200, 0))
+    first = rows(200, 0)
+
+    def grow(number):
+        state = start
+        for step in range(8):
+            state, k, _ = functional.update(state, 0, rows(40, number), rows(40, number))
+            attend(rows(1, 5), state)
+        assert numpy.array_equal(k[:, :, :200], first)
+        assert numpy.array_equal(k[:, :, -40:], rows(40, number))
+
+    run_together(lambda: grow(1), lambda: grow(2))
+    assert numpy.array_equal(functional.get(start, 0)[0], first)
+
+
+def test_requests_join_and_leave_a_batch_beside_its_decoding():
+    batch, memory = BatchingCache(3), LimitedMemory(1 << 30)
+    steady = DynamicKVCache()
+    steady.update(rows(300, 0), rows(300, 0))
+    batch.add_request(steady, 0)
+
+    def join_and_leave():
+        for _ in range(30):
+            request = DynamicKVCache(memory=memory)
+            request.update(rows(50, 1), rows(50, 1))
+            batch.add_request(request, 1)
+            batch.remove_request(1)
+
+    def decode():
+        token = rows(1, 2).repeat(3, 0)
+        for _ in range(30):
+            batch.attend(token, token, token)
+            batch.stats()
+
+    run_together(join_and_leave, decode)
+    assert batch.active() == 1 and batch.seq_length(0) == 330
+
+
+def test_two_threads_generate_with_one_model_and_share_a_stream():
+    model = Model(STORYTELLER, threads=2)
+    alone = [model.generate(prompt, 20).text for prompt in ("Once", "Long ago")]
+    together, pieces = {}, ([], [])
+    stream = model.generate("Once", 20, stream=True)
+
+    def generate(number, prompt):
+        together[number] = model.generate(prompt, 20).text
+        pieces[number].extend(stream)
+
+    run_together(lambda: generate(0, "Once"), lambda: generate(1, "Long ago"))
+    assert [together[0], together[1]] == alone
+    assert stream.result.text == alone[0]
+    assert sorted("".join(pieces[0] + pieces[1])) == sorted(alone[0])

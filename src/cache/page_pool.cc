@@ -3,8 +3,24 @@
 #include <utility>
 
 #include "base/door.h"
+#include "kvcache/memory.h"
 
 namespace kvcache::internal {
+namespace {
+
+constexpr std::int64_t kIntBytes = sizeof(std::int32_t);
+
+}  // namespace
+
+void FreeInts::operator()(std::int32_t* data) const noexcept {
+  system_memory().release({reinterpret_cast<std::byte*>(data), count * kIntBytes}, 0);
+}
+
+LazyInts make_lazy_ints(std::int64_t count) noexcept {
+  const Result<Region> region = system_memory().reserve(count * kIntBytes);
+  if (!region.ok()) return nullptr;
+  return LazyInts(reinterpret_cast<std::int32_t*>(region->data), FreeInts{count});
+}
 
 Status PagePool::init(std::int64_t num_pages) noexcept {
   LazyInts references = make_lazy_ints(num_pages);

@@ -6,7 +6,6 @@
 #define KVCACHE_SRC_CACHE_PAGE_POOL_H_
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <span>
 
@@ -15,17 +14,16 @@
 namespace kvcache::internal {
 
 // Integers that the system zeroes as they are touched: the tables of a large pool cost memory only
-// as it fills.
+// as it fills. Not calloc's, which takes memory that was used before where it has some, and touches
+// all of it.
 struct FreeInts {
-  void operator()(std::int32_t* data) const noexcept { std::free(data); }
+  std::int64_t count = 0;
+  void operator()(std::int32_t* data) const noexcept;
 };
 using LazyInts = std::unique_ptr<std::int32_t[], FreeInts>;
 
-// `count` >= 1 zeros; null if there is no memory.
-inline LazyInts make_lazy_ints(std::int64_t count) noexcept {
-  return LazyInts(static_cast<std::int32_t*>(
-      std::calloc(static_cast<std::size_t>(count), sizeof(std::int32_t))));
-}
+// `count` zeros, 1 <= count < 2^31; null if there is no memory.
+LazyInts make_lazy_ints(std::int64_t count) noexcept;
 
 // Freed pages come back last-in first-out, before any fresh one; fresh ones lowest id first, so the
 // pages ever touched are 0 .. touched() - 1.

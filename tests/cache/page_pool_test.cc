@@ -1,12 +1,42 @@
 #include "cache/page_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
+
+#include "base/memory_kinds.h"
 
 namespace kvcache::internal {
 namespace {
+
+#if !KVC_PORTABLE_MEMORY
+
+TEST(LazyInts, TakeNoMemoryBeforeTheyAreTouchedThoughTheHeapHasSomeThatWasUsed) {
+  constexpr std::size_t kBytes = std::size_t{4} << 20;
+  // The second block lies in the heap: freeing the first taught malloc to keep such blocks there.
+  for (int block = 0; block < 2; ++block) {
+    void* used = std::malloc(kBytes);
+    ASSERT_NE(used, nullptr);
+    std::memset(used, 1, kBytes);
+    EXPECT_EQ(*static_cast<const volatile char*>(used), 1);  // so that it is not optimized away
+    std::free(used);
+  }
+  const LazyInts ints = make_lazy_ints(kBytes / 8);
+  ASSERT_NE(ints, nullptr);
+  ints[3] = 1;
+  std::vector<unsigned char> resident((kBytes / 2) / static_cast<std::size_t>(page_bytes()));
+  ASSERT_EQ(mincore(ints.get(), kBytes / 2, resident.data()), 0);
+  EXPECT_EQ(std::count_if(resident.begin(), resident.end(),
+                          [](unsigned char page) { return (page & 1) != 0; }),
+            1);
+}
+
+#endif
 
 TEST(PagePool, FreshPagesAscendAndFreedOnesComeBackLastInFirstOut) {
   PagePool pool;

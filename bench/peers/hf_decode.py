@@ -14,13 +14,15 @@ all. Four parts:
               all; figures are medians over the tokens
     overhead  microseconds a layer in update + attention over 16 rows: what is not the kernel
     update    cache.update alone at 32k: 32 layers of 8 heads x 128
-    memory    the peak above what the process held before the cache, in a process each
+    memory    the peak above what the process held before the cache, the rows that fill it included
+              in that; in a process each, medians of --turns
 
 Logits of the first token are compared before anything is timed.
 """
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import pathlib
@@ -115,11 +117,15 @@ def new_cache(model, way, kind):
     return transformers.DynamicCache(config=model.config)
 
 
-def fill(cache, batch, rows, layers=LAYERS, heads=KV_HEADS, dim=DIM):
-    """The same random rows in every layer, `rows` of them, a piece at a time."""
+def random_rows(batch, rows, heads=KV_HEADS, dim=DIM):
+    """(keys, values), each [batch, heads, rows, dim] in bf16."""
     generator = torch.Generator().manual_seed(1)
-    keys, values = (torch.randn(batch, heads, rows, dim, generator=generator).to(torch.bfloat16)
-                    for _ in "kv")
+    return tuple(torch.randn(batch, heads, rows, dim, generator=generator).to(torch.bfloat16)
+                 for _ in "kv")
+
+
+def fill(cache, keys, values, layers=LAYERS):
+    """The same rows in every layer."""
     for layer in range(layers):
         cache.update(keys, values, layer)
 
@@ -133,13 +139,14 @@ def padding(batch, rows):
 
 
 class Way:
-    """The model with one cache and attention, ready to go on."""
+    """The model with one cache and attention, ready to go on after `filling`, the keys and values
+    of every layer."""
 
-    def __init__(self, model, name, case, kind):
+    def __init__(self, model, name, case, kind, filling=None):
         _, self.batch, rows, padded = case
         self.model, self.name = model, name
         self.cache = new_cache(model, name, kind)
-        fill(self.cache, self.batch, rows)
+        fill(self.cache, *(filling or random_rows(self.batch, rows)))
         self.mask = padding(self.batch, rows) if padded else None
         self.milliseconds, self.inside = [], []
 
@@ -208,7 +215,7 @@ def update_alone():
     config._attn_implementation = OURS
 
     def measure(cache, tokens):
-        fill(cache, 1, rows, layers, heads, dim)
+        fill(cache, *random_rows(1, rows, heads, dim), layers)
         times = []
         for _ in range(tokens):
             begin = time.perf_counter()
@@ -236,28 +243,37 @@ def status_bytes(field):
 
 
 def peak(case, name, kind):
-    """Bytes above those held before the cache, at the worst moment of filling it and of 3 tokens."""
+    """Bytes above those held before the cache, at the worst moment of filling it and of 3 tokens.
+
+    The rows that fill it are held before and all the time, as they are the measure's own and an
+    allocation of the way measured must not take their place; nor may it take what malloc keeps.
+    """
     with torch.no_grad():
         model = new_model(random=False)
+        filling = random_rows(*case[1:3])
         Way(model, name, ("", case[1], 16, case[3]), kind).token()  # workspaces of the rest
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
         before = status_bytes("VmRSS")
-        way = Way(model, name, case, kind)
+        way = Way(model, name, case, kind, filling)
         for _ in range(3):
             way.token()
     return status_bytes("VmHWM") - before
 
 
 def memory(case, arguments):
-    """MiB by way, each measured in a process of its own."""
-    found = {}
-    for name in (OURS, *THEIRS):
-        command = [sys.executable, __file__, "--peak-of", name, "--cases", case[0],
-                   "--threads", str(arguments.threads), "--kind", arguments.kind]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-        found[name] = int(done.stdout.split()[-1]) / 2 ** 20
-    return {"case": case[0], "peak MiB": found}
+    """MiB by way, each measured in processes of its own."""
+    found = {name: [] for name in (OURS, *THEIRS)}
+    for _ in range(arguments.turns):
+        for name, peaks in found.items():
+            command = [sys.executable, __file__, "--peak-of", name, "--cases", case[0],
+                       "--threads", str(arguments.threads), "--kind", arguments.kind]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            peaks.append(int(done.stdout.split()[-1]) / 2 ** 20)
+    return {"case": case[0],
+            **{f"{word} peak MiB".strip(): {name: pick(peaks) for name, peaks in found.items()}
+               for word, pick in (("", statistics.median), ("min", min), ("max", max))}}
 
 
 def describe(result):

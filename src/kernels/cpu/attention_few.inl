@@ -26,7 +26,7 @@ namespace kvcache::internal::KVC_SIMD {
 namespace {
 
 // Rows of a pass over the cut: their scores stay in the first cache.
-constexpr int kFewChunk = 16;
+constexpr int kFewChunk = 8;
 
 // Keys that kRows rows score side by side: the sums fill the registers.
 template <int kRows>

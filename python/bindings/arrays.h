@@ -124,6 +124,9 @@ void expect_lendable(DType dtype, Framework framework);
 
 // A new array of the framework, its contents not set.
 nanobind::object new_array(Framework framework, DType dtype, const std::int64_t* shape, int rank);
+// The same of PyTorch; `view` becomes its memory.
+nanobind::object new_tensor(DType dtype, const std::int64_t* shape, int rank,
+                            MutableTensorView* view);
 
 // A new array of values of ours.
 Int32Array array_of(const std::vector<std::int32_t>& values, std::int64_t rows = -1);

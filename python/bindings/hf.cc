@@ -20,9 +20,9 @@ using namespace nb::literals;
 namespace kvcache::python {
 namespace {
 
-void append(PagedLayer& self, GivenArray key, GivenArray value) {
-  const Array k("key", key);
-  const Array v("value", value);
+std::int64_t append(PagedLayer& self, GivenArray key, GivenArray value) {
+  const Array k("key", without_gradient("key_states", key));
+  const Array v("value", without_gradient("value_states", value));
   const TensorView& key_rows = k.view("key");
   const TensorView& value_rows = v.view("value");
   Status status;
@@ -31,6 +31,7 @@ void append(PagedLayer& self, GivenArray key, GivenArray value) {
     status = self.append(key_rows, value_rows);
   }
   check(status);
+  return self.length();
 }
 
 LikeFirst attend(PagedLayer& self, FirstArray query, float scale, bool causal, float softcap,
@@ -94,7 +95,8 @@ void bind_paged_layer(nb::module_& module) {
           },
           "page_size"_a, "max_tokens"_a, "dtype"_a = nb::none())
       .def("append", &append, "key"_a, "value"_a,
-           "Appends key [B, H, T, Dk] and value [B, H, T, Dv]; the first rows fix all but T.\n\n"
+           "Appends key [B, H, T, Dk] and value [B, H, T, Dv]; the first rows fix all but T.\n"
+           "S comes back.\n\n"
            "Errors: ValueError for other shapes; RetryLater and NeverFits past max_tokens.")
       .def("attend", &attend, "query"_a, "scale"_a, "causal"_a, "softcap"_a, "window"_a,
            "first_visible"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
@@ -130,6 +132,15 @@ void bind_paged_layer(nb::module_& module) {
 void bind_hf(nb::module_& module) {
   nb::module_ hf = module.def_submodule("hf", "What kvcache.hf needs of C++.");
   bind_paged_layer(hf);
+  hf.def(
+      "without_gradient",
+      [](const char* name, FirstArray tensor) -> LikeFirst {
+        return LikeFirst(without_gradient(name, tensor));
+      },
+      "name"_a, "tensor"_a,
+      "The tensor, without what autograd knows of it.\n\n"
+      "Errors: TypeError for what is no torch.Tensor, NotImplementedError for one that autograd "
+      "would follow.");
   hf.def(
       "attend", &hf_attend, "query"_a, "key"_a, "value"_a, "scale"_a, "causal"_a, "softcap"_a,
       "window"_a, "first_visible"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),

@@ -44,9 +44,24 @@ Status wrong_tensor(const std::string& name, const TensorView& found, const std:
                 text + "] " + python_name(found.dtype) + ", expected " + expected);
 }
 
+nb::object without_gradient(const char* name, nb::handle tensor) {
+  const Torch* library = torch();
+  if (library == nullptr || !is_instance(tensor, library->tensor_type)) {
+    raise(PyExc_TypeError, std::string(name) + ": found " + nb::type_name(tensor.type()).c_str() +
+                               ", expected a torch.Tensor");
+  }
+  if (!nb::cast<bool>(tensor.attr(library->requires_grad))) return nb::borrow(tensor);
+  if (nb::cast<bool>(nb::module_::import_("torch").attr("is_grad_enabled")())) {
+    raise(PyExc_NotImplementedError, std::string(name) +
+                                         ": found a tensor that needs a gradient, expected none: "
+                                         "call the model under torch.no_grad()");
+  }
+  return tensor.attr("detach")();
+}
+
 HfAttend::HfAttend(nb::handle query_in, float scale, bool causal, float softcap,
                    std::int32_t window, nb::handle first_visible, nb::handle mask, nb::handle sinks)
-    : query_array_("query", query_in) {
+    : query_array_("query", without_gradient("query", query_in)) {
   query = query_array_.view("query");
   if (query.rank != 4) {
     check(wrong_tensor("query", query, "[batch, num_heads, length, head_dim]"));
@@ -66,8 +81,7 @@ HfAttend::HfAttend(nb::handle query_in, float scale, bool causal, float softcap,
 
 nb::object HfAttend::new_out(std::int64_t v_head_dim) {
   const std::int64_t shape[] = {query.shape[0], query.shape[2], query.shape[1], v_head_dim};
-  nb::object made = new_array(query_array_.framework(), query.dtype, shape, 4);
-  out_ = Array("out", made).writable("out");
+  nb::object made = new_tensor(query.dtype, shape, 4, &out_);
   std::swap(out_.shape[1], out_.shape[2]);
   std::swap(out_.strides[1], out_.strides[2]);
   return made;

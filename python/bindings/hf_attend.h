@@ -16,6 +16,10 @@
 
 namespace kvcache::python {
 
+// The torch tensor, for C++ to read. Errors: TypeError for what is none, NotImplementedError for
+// one that autograd would follow.
+nanobind::object without_gradient(const char* name, nanobind::handle tensor);
+
 // The arrays of one call, and its options, which point into them. Moving keeps the pointers right.
 struct HfAttend {
   // first_visible: int32 [B], rows before it do not exist; mask: float32 [B or 1, num_heads or 1,

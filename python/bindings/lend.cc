@@ -116,23 +116,28 @@ nb::object new_array(Framework framework, DType dtype, const std::int64_t* shape
   if (framework == Framework::kNumpy) {
     return numpy().empty(shape_tuple(shape, rank), numpy_dtype(dtype));
   }
+  MutableTensorView view;
+  return new_tensor(dtype, shape, rank, &view);
+}
+
+nb::object new_tensor(DType dtype, const std::int64_t* shape, int rank, MutableTensorView* view) {
   // Memory of ours: asking torch.empty for it takes longer than all else that a short call does.
   struct alignas(64) Line {
     std::byte bytes[64];
   };
-  TensorView view;
-  view.rank = rank;
-  view.dtype = dtype;
+  view->rank = rank;
+  view->dtype = dtype;
   std::int64_t bytes = size_of(dtype);
   for (int axis = rank - 1; axis >= 0; --axis) {
-    view.shape[axis] = shape[axis];
-    view.strides[axis] = bytes / size_of(dtype);
+    view->shape[axis] = shape[axis];
+    view->strides[axis] = bytes / size_of(dtype);
     if (__builtin_mul_overflow(bytes, std::max<std::int64_t>(shape[axis], 1), &bytes)) {
       throw std::bad_alloc();
     }
   }
   const std::shared_ptr<Line[]> memory(new Line[static_cast<std::size_t>(bytes) / 64 + 1]);
-  return lend_torch(view, memory.get(), memory);
+  view->data = memory.get();
+  return lend_torch(*view, view->data, memory);
 }
 
 Int32Array array_of(const std::vector<std::int32_t>& values, std::int64_t rows) {

@@ -17,7 +17,7 @@ from transformers.utils import output_capturing
 
 from kvcache import _core
 from kvcache.hf._cache import NAME
-from kvcache.hf._layers import PagedRows, outside_graphs, without_gradient
+from kvcache.hf._layers import PagedRows, outside_graphs
 
 # Keywords that models hand to every attention and that cannot change its result.
 INERT = frozenset({"cache_position", "deterministic", "num_items_in_batch", "output_hidden_states",
@@ -84,23 +84,17 @@ def refuse_keywords(keywords):
                                   "under attn_implementation=\"kvcache\"")
 
 
-def refuse_recording():
+def refuse_recording(recorded):
     """NotImplementedError where a model was asked for attention weights without telling us."""
-    recorded = output_capturing._active_collector.get()
-    for name in ATTENTIONS if recorded else ():
+    for name in ATTENTIONS:
         if name in recorded:
             raise NotImplementedError(f"output_attentions: found a request for {name}, expected "
                                       "none: attn_implementation=\"kvcache\" has no weights to give")
 
 
-def read_mask(module, mask, is_causal, key):
+def read_mask(mask, is_causal, keys):
     """(causal, first_visible int32 [B] or None, float32 mask added to scores or None), for a mask over
-    the rows of `key`."""
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
-    if mask is None:
-        return is_causal, None, None
-    keys = key.shape[2]
+    that many keys."""
     if mask.dim() not in (2, 4) or mask.shape[-1] != keys:
         raise ValueError(f"attention_mask: found shape {list(mask.shape)}, expected [batch, {keys}] "
                          f"or [batch, heads, queries, {keys}]")
@@ -111,10 +105,9 @@ def read_mask(module, mask, is_causal, key):
     return causal, padding.first_visible, padding.added
 
 
-def dense_rows(rows):
+def dense_rows(name, rows):
     """A plain tensor whose rows are contiguous."""
-    if type(rows) is PagedRows:
-        rows = rows.gather()
+    rows = rows.gather() if type(rows) is PagedRows else _core.hf.without_gradient(name, rows)
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
@@ -130,32 +123,37 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     the CPU, requests for attention weights, and keywords that could change the result and are not
     known; ValueError for shapes and dtypes that do not fit.
     """
-    if kwargs:
+    # As in PagedLayer.update, few calls where there is nothing to refuse or to convert.
+    if not INERT.issuperset(kwargs):
         refuse_keywords(kwargs)
-    refuse_recording()
+    recorded = output_capturing._active_collector.get()
+    if recorded:
+        refuse_recording(recorded)
     if dropout:
         raise NotImplementedError(f"dropout: found {dropout}, expected 0: call model.eval()")
-    query = without_gradient("query", query)
-    key = without_gradient("key", key)
-    value = without_gradient("value", value)
-    causal, first_visible, mask = read_mask(module, attention_mask, is_causal, key)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    first_visible = mask = None
+    if attention_mask is not None:
+        causal, first_visible, mask = read_mask(attention_mask, causal, key.shape[2])
     window = 0
     if sliding_window is not None and (attention_mask is None or attention_mask.dim() != 4):
         window = int(sliding_window)
     if position_bias is not None:
-        position_bias = without_gradient("position_bias", position_bias)
+        position_bias = _core.hf.without_gradient("position_bias", position_bias)
         mask = position_bias.to(torch.float32) if mask is None else position_bias + mask
     if mask is not None:
         mask = mask.expand(-1, -1, query.shape[2], -1)
     if s_aux is not None:
-        s_aux = without_gradient("s_aux", s_aux).to(torch.float32).contiguous()
+        s_aux = _core.hf.without_gradient("s_aux", s_aux).to(torch.float32).contiguous()
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     arguments = (scaling, causal, softcap or 0.0, window, first_visible, mask, s_aux)
-    layer = key.in_place() if type(key) is PagedRows else None
-    if layer is not None and type(value) is PagedRows and value.in_place() is layer:
-        return layer.rows.attend(query, *arguments), None
-    return _core.hf.attend(query, dense_rows(key), dense_rows(value), *arguments), None
+    if type(key) is PagedRows and type(value) is PagedRows and key.source == value.source:
+        layer = key.in_place()
+        if layer is not None:
+            return layer.rows.attend(query, *arguments), None
+    return _core.hf.attend(query, dense_rows("key", key), dense_rows("value", value),
+                           *arguments), None
 
 
 AttentionInterface.register(NAME, attention)

@@ -10,6 +10,8 @@ import functools
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from kvcache import _core
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOOK_AHEAD = 16  # tokens
 
@@ -28,19 +30,6 @@ def outside_graphs(function):
     return call
 
 
-def without_gradient(name, tensor):
-    """The tensor for our C++. TypeError for what is none, NotImplementedError for one that autograd
-    would follow."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: found {type(tensor).__name__}, expected a torch.Tensor")
-    if not tensor.requires_grad:
-        return tensor
-    if torch.is_grad_enabled():
-        raise NotImplementedError(f"{name}: found a tensor that needs a gradient, expected none: "
-                                  "call the model under torch.no_grad()")
-    return tensor.detach()
-
-
 class PagedRows(torch.Tensor):
     """The keys, or the values, of a paged layer as they are now: a tensor [B, H, S, D] in shape and
     dtype, whose rows stay in their pages. Our attention reads them there; any other operation
@@ -51,15 +40,11 @@ class PagedRows(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, shape, dtype):
-        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
-
-    def stand_for(self, layer, index, length):
-        """From now on these are the first `length` keys (index 0) or values (1) of `layer`."""
-        self.layer = layer
-        self.index = index
-        self.length = length
-        self.epoch = layer.epoch
+    def __new__(cls, index, shape, dtype):
+        """Keys (index 0) or values (1), of no layer until `source` is set: (layer, length, epoch)."""
+        rows = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
+        rows.index = index
+        return rows
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -69,15 +54,16 @@ class PagedRows(torch.Tensor):
 
     def in_place(self):
         """The layer, if these are all the rows it has now; else None."""
-        layer = self.layer
-        return layer if self.length == layer.rows.length and self.epoch == layer.epoch else None
+        layer, length, epoch = self.source
+        return layer if length == layer.rows.length and epoch == layer.epoch else None
 
     def gather(self):
         """A dense copy."""
-        if self.epoch != self.layer.epoch:
+        layer, length, epoch = self.source
+        if epoch != layer.epoch:
             raise RuntimeError("rows of a paged layer: found rows that were cropped, reordered or "
                                "reset since, expected to be read before that")
-        return self.layer.gather()[self.index][:, :, :self.length]
+        return layer.gather()[self.index][:, :, :length]
 
     def __repr__(self):
         return f"PagedRows(shape={tuple(self.shape)}, dtype={self.dtype})"
@@ -91,8 +77,14 @@ class PagedRows(torch.Tensor):
 
 class Layer(CacheLayerMixin):
     """What the kinds share. `rows` holds the layer; batch, heads and head sizes are those of its
-    first rows, until `reset`. A kind adds `append`, `tensors`, `batch`,
-    `get_seq_length`, `select` and `copy_of_rows`."""
+    first rows, until `reset`. A kind adds `update`, `tensors`, `batch`, `get_seq_length`, `select`
+    and `copy_of_rows`.
+
+    update(key_states, value_states) appends [B, H, T, Dk] and [B, H, T, Dv]; all so far comes back.
+    Errors: ValueError for another batch, heads or head size than before; NotImplementedError for
+    tensors that are not on the CPU or need a gradient; IndexError past the capacity of a static
+    layer, MemoryError past that of a paged one. The layer is then as before.
+    """
 
     is_compileable = False
     is_croppable = True
@@ -129,17 +121,6 @@ class Layer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states, value_states):
         """Nothing: the first rows fix the shape."""
-
-    @outside_graphs
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Appends key_states [B, H, T, Dk] and value_states [B, H, T, Dv]; all so far comes back.
-
-        Errors: ValueError for another batch, heads or head size than before; NotImplementedError
-        for tensors that are not on the CPU or need a gradient; IndexError past the capacity of a
-        static layer, MemoryError past that of a paged one. The layer is then as before.
-        """
-        return self.append(without_gradient("key_states", key_states),
-                           without_gradient("value_states", value_states))
 
     def get_mask_sizes(self, query_length):
         """(keys that `query_length` new queries will see, 0)."""
@@ -204,7 +185,10 @@ class ContiguousLayer(Layer):
     tensors are views: they show rows written in place, keep their memory alive, and are unspecified
     after a change other than an append."""
 
-    def append(self, key_states, value_states):
+    @outside_graphs
+    def update(self, key_states, value_states, *args, **kwargs):
+        key_states = _core.hf.without_gradient("key_states", key_states)
+        value_states = _core.hf.without_gradient("value_states", value_states)
         if key_states.dim() == 4 and key_states.shape[2] == 0 and self.batch() == 0:
             return key_states, value_states  # nothing, which fixes no shape
         return self.rows.update(key_states, value_states)
@@ -237,38 +221,43 @@ class PagedLayer(Layer):
         self.epoch = 0  # raised by whatever does more than append
         self.ahead = {}  # (keys, values) as they will be at a length, which stand for nothing yet
 
-    def append(self, key_states, value_states):
-        self.rows.append(key_states, value_states)
-        keys, values = self.tensors(appended=True)
-        return (key_states, value_states) if keys is None else (keys, values)
+    @outside_graphs
+    def update(self, key_states, value_states, *args, **kwargs):
+        # Between two layers' turns all code leaves the processor's caches: what counts here is how
+        # much of it is run, so there are few calls.
+        length = self.rows.append(key_states, value_states)
+        if length == 0 and self.rows.batch == 0:
+            return key_states, value_states  # nothing, which fixes no shape
+        if not self.settings.in_place():
+            return self.gather()
+        if length not in self.ahead:
+            self.look_ahead(length)
+        keys, values = pair = self.ahead.pop(length)
+        keys.source = values.source = (self, length, self.epoch)
+        return pair
 
-    def tensors(self, appended=False):
-        """(keys, values): rows in place under our attention, else gathered; or (None, None). Where
-        rows were just appended more are to be expected, and their tensors are made at once."""
+    def tensors(self):
+        """(keys, values): rows in place under our attention, else gathered; or (None, None)."""
         length = self.rows.length
         if length == 0 and self.rows.batch == 0:
             return None, None
         if not self.settings.in_place():
             return self.gather()
-        if appended and length not in self.ahead:
-            self.look_ahead()
-        keys, values = self.ahead.pop(length, None) or self.make_tensors(length)
-        keys.stand_for(self, 0, length)
-        values.stand_for(self, 1, length)
-        return keys, values
+        keys, values = pair = self.make_tensors(length)
+        keys.source = values.source = (self, length, self.epoch)
+        return pair
 
-    def look_ahead(self):
-        """Makes the tensors of this length and of the next ones at once. Between two layers' turns
-        all code leaves the processor's caches, and reading that of PyTorch again for every token
-        takes longer than the rest of `update`."""
-        first = self.rows.length
+    def look_ahead(self, first):
+        """Makes the tensors of this length and of the next ones at once: reading PyTorch's code again
+        for every token would take longer than the rest of `update`."""
         self.ahead = {length: self.make_tensors(length)
                       for length in range(first, first + LOOK_AHEAD)}
 
     def make_tensors(self, length):
-        return tuple(PagedRows((batch, heads, length, dim), DTYPES[dtype])
-                     for (batch, heads, _, dim), dtype
-                     in zip(self.rows.shapes, self.rows.dtypes, strict=True))
+        """(keys, values) of that many rows, of which they are told by `source`."""
+        return tuple(PagedRows(index, (batch, heads, length, dim), DTYPES[dtype])
+                     for index, ((batch, heads, _, dim), dtype)
+                     in enumerate(zip(self.rows.shapes, self.rows.dtypes, strict=True)))
 
     def gather(self):
         """(keys, values): dense copies."""

@@ -73,7 +73,7 @@ class Settings:
     def in_place(self):
         """Whether the model of `config` attends with ours, which reads pages where they are."""
         # Where `config._attn_implementation` reads it: asked by each layer for each token, and going
-        # through the config's own __getattribute__ would be a third of all the Python of `update`.
+        # through the config's own __getattribute__ was a third of all Python calls of `update`.
         return self.config is not None and object.__getattribute__(
             self.config, "_attn_implementation_internal") == NAME
 

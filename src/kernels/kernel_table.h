@@ -2,10 +2,11 @@
 // (cpu/attention.inl) and compiled per instruction set; registry.cc lists the results.
 //
 // The pieces of the algorithm:
-//   block  64 keys, aligned at multiples of 64 of their index in the sequence: one step of the
-//          online softmax
-//   cut    512 keys, aligned likewise: a partial result (max, sum, acc) of its own, whoever
-//          computes it. Cuts are merged in ascending order, so that results depend on no split
+//   block  64 keys: of many rows, in order from a multiple of 64 on, one step of the online softmax;
+//          of few rows, keys from all parts of a cut
+//   cut    512 keys from a multiple of 512 of their index in the sequence on: a partial result (max,
+//          sum, acc) of its own, whoever computes it. Cuts are merged in ascending order, so that
+//          results depend on no split
 //   tile   the query rows of one KV head that share one pass over its keys
 #ifndef KVCACHE_SRC_KERNELS_KERNEL_TABLE_H_
 #define KVCACHE_SRC_KERNELS_KERNEL_TABLE_H_

@@ -148,7 +148,8 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     arguments = (scaling, causal, softcap or 0.0, window, first_visible, mask, s_aux)
-    if type(key) is PagedRows and type(value) is PagedRows and key.source == value.source:
+    if type(key) is PagedRows and type(value) is PagedRows and (
+            key.index < value.index and key.source == value.source):
         layer = key.in_place()
         if layer is not None:
             return layer.rows.attend(query, *arguments), None

@@ -439,6 +439,16 @@ class RowsInPlace(unittest.TestCase):
         self.assertTrue(torch.equal(found, keys))
         self.assertIsNone(found.in_place())
 
+    def test_attention_takes_keys_for_values_and_the_other_way_round(self):
+        cache, (keys, values) = self.layer()
+        found = cache.update(keys, values, 0)
+        module, query = torch.nn.Module(), keys[:, :, :1].contiguous()
+        for key, value in ((0, 0), (1, 0), (1, 1), (0, 1)):
+            out, _ = kvcache.hf.attention(module, query, found[key], found[value], None)
+            wanted, _ = kvcache.hf.attention(module, query, (keys, values)[key], (keys, values)[value],
+                                             None)
+            self.assertTrue(torch.equal(out, wanted), (key, value))
+
     def test_every_token_of_a_long_continuation_has_its_own_length_and_rows(self):
         cache, (keys, values) = self.layer()
         found = [cache.update(keys, values, 0)]

@@ -1,4 +1,4 @@
-// Products of few query rows with a block of keys and values: the decode path. Part of
+// Attention of few query rows over a cut of keys and values: the decode path. Part of
 // attention.inl.
 //
 // Lanes are elements of a row, for keys as for values: rows are read as they are stored, and

@@ -239,7 +239,7 @@ Made<kStats> stats(const PyCache& self) {
   return counters;
 }
 
-template <typename Py, typename Made>
+template <typename Py, typename Core>
 nb::object clone_as(const PyCache& self) {
   CacheParts parts{self.kind, self.memory, nullptr, self.dtype};
   Status status;
@@ -248,9 +248,9 @@ nb::object clone_as(const PyCache& self) {
     const Unlocked unlocked(self.cache->nbytes() / 2);
     parts.framework = self.framework;
     parts.last_count = self.last_count;
-    auto made = static_cast<const Made&>(*self.cache).clone();
+    auto made = static_cast<const Core&>(*self.cache).clone();
     status = made.status();
-    if (made.ok()) parts.cache = std::make_unique<Made>(std::move(made).value());
+    if (made.ok()) parts.cache = std::make_unique<Core>(std::move(made).value());
   }
   check(status);
   return nb::cast(std::make_unique<Py>(std::move(parts)));

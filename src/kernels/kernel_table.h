@@ -2,9 +2,9 @@
 // (cpu/attention.inl) and compiled per instruction set; registry.cc lists the results.
 //
 // The pieces of the algorithm:
-//   block  64 keys: of many rows, in order from a multiple of 64 on, one step of the online softmax;
-//          of few rows, keys from all parts of a cut
-//   cut    512 keys from a multiple of 512 of their index in the sequence on: a partial result (max,
+//   block  64 keys. Of many rows: in order, one step of the online softmax. Of few rows: from all
+//          parts of a cut
+//   cut    512 keys from a multiple of 512 of their index in the sequence: a partial result (max,
 //          sum, acc) of its own, whoever computes it. Cuts are merged in ascending order, so that
 //          results depend on no split
 //   tile   the query rows of one KV head that share one pass over its keys

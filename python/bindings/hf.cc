@@ -34,8 +34,9 @@ std::int64_t append(PagedLayer& self, GivenArray key, GivenArray value) {
   return self.length();
 }
 
-LikeFirst attend(PagedLayer& self, FirstArray query, float scale, bool causal, float softcap,
-                 std::int32_t window, GivenArray first_visible, GivenArray mask, GivenArray sinks) {
+LikeTensor attend(PagedLayer& self, GivenTensor query, float scale, bool causal, float softcap,
+                  std::int32_t window, GivenArray first_visible, GivenArray mask,
+                  GivenArray sinks) {
   HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
   nb::object out = call.new_out(self.spec().v_head_dim);
   Status status;
@@ -134,8 +135,8 @@ void bind_hf(nb::module_& module) {
   bind_paged_layer(hf);
   hf.def(
       "without_gradient",
-      [](const char* name, FirstArray tensor) -> LikeFirst {
-        return LikeFirst(without_gradient(name, tensor));
+      [](const char* name, GivenTensor tensor) -> LikeTensor {
+        return LikeTensor(without_gradient(name, tensor));
       },
       "name"_a, "tensor"_a,
       "The tensor, without what autograd knows of it.\n\n"

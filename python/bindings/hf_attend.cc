@@ -114,9 +114,9 @@ Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
   return plan.run(query, view, out_, {}, options, context);
 }
 
-LikeFirst hf_attend(FirstArray query, GivenArray key, GivenArray value, float scale, bool causal,
-                    float softcap, std::int32_t window, GivenArray first_visible, GivenArray mask,
-                    GivenArray sinks) {
+LikeTensor hf_attend(GivenTensor query, GivenArray key, GivenArray value, float scale, bool causal,
+                     float softcap, std::int32_t window, GivenArray first_visible, GivenArray mask,
+                     GivenArray sinks) {
   HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
   const PyKvView rows = view_of_arrays(key, value, Layout::kHND);
   nb::object out = call.new_out(rows.view.get().v_head_dim);

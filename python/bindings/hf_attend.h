@@ -45,9 +45,9 @@ struct HfAttend {
 
 // Attention over arrays of the caller: key [B, H, S, Dk] and value [B, H, S, Dv], the elements of a
 // row side by side. The rest as HfAttend; what new_out() gave comes back.
-LikeFirst hf_attend(FirstArray query, GivenArray key, GivenArray value, float scale, bool causal,
-                    float softcap, std::int32_t window, GivenArray first_visible, GivenArray mask,
-                    GivenArray sinks);
+LikeTensor hf_attend(GivenTensor query, GivenArray key, GivenArray value, float scale, bool causal,
+                     float softcap, std::int32_t window, GivenArray first_visible, GivenArray mask,
+                     GivenArray sinks);
 
 // "name: found [2, 8, 1, 64] float32, expected ..."
 Status wrong_tensor(const std::string& name, const TensorView& found, const std::string& expected);

@@ -49,6 +49,7 @@ inline constexpr char kFirst[] = "kvcache.typing.ArrayT";
 inline constexpr char kFirstPair[] = "tuple[kvcache.typing.ArrayT, kvcache.typing.ArrayT]";
 inline constexpr char kAttended[] =
     "kvcache.typing.ArrayT | tuple[kvcache.typing.ArrayT, kvcache.typing.ArrayT]";
+inline constexpr char kTensor[] = "kvcache.typing.TensorT";
 inline constexpr char kAny[] = "kvcache.typing.AnyArray";
 inline constexpr char kInt32[] = "numpy.typing.NDArray[numpy.int32]";
 inline constexpr char kFloat32[] = "numpy.typing.NDArray[numpy.float32]";
@@ -77,6 +78,10 @@ using Attended = Made<said::kAttended>;  // out, or (out, lse)
 // (key, value, length, mask)
 using Fetched =
     nanobind::typed<nanobind::tuple, LikeFirst, LikeFirst, std::int64_t, Made<said::kMaskOrNone>>;
+
+// What takes tensors of PyTorch alone.
+using GivenTensor = Given<said::kTensor>;
+using LikeTensor = Made<said::kTensor>;
 
 // Of the library whose array came in last.
 using AnyArray = Made<said::kAny>;

@@ -1,7 +1,6 @@
 #include "cache/page_pool.h"
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -10,6 +9,10 @@
 #include <vector>
 
 #include "base/memory_kinds.h"
+
+#if !KVC_PORTABLE_MEMORY
+#include <sys/mman.h>
+#endif
 
 namespace kvcache::internal {
 namespace {

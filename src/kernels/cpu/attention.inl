@@ -34,6 +34,21 @@
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
+// Memory of one call, carved from the caller's.
+struct Scratch {
+  float* zeros;  // [dims padded] stands for rows that are not there
+  FewScratch few;
+
+  // Many rows.
+  uint64_t* query_bits;  // [rows] keys of the block that each query sees by the rules
+  uint64_t* row_bits;    // [rows] the same for each row, the mask's -inf left out
+  float* scores;         // [rows, 64]; then the weights
+  float* keys;           // a packed block
+  float* values;         // a packed panel
+  uint32_t* q_pairs;     // by pairs: [rows, pairs of k_dim padded]
+  uint32_t* weights;     // by pairs: [rows, 32]
+};
+
 // Bytes taken of `memory`, which is null when only they are asked for.
 int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch* scratch) {
   char* base = static_cast<char*>(memory);
@@ -47,9 +62,9 @@ int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch*
   // A tile takes one of the paths.
   const int64_t before = used;
   const int64_t chunk = min_of(rows, kFewChunk);
-  scratch->few_q = static_cast<float*>(take(rows * pad(k_dim) * 4));
-  scratch->few_bits = static_cast<uint64_t*>(take(chunk * kCutBlocks * 8));
-  scratch->few_scores = static_cast<float*>(take(chunk * kCutKeys * 4));
+  scratch->few.q = static_cast<float*>(take(rows * pad(k_dim) * 4));
+  scratch->few.bits = static_cast<uint64_t*>(take(chunk * kCutBlocks * 8));
+  scratch->few.scores = static_cast<float*>(take(chunk * kCutKeys * 4));
   const int64_t few = used;
   used = before;
   scratch->query_bits = static_cast<uint64_t*>(take(rows * 8));
@@ -165,7 +180,7 @@ void attend_cut(const CutTask& task) {
   }
   for (int64_t i = 0; i < rows * pad(tile.v_dim); ++i) partial.acc[i] = 0;
   if (tile.path == Path::kDecode) {
-    attend_few(task, scratch);
+    attend_few(task, scratch.zeros, scratch.few);
   } else {
     attend_many(task, scratch);
   }

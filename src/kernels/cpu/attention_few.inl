@@ -16,9 +16,9 @@
 // every page of memory; several such streams at once, crossing pages together, reach more of the
 // memory than one. So kStreams quarters of the cut are read side by side, a key of each in turn.
 // Where keys are missing, the next that are there take their place. Where the processor needs help
-// (QueryTile::prefetch), the next block's rows are asked for while one is computed; where it does
-// not, such instructions take the place of its own (Zen 3: a tenth to a third slower), but for the
-// first lines of pages that lie apart.
+// (QueryTile::prefetch), the next block's rows are asked for while one that is seen whole is
+// computed; where it does not, such instructions take the place of its own (Zen 3: a tenth to a
+// third slower), but for the first lines of pages that lie apart.
 //
 // Cost per key and row: k_dim + v_dim multiply-adds. Four rows read and widen a key once, two to
 // four a value; kFewChunk rows take a cut before the others do, who have it from the second cache.
@@ -381,7 +381,14 @@ void find_blocks(const CutTask& task, int64_t cut, int row0, int n, const float*
   find_rows(kv, keys, slots_of(keys, 0, kv.num_rows), zeros, &seen->rows[seen->count]);
 }
 
-void attend_few(const CutTask& task, const Scratch& scratch) {
+// Memory of one call.
+struct FewScratch {
+  float* q;        // [rows, k_dim padded] in the order of load_bf16_pairs
+  uint64_t* bits;  // [chunk, blocks of the cut] keys that each row sees
+  float* scores;   // [chunk, 512]; then the weights
+};
+
+void attend_few(const CutTask& task, const float* zeros, const FewScratch& scratch) {
   const QueryTile& tile = *task.tile;
   const KvRows& kv = *task.rows;
   const PartialRows& partial = task.partial;
@@ -393,25 +400,25 @@ void attend_few(const CutTask& task, const Scratch& scratch) {
   const int64_t v_bytes = tile.v_dim * (kv.v_dtype == DType::kF32 ? 4 : 2);
   const float* q = tile.q;
   if (kv.k_dtype == DType::kBF16) {
-    to_pairs(tile.q, rows, tile.k_dim, q_stride, scratch.few_q);
-    q = scratch.few_q;
+    to_pairs(tile.q, rows, tile.k_dim, q_stride, scratch.q);
+    q = scratch.q;
   }
   SeenBlocks seen;
   for (int row0 = 0; row0 < rows; row0 += kFewChunk) {
     const int n = static_cast<int>(min_of(rows - row0, kFewChunk));
-    find_blocks(task, cut, row0, n, scratch.zeros, scratch.few_bits, &seen);
+    find_blocks(task, cut, row0, n, zeros, scratch.bits, &seen);
     for_dtype(kv.k_dtype, [&]<DType kType>() {
       for (int i = 0; i < seen.count; ++i) {
         const bool last = i + 1 == seen.count;
         const Ahead ahead =
             last ? Ahead{seen.rows[0].v, v_bytes} : Ahead{seen.rows[i + 1].k, k_bytes};
         score_few<kType>(q + row0 * q_stride, tile, n, seen.rows[i], ahead,
-                         scratch.few_scores + seen.number[i] * kBlock);
+                         scratch.scores + seen.number[i] * kBlock);
       }
     });
     for (int r = 0; r < n; ++r) {
-      float* scores = scratch.few_scores + r * kCutKeys;
-      uint64_t* bits = scratch.few_bits + r * kCutBlocks;
+      float* scores = scratch.scores + r * kCutKeys;
+      uint64_t* bits = scratch.bits + r * kCutBlocks;
       const int row = row0 + r;
       if (adjusts_scores(tile)) {
         for (int i = 0; i < seen.count; ++i) {
@@ -429,8 +436,8 @@ void attend_few(const CutTask& task, const Scratch& scratch) {
         const BlockRows& next = seen.rows[i + 1];
         const Ahead ahead = last ? Ahead{next.k, k_bytes} : Ahead{next.v, v_bytes};
         const int64_t b = seen.number[i];
-        value_few<kType>(tile, n, seen.rows[i], ahead, scratch.few_bits + b,
-                         scratch.few_scores + b * kBlock, partial.acc + row0 * v_stride);
+        value_few<kType>(tile, n, seen.rows[i], ahead, scratch.bits + b,
+                         scratch.scores + b * kBlock, partial.acc + row0 * v_stride);
       }
     });
   }

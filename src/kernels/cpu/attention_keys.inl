@@ -1,4 +1,5 @@
-// Which keys of a block a query sees, and where their rows are. Part of attention.inl.
+// Rows by element, which keys of a block a query sees, and where their rows are. Part of
+// attention.inl.
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
@@ -186,30 +187,10 @@ void find_rows(const KvRows& rows, const BlockKeys& keys, uint64_t bits, const v
   }
 }
 
-// Asks for a line of a row that is wanted soon, into the second level of cache.
-KVC_SIMD_FN void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
-
-// The same for `bytes` of a row.
+// Asks for `bytes` of a row that is wanted soon, into the second level of cache.
 KVC_SIMD_FN void prefetch(const char* row, int64_t bytes) {
-  for (int64_t byte = 0; byte < bytes; byte += 64) prefetch(row + byte);
+  for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
 }
-
-// Memory of one call, carved from the caller's (attention.inl).
-struct Scratch {
-  float* zeros;  // [dims padded] stands for rows that are not there
-
-  float* few_q;        // few rows: [rows, k_dim padded] in the order of their products
-  uint64_t* few_bits;  // few rows: [chunk, blocks of the cut] keys that each row sees
-  float* few_scores;   // few rows: [chunk, 512]; then the weights
-
-  uint64_t* query_bits;  // many rows: [rows] keys of the block that each query sees by the rules
-  uint64_t* row_bits;    // many rows: [rows] the same for each row, the mask's -inf left out
-  float* scores;         // many rows: [rows, 64]; then the weights
-  float* keys;           // many rows: a packed block
-  float* values;         // many rows: a packed panel
-  uint32_t* q_pairs;     // many rows by pairs: [rows, pairs of k_dim padded]
-  uint32_t* weights;     // many rows by pairs: [rows, 32]
-};
 
 }  // namespace
 }  // namespace kvcache::internal::KVC_SIMD

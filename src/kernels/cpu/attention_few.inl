@@ -16,9 +16,9 @@
 // every page of memory; several such streams at once, crossing pages together, reach more of the
 // memory than one. So kStreams quarters of the cut are read side by side, a key of each in turn.
 // Where keys are missing, the next that are there take their place. Where the processor needs help
-// (QueryTile::prefetch), the next block's rows are asked for while one that is seen whole is
-// computed; where it does not, such instructions take the place of its own (Zen 3: a tenth to a
-// third slower), but for the first lines of pages that lie apart.
+// (QueryTile::prefetch), the next block's rows are asked for while one is computed; where it does
+// not, such instructions take the place of its own (Zen 3: a tenth to a third slower), but for the
+// first lines of pages that lie apart.
 //
 // Cost per key and row: k_dim + v_dim multiply-adds. Four rows read and widen a key once, two to
 // four a value; kFewChunk rows take a cut before the others do, who have it from the second cache.
@@ -114,6 +114,12 @@ KVC_SIMD_FN void ask_for(const Ahead& ahead, const char* const* here, int slot, 
   if (level == Prefetch::kL3) each_line([](const char* at) { __builtin_prefetch(at, 0, 1); });
 }
 
+// At once, for a block that is not seen whole: its runs end elsewhere, and first lines may be asked
+// for in vain.
+void ask_for_all(const Ahead& ahead, const char* const* here, Prefetch level) {
+  for (int slot = 0; slot < kBlock; slot += kFewStep) ask_for(ahead, here, slot, level);
+}
+
 // Elements at, at + kLanes of a row: two vectors, in the order of load_bf16_pairs if bf16.
 template <DType kType>
 KVC_SIMD_FN void load_two(const char* row, int64_t at, F32* a, F32* b) {
@@ -190,44 +196,57 @@ template <DType kType, int kRows>
   }
 }
 
-// The rows of the slots `bits`, close together. Returns how many.
-KVC_SIMD_FN int close_up(const char* const* rows, uint64_t bits, const char** close,
-                         uint8_t* slots) {
+// A block of which some rows of a tile see keys. Where all keys are seen, rows are in their slots.
+// Otherwise those that are seen lie close together, in the order of their slots, and the last of
+// them stands in the places behind it.
+struct SeenBlock {
+  BlockRows rows;
+  int64_t number;  // in the cut
+  int count;
+  uint8_t slots[kBlock];
+};
+
+// From rows in their slots.
+KVC_SIMD_FN void close_up(SeenBlock* block) {
   int n = 0;
-  for (; bits != 0; bits &= bits - 1, ++n) {
-    slots[n] = static_cast<uint8_t>(__builtin_ctzll(bits));
-    close[n] = rows[slots[n]];
+  for (uint64_t bits = block->rows.bits; bits != 0; bits &= bits - 1, ++n) {
+    const int slot = __builtin_ctzll(bits);
+    block->slots[n] = static_cast<uint8_t>(slot);
+    block->rows.k[n] = block->rows.k[slot];
+    block->rows.v[n] = block->rows.v[slot];
   }
-  return n;
+  block->count = n;
+  for (int i = n; i < kBlock; ++i) {
+    block->rows.k[i] = block->rows.k[n - 1];
+    block->rows.v[i] = block->rows.v[n - 1];
+  }
 }
 
 // Scores of `rows` rows with the keys of a block: scores[row * kCutKeys + slot].
 template <DType kType>
-void score_few(const float* q, const QueryTile& tile, int rows, const BlockRows& block,
+void score_few(const float* q, const QueryTile& tile, int rows, const SeenBlock& block,
                const Ahead& ahead, float* scores) {
   const int64_t stride = pad(tile.k_dim);
-  if (block.bits == kAllKeys) {
+  const char* const* k_rows = block.rows.k;
+  if (block.rows.bits == kAllKeys) {
     for (int slot = 0; slot < kBlock; slot += kFewStep) {
-      ask_for(ahead, block.k, slot, tile.prefetch);
+      ask_for(ahead, k_rows, slot, tile.prefetch);
       for_fours(rows, [&]<int kRows>(int r) {
-        score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, block.k + slot,
+        score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, k_rows + slot,
                                  scores + r * kCutKeys + slot);
       });
     }
     return;
   }
-  // The keys that are there, close together; the last stands for those that fill up the step.
-  const char* k_rows[kBlock];
-  uint8_t slots[kBlock];
-  const int n = close_up(block.k, block.bits, k_rows, slots);
-  for (int i = n; i % kFewStep != 0; ++i) k_rows[i] = k_rows[n - 1];
+  ask_for_all(ahead, k_rows, tile.prefetch);
   for_fours(rows, [&]<int kRows>(int r) {
-    for (int key = 0; key < n; key += kFewStep) {
+    for (int key = 0; key < block.count; key += kFewStep) {
       float step[kRows * kCutKeys];
       score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, k_rows + key, step);
-      for (int i = key; i < n && i < key + kFewStep; ++i) {
+      const int n = static_cast<int>(min_of(block.count - key, kFewStep));
+      for (int i = 0; i < n; ++i) {
         for (int row = 0; row < kRows; ++row) {
-          scores[(r + row) * kCutKeys + slots[i]] = step[row * kCutKeys + i - key];
+          scores[(r + row) * kCutKeys + block.slots[key + i]] = step[row * kCutKeys + i];
         }
       }
     }
@@ -319,7 +338,7 @@ KVC_SIMD_FN void add_step(const float* weights, const char* const* v_rows, int n
 // acc += weights * values of a block for `rows` rows: weights[row * kCutKeys + slot]. Row r sees
 // the keys row_bits[r * kCutBlocks].
 template <DType kType>
-void value_few(const QueryTile& tile, int rows, const BlockRows& block, const Ahead& ahead,
+void value_few(const QueryTile& tile, int rows, const SeenBlock& block, const Ahead& ahead,
                const uint64_t* row_bits, const float* weights, float* acc) {
   const int64_t stride = pad(tile.v_dim);
   for (int r = 0; r < rows;) {
@@ -329,19 +348,24 @@ void value_few(const QueryTile& tile, int rows, const BlockRows& block, const Ah
     while (end < rows && row_bits[end * kCutBlocks] == bits) ++end;
     if (bits == kAllKeys) {
       for (int slot = 0; slot < kBlock; slot += kFewStep) {
-        if (r == 0) ask_for(ahead, block.v, slot, tile.prefetch);
-        add_step<kType>(weights + r * kCutKeys + slot, block.v + slot, kFewStep, end - r,
+        if (r == 0) ask_for(ahead, block.rows.v, slot, tile.prefetch);
+        add_step<kType>(weights + r * kCutKeys + slot, block.rows.v + slot, kFewStep, end - r,
                         tile.v_dim, acc + r * stride, stride);
       }
     } else if (bits != 0) {
+      if (r == 0) ask_for_all(ahead, block.rows.v, tile.prefetch);
+      // Of these keys, those that the rows see.
+      const bool whole = block.rows.bits == kAllKeys;
       const char* v_rows[kBlock];
-      uint8_t slots[kBlock];
-      const int n = close_up(block.v, bits, v_rows, slots);
       float close[kFewChunk * kCutKeys];
-      for (int row = r; row < end; ++row) {
-        for (int i = 0; i < n; ++i) {
-          close[(row - r) * kCutKeys + i] = weights[row * kCutKeys + slots[i]];
+      int n = 0;
+      for (int i = 0; i < (whole ? kBlock : block.count); ++i) {
+        const int slot = whole ? i : block.slots[i];
+        v_rows[n] = block.rows.v[i];
+        for (int row = r; row < end; ++row) {
+          close[(row - r) * kCutKeys + n] = weights[row * kCutKeys + slot];
         }
+        n += static_cast<int>(bits >> slot & 1);
       }
       add_step<kType>(close, v_rows, n, end - r, tile.v_dim, acc + r * stride, stride);
     }
@@ -352,15 +376,16 @@ void value_few(const QueryTile& tile, int rows, const BlockRows& block, const Ah
 // The blocks of a cut of which a chunk of rows sees keys: count of them, in order.
 struct SeenBlocks {
   int count;
-  int64_t number[kCutBlocks];
-  BlockRows rows[kCutBlocks + 1];  // the last: after the cut, where rows are asked for
+  SeenBlock blocks[kCutBlocks + 1];  // the last: after the cut, where rows are asked for
 };
 
 // Finds them for rows row0 .. row0 + n of the tile, and what each row sees: bits[n][kCutBlocks].
+// Behind the first rows `seen` holds the blocks of those before, and most are the same.
 void find_blocks(const CutTask& task, int64_t cut, int row0, int n, const float* zeros,
                  uint64_t* bits, SeenBlocks* seen) {
   const KvRows& kv = *task.rows;
   const int group = task.tile->group;
+  const int before = row0 == 0 ? -1 : seen->count;
   seen->count = 0;
   for (int b = 0; b < kCutBlocks; ++b) {
     const BlockKeys keys = keys_of_parts(kv, cut, b);
@@ -373,12 +398,16 @@ void find_blocks(const CutTask& task, int64_t cut, int row0, int n, const float*
       any |= row_bits;
     }
     if (any == 0) continue;
-    find_rows(kv, keys, any, zeros, &seen->rows[seen->count]);
-    seen->number[seen->count++] = b;
+    const int at = seen->count++;
+    SeenBlock& block = seen->blocks[at];
+    if (at < before && block.number == b && block.rows.bits == any) continue;
+    find_rows(kv, keys, any, nullptr, &block.rows);
+    if (any != kAllKeys) close_up(&block);
+    block.number = b;
   }
-  if (task.tile->prefetch == Prefetch::kNone) return;
+  if (task.tile->prefetch == Prefetch::kNone || seen->count == before) return;
   const BlockKeys keys = keys_of_parts(kv, cut + 1, 0);
-  find_rows(kv, keys, slots_of(keys, 0, kv.num_rows), zeros, &seen->rows[seen->count]);
+  find_rows(kv, keys, slots_of(keys, 0, kv.num_rows), zeros, &seen->blocks[seen->count].rows);
 }
 
 // Memory of one call.
@@ -410,10 +439,10 @@ void attend_few(const CutTask& task, const float* zeros, const FewScratch& scrat
     for_dtype(kv.k_dtype, [&]<DType kType>() {
       for (int i = 0; i < seen.count; ++i) {
         const bool last = i + 1 == seen.count;
-        const Ahead ahead =
-            last ? Ahead{seen.rows[0].v, v_bytes} : Ahead{seen.rows[i + 1].k, k_bytes};
-        score_few<kType>(q + row0 * q_stride, tile, n, seen.rows[i], ahead,
-                         scratch.scores + seen.number[i] * kBlock);
+        const Ahead ahead = last ? Ahead{seen.blocks[0].rows.v, v_bytes}
+                                 : Ahead{seen.blocks[i + 1].rows.k, k_bytes};
+        score_few<kType>(q + row0 * q_stride, tile, n, seen.blocks[i], ahead,
+                         scratch.scores + seen.blocks[i].number * kBlock);
       }
     });
     for (int r = 0; r < n; ++r) {
@@ -422,7 +451,7 @@ void attend_few(const CutTask& task, const float* zeros, const FewScratch& scrat
       const int row = row0 + r;
       if (adjusts_scores(tile)) {
         for (int i = 0; i < seen.count; ++i) {
-          const int64_t b = seen.number[i];
+          const int64_t b = seen.blocks[i].number;
           if (bits[b] == 0) continue;
           bits[b] = adjust_scores(task, keys_of_parts(kv, cut, b), row / tile.group,
                                   row % tile.group, bits[b], scores + b * kBlock);
@@ -433,10 +462,10 @@ void attend_few(const CutTask& task, const float* zeros, const FewScratch& scrat
     for_dtype(kv.v_dtype, [&]<DType kType>() {
       for (int i = 0; i < seen.count; ++i) {
         const bool last = i + 1 == seen.count;
-        const BlockRows& next = seen.rows[i + 1];
+        const BlockRows& next = seen.blocks[i + 1].rows;
         const Ahead ahead = last ? Ahead{next.k, k_bytes} : Ahead{next.v, v_bytes};
-        const int64_t b = seen.number[i];
-        value_few<kType>(tile, n, seen.rows[i], ahead, scratch.bits + b,
+        const int64_t b = seen.blocks[i].number;
+        value_few<kType>(tile, n, seen.blocks[i], ahead, scratch.bits + b,
                          scratch.scores + b * kBlock, partial.acc + row0 * v_stride);
       }
     });

@@ -130,7 +130,7 @@ uint64_t visible_keys(const CutTask& task, const BlockKeys& keys, int32_t query)
   return bits;
 }
 
-// Where the rows of a block's slots are. `bits` says which are there; the others stand on zeros.
+// Where the rows of a block's slots are. `bits` says which are there.
 struct BlockRows {
   const char* k[kBlock];
   const char* v[kBlock];
@@ -168,7 +168,8 @@ KVC_SIMD_FN void find_run(const KvRows& rows, int64_t row0, int64_t n, int slot,
   }
 }
 
-// The rows of the block's slots `bits`; `missing` stands for the others.
+// The rows of the block's slots `bits`; `missing` stands for the others, which stay as they are if
+// it is null.
 void find_rows(const KvRows& rows, const BlockKeys& keys, uint64_t bits, const void* missing,
                BlockRows* block) {
   block->bits = bits;
@@ -181,6 +182,7 @@ void find_rows(const KvRows& rows, const BlockKeys& keys, uint64_t bits, const v
     const int last = 63 - __builtin_clzll(wanted);
     find_run(rows, keys.row(first), (last - first) / keys.runs + 1, first, keys.runs, block);
   }
+  if (missing == nullptr) return;
   for (uint64_t hidden = ~bits; hidden != 0; hidden &= hidden - 1) {
     const int slot = __builtin_ctzll(hidden);
     block->k[slot] = block->v[slot] = static_cast<const char*>(missing);

@@ -129,8 +129,13 @@ def interrupted(iterable):
     between, so nothing but the iterable can notice."""
     given = []
     press = itertools.starmap(os.kill, [(os.getpid(), signal.SIGINT)])
-    with pytest.raises(KeyboardInterrupt):
-        given.extend(itertools.chain(press, iterable))
+    # Whoever runs the tests in the background of a shell has interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            given.extend(itertools.chain(press, iterable))
+    finally:
+        signal.signal(signal.SIGINT, before)
     return given[1:]
 
 

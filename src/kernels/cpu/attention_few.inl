@@ -32,7 +32,7 @@ constexpr int kFewChunk = 8;
 template <int kRows>
 constexpr int kFewKeys = kRows == 1 ? 8 : (kRegisters == 32 ? 16 : 8) / (kRows == 3 ? 4 : kRows);
 
-// Keys of a step: scored, or their values added, between two requests for rows of a later step.
+// Keys of a step: scored, or their values added, between two requests for rows of a whole block.
 constexpr int kFewStep = 16;
 
 // Elements that are widened as pairs: whole pairs of vectors of bf16 rows.
@@ -114,8 +114,8 @@ KVC_SIMD_FN void ask_for(const Ahead& ahead, const char* const* here, int slot, 
   if (level == Prefetch::kL3) each_line([](const char* at) { __builtin_prefetch(at, 0, 1); });
 }
 
-// At once, for a block that is not seen whole: its runs end elsewhere, and first lines may be asked
-// for in vain.
+// All requests at once, where a block is not taken whole. Its runs may end elsewhere: some first
+// lines are asked for in vain.
 void ask_for_all(const Ahead& ahead, const char* const* here, Prefetch level) {
   for (int slot = 0; slot < kBlock; slot += kFewStep) ask_for(ahead, here, slot, level);
 }
@@ -196,7 +196,7 @@ template <DType kType, int kRows>
   }
 }
 
-// A block of which some rows of a tile see keys. Where all keys are seen, rows are in their slots.
+// A block of which some rows of a chunk see keys. Where all keys are seen, rows are in their slots.
 // Otherwise those that are seen lie close together, in the order of their slots, and the last of
 // them stands in the places behind it.
 struct SeenBlock {
@@ -206,7 +206,7 @@ struct SeenBlock {
   uint8_t slots[kBlock];
 };
 
-// From rows in their slots.
+// From rows in their slots. REQUIRES: there are some.
 KVC_SIMD_FN void close_up(SeenBlock* block) {
   int n = 0;
   for (uint64_t bits = block->rows.bits; bits != 0; bits &= bits - 1, ++n) {
@@ -376,7 +376,7 @@ void value_few(const QueryTile& tile, int rows, const SeenBlock& block, const Ah
 // The blocks of a cut of which a chunk of rows sees keys: count of them, in order.
 struct SeenBlocks {
   int count;
-  SeenBlock blocks[kCutBlocks + 1];  // the last: after the cut, where rows are asked for
+  SeenBlock blocks[kCutBlocks + 1];  // the last: after the cut, rows to ask for
 };
 
 // Finds them for rows row0 .. row0 + n of the tile, and what each row sees: bits[n][kCutBlocks].

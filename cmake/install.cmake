@@ -1,20 +1,10 @@
-# Public headers whose code exists. prefix.h and tier.h are designed but not written yet, and join
-# the list with their code.
-set(KVC_INSTALLED_HEADERS
-  attention.h backend.h batching_cache.h cache.h dynamic_cache.h executor.h full_cache.h
-  functional.h kv_view.h kvcache.h layer_handle.h layer_spec.h mask.h memory.h memory_plan.h
-  paged_cache.h static_cache.h status.h tensor_view.h types.h version.h)
-
 if(NOT KVCACHE_INSTALL)
   return()
 endif()
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 install(TARGETS kvcache EXPORT kvcache-targets)
-foreach(header IN LISTS KVC_INSTALLED_HEADERS)
-  install(FILES include/kvcache/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvcache)
-endforeach()
-install(FILES include/kvcache_c.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(DIRECTORY include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 
 # find_package(kvcache): the target kvcache::kvcache, which links nothing but threads. Versions below
 # 1.0 promise no compatibility beyond their minor number.

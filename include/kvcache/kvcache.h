@@ -1,5 +1,4 @@
-// Everything that is built of the public API. The headers of designs whose code has not landed yet
-// (prefix.h, tier.h) are not installed and not included here.
+// The whole public API.
 #ifndef KVCACHE_KVCACHE_H_
 #define KVCACHE_KVCACHE_H_
 

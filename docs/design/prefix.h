@@ -1,3 +1,5 @@
+// A design: nothing of it is built.
+//
 // PrefixCache: finds the longest known beginning of a text among the pages of a PagedCache.
 #ifndef KVCACHE_PREFIX_H_
 #define KVCACHE_PREFIX_H_

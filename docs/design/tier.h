@@ -1,3 +1,5 @@
+// A design: nothing of it is built.
+//
 // Tier: where rows go when they leave memory, and where they are found again.
 #ifndef KVCACHE_TIER_H_
 #define KVCACHE_TIER_H_

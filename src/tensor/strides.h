@@ -15,7 +15,7 @@
 
 namespace kvcache::internal {
 
-// --- The order of axes: the only place that knows HND from NHD. ---
+// --- The order of axes in HND and NHD. ---
 
 // Which axis of a rank-4 K or V tensor is which.
 struct KvAxes {

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools" / "lint"))
 
 import check_arrows  # noqa: E402  (found through the path above)
+import check_files  # noqa: E402
 
 
 class CheckArrowsTest(unittest.TestCase):
@@ -90,6 +91,11 @@ class CheckArrowsTest(unittest.TestCase):
         self.assert_refused("src/base/x.cc", '#include "door.h"\n')
         self.assert_refused("src/base/x.cc", '#include "base/missing.h"\n')
         self.assert_refused("src/base/x.cc", "#include <kvcache/status.h>\n")
+
+    def test_every_kind_of_source_is_read(self):
+        for suffix in (".h", ".cc", ".inl"):
+            self.assert_refused("src/cache/x" + suffix, '#include "attention/plan.h"\n')
+            self.assertIn(suffix, check_files.SOURCES)
 
     def test_a_new_folder_of_src_needs_arrows(self):
         self.assert_refused("src/newcomer/x.cc", "#include <vector>\n")

@@ -45,7 +45,7 @@ STANDARD_C = re.compile(r"std(int|def|bool)\.h$")
 SYSTEM = re.compile(r"(sys/\w+|linux/\w+|unistd|sched|pthread|signal|fcntl|errno)\.h$")
 PROCESSOR = re.compile(r"(immintrin|arm_neon|arm_sve|cpuid)\.h$")
 
-SOURCES = (".h", ".cc", ".c", ".inc")
+SOURCES = (".h", ".cc", ".c", ".inl")
 INCLUDE = re.compile(r'\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 
 

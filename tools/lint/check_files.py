@@ -13,7 +13,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MAX_LINES = 600
-SOURCES = {".h", ".cc", ".c", ".py", ".sh", ".cmake"}
+SOURCES = {".h", ".cc", ".c", ".inl", ".py", ".sh", ".cmake"}
 # Recorded data: whatever text a tokenizer or a model met.
 DATA = re.compile(r"^(models/.*\.json|tests/.*\.(json|jsonl|txt))$")
 # Put together from halves, so that this file passes its own check.

@@ -7,14 +7,14 @@
 #include <utility>
 #include <vector>
 
-#include "api/batching_dense.h"
-#include "api/batching_slots.h"
-#include "api/batching_view.h"
 #include "api/cache_impl.h"
-#include "api/contiguous_view.h"
 #include "attention/check.h"
 #include "attention/plan.h"
 #include "base/door.h"
+#include "cache/contiguous/dense.h"
+#include "cache/contiguous/slots.h"
+#include "cache/contiguous/slots_view.h"
+#include "cache/contiguous/view.h"
 #include "tensor/strides.h"
 
 namespace kvcache {

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "api/cache_impl.h"
-#include "api/contiguous_view.h"
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "cache/contiguous/view.h"
 #include "tensor/strides.h"
 
 namespace kvcache {

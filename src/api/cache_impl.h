@@ -8,7 +8,7 @@
 #include <optional>
 #include <utility>
 
-#include "cache/layered_storage.h"
+#include "cache/contiguous/storage.h"
 #include "kvcache/cache.h"
 #include "kvcache/status.h"
 #include "kvcache/tensor_view.h"
@@ -39,9 +39,6 @@ struct Cache::Impl {
 };
 
 namespace internal {
-
-// Layers of one cache: bounds what a wrong index may allocate.
-inline constexpr std::int64_t kMaxLayers = 1 << 16;
 
 // mask_length of update_and_fetch: none, or the number of new tokens of `key`. A key that is no
 // tensor of rank 4 is left to the checks that follow. May throw bad_alloc.

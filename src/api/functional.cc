@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "api/cache_impl.h"
-#include "api/contiguous_view.h"
-#include "api/functional_history.h"
 #include "base/door.h"
+#include "cache/contiguous/history.h"
+#include "cache/contiguous/view.h"
 #include "kvcache/attention.h"
 #include "tensor/strides.h"
 

@@ -5,8 +5,8 @@
 
 #include "base/checked_math.h"
 #include "base/door.h"
-#include "cache/contiguous_geometry.h"
-#include "cache/paged_layout.h"
+#include "cache/contiguous/geometry.h"
+#include "cache/paged/layout.h"
 
 namespace kvcache {
 namespace {

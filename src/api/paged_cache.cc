@@ -5,10 +5,10 @@
 #include <utility>
 
 #include "base/door.h"
-#include "cache/paged_layout.h"
-#include "cache/paged_rows.h"
-#include "cache/paged_store.h"
-#include "cache/paged_tables.h"
+#include "cache/paged/layout.h"
+#include "cache/paged/rows.h"
+#include "cache/paged/store.h"
+#include "cache/paged/tables.h"
 #include "tensor/strides.h"
 
 namespace kvcache {

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "attention/check.h"
-#include "attention/execute.h"
+#include "attention/cpu/execute.h"
 #include "attention/reference.h"
 #include "attention/select.h"
 #include "attention/visible.h"

@@ -6,10 +6,10 @@
 #include <span>
 #include <vector>
 
-#include "attention/execute.h"
+#include "attention/cpu/execute.h"
+#include "attention/cpu/work.h"
 #include "attention/prefixes.h"
 #include "attention/problem.h"
-#include "attention/work.h"
 #include "base/aligned_buffer.h"
 #include "kernels/kernel_table.h"
 #include "kvcache/attention.h"

@@ -8,7 +8,6 @@
 #include <memory>
 #include <random>
 
-#include "api/batching_view.h"
 #include "base/memory_kinds.h"
 #include "kvcache/attention.h"
 #include "kvcache/static_cache.h"
@@ -193,39 +192,6 @@ TEST_P(BatchingBits, SlotsLaidOutInEveryWayGiveTheBitsOfTheRequestAlone) {
       }
       ASSERT_OK(batch.rewind(4, count));  // within its capacity
       ASSERT_OK(alone[4]->rewind(count));
-    }
-  }
-}
-
-TEST(BatchingView, SlotsLaidOutAlikeShareAPartAndOthersGetTheirOwn) {
-  std::vector<internal::ContiguousLayer> layers(5);
-  internal::Placement growing, fixed;
-  growing.memory = fixed.memory = &system_memory();
-  growing.reserve_tokens = 4096;
-  growing.address_bytes = std::int64_t{1} << 40;
-  fixed.fixed_capacity = 32;
-  const internal::LayerShape shape{1, 2, 8, 16, DType::kF32, DType::kF16, Layout::kHND};
-  for (std::size_t i = 0; i < 5; ++i) {
-    ASSERT_OK(layers[i].populate(shape, 8, i == 3 ? fixed : growing));
-    layers[i].set_length(static_cast<std::int64_t>(i) + 1);
-  }
-  const internal::ContiguousLayer* slots[] = {&layers[0], nullptr,    &layers[1],
-                                              &layers[2], &layers[3], &layers[4]};
-  internal::BatchingView view;
-  ASSERT_OK(view.build(slots, shape));
-  const KvView& kv = view.view();
-  EXPECT_EQ(kv.num_seqs, 6);
-  EXPECT_EQ(kv.num_parts, 2);  // growing, fixed
-  for (std::int32_t s = 0; s < 6; ++s) {
-    EXPECT_EQ(total_length(kv, s), slots[s] != nullptr ? slots[s]->length() : 0);
-    for (std::int32_t p = 0; p < kv.num_parts; ++p) {
-      const KvPart& part = kv.parts[p];
-      if (part.lengths[s] == 0) continue;
-      const std::int64_t page = part.block_table[s];
-      EXPECT_GE(page, 0);
-      const KeyValueView rows = slots[s]->rows();
-      EXPECT_EQ(static_cast<const float*>(part.k) + page * part.k_page_stride, rows.key.data);
-      EXPECT_EQ(static_cast<const Float16*>(part.v) + page * part.v_page_stride, rows.value.data);
     }
   }
 }

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <string>
 
-#include "attention/work.h"
+#include "attention/cpu/work.h"
 #include "gtest/gtest.h"
 #include "support/kv_fixture.h"
 

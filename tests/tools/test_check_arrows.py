@@ -18,6 +18,7 @@ class CheckArrowsTest(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.root = pathlib.Path(folder.name)
         for name in ("include/kvcache/status.h", "src/base/door.h", "src/cache/pages.h",
+                     "src/cache/paged/pool.h", "src/cache/contiguous/layer.h",
                      "src/attention/plan.h", "src/kernels/kernel_table.h",
                      "src/kernels/cpu/simd/avx2.h", "runner/ops/product.h", "bench/copy.h",
                      "tests/support/rows.h"):
@@ -44,6 +45,12 @@ class CheckArrowsTest(unittest.TestCase):
             self.complaints_of("src/cache/x.cc", '// first\n\n#include "attention/plan.h"\n'),
             ["src/cache/x.cc:3: includes attention/plan.h: src/cache may include: cache/, "
              "kernels/kernel_table.h, tensor/, base/, kvcache/"])
+
+    def test_contiguous_and_paged_storage_do_not_include_one_another(self):
+        self.assert_allowed("src/cache/paged/x.cc", '#include "cache/paged/pool.h"\n')
+        self.assert_refused("src/cache/paged/x.cc", '#include "cache/contiguous/layer.h"\n')
+        self.assert_allowed("src/cache/contiguous/x.cc", '#include "cache/contiguous/layer.h"\n')
+        self.assert_refused("src/cache/contiguous/x.cc", '#include "cache/paged/pool.h"\n')
 
     def test_attention_may_not_include_cache(self):
         self.assert_refused("src/attention/x.cc", '#include "cache/pages.h"\n')

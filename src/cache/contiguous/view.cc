@@ -1,0 +1,66 @@
+#include "cache/contiguous/view.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace kvcache::internal {
+
+KvPart part_of(const KeyValueView& rows, Layout layout) noexcept {
+  const KvExtents k = kv_strides(rows.key, layout);
+  const KvExtents v = kv_strides(rows.value, layout);
+  KvPart part;
+  part.k = rows.key.data;
+  part.v = rows.value.data;
+  part.k_format.dtype = rows.key.dtype;
+  part.v_format.dtype = rows.value.dtype;
+  part.k_page_stride = k.batch;
+  part.k_head_stride = k.heads;
+  part.k_token_stride = k.length;
+  part.v_page_stride = v.batch;
+  part.v_head_stride = v.heads;
+  part.v_token_stride = v.length;
+  return part;
+}
+
+Status check_view_size(std::int64_t size) {
+  constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
+  if (size <= kMaxInt32) return {};
+  return Status(StatusCode::kOutOfRange, "view: found " + std::to_string(size) +
+                                             " as a size or position, expected at most " +
+                                             std::to_string(kMaxInt32));
+}
+
+Result<OwnedKvView> view_of(const KeyValueView& rows, Layout layout, std::int64_t first_position) {
+  struct Tables {
+    KvPart part;
+    std::vector<std::int32_t> lengths, first_position;
+  };
+  const KvExtents k = kv_extents(rows.key, layout);
+  const std::int64_t v_dim = kv_extents(rows.value, layout).dim;
+  for (const std::int64_t size : {k.batch, k.heads, k.dim, v_dim, first_position + k.length}) {
+    KVC_RETURN_IF_ERROR(check_view_size(size));
+  }
+  const auto batch = static_cast<std::size_t>(k.batch);
+  const auto tables = std::make_shared<Tables>();
+  tables->lengths.assign(batch, static_cast<std::int32_t>(k.length));
+  tables->first_position.assign(batch, static_cast<std::int32_t>(first_position));
+  KvPart& part = tables->part;
+  part = part_of(rows, layout);
+  part.page_size = static_cast<std::int32_t>(std::max<std::int64_t>(k.length, 1));
+  part.lengths = tables->lengths.data();
+  part.first_position = tables->first_position.data();
+
+  KvView view;
+  view.num_seqs = static_cast<std::int32_t>(k.batch);
+  view.num_kv_heads = static_cast<std::int32_t>(k.heads);
+  view.k_head_dim = static_cast<std::int32_t>(k.dim);
+  view.v_head_dim = static_cast<std::int32_t>(v_dim);
+  view.num_parts = 1;
+  view.parts = &part;
+  return OwnedKvView(view, tables);
+}
+
+}  // namespace kvcache::internal

@@ -9,12 +9,14 @@ Importing this module registers the attention `"kvcache"` and its masks with tra
 `model.set_attn_implementation("kvcache")` works too. `Cache` is a `transformers.DynamicCache` and
 goes wherever one does, under any attention. See docs/transformers.md.
 
-Needs torch and transformers 5.24 or newer; keys and values are float32, float16 or bfloat16 in the
+Needs torch and transformers 5.20 to 5.24; keys and values are float32, float16 or bfloat16 in the
 memory of the CPU, and no gradient passes through.
 """
 
-from kvcache.hf._attention import attention, attention_mask
+from kvcache.hf import _versions  # first: it refuses the versions that the others cannot read
+from kvcache.hf._attention import attention
 from kvcache.hf._cache import Cache
 from kvcache.hf._enable import disable, enable
+from kvcache.hf._masks import attention_mask
 
 __all__ = ["Cache", "attention", "attention_mask", "disable", "enable"]

@@ -1,23 +1,24 @@
-"""Attention and its masks, registered with transformers under the name "kvcache".
+"""Attention, registered with its masks under the name "kvcache".
 
-The mask function says as little as is true: nothing for plain causal and plain bidirectional
-patterns, the 2-D padding where some keys are padding, and the full mask for any other pattern. A
-mask is then read as follows:
+Whoever makes a mask decides who sees what, causality included: where our mask function was asked, the
+word of the module that attends counts for nothing. A mask is read as follows:
 
+    Mask          of our mask function: the rule it was made by
     None          the causal rule, or none, as the keyword `is_causal` or the module says
     2-D padding   [B, S], False unseen; besides the rule above
     4-D           [B or 1, num_heads or 1, L or 1, S], boolean or added to the scores; the whole rule
 """
 
+import contextvars
+
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import (bidirectional_mask_function, causal_mask_function,
-                                        prepare_padding_mask, sdpa_mask)
 from transformers.utils import output_capturing
 
 from kvcache import _core
 from kvcache.hf._cache import NAME
 from kvcache.hf._layers import PagedRows, outside_graphs
+from kvcache.hf._masks import Mask, added_to_scores, attention_mask, padding_rule
 
 # Keywords that models hand to every attention and that cannot change its result.
 INERT = frozenset({"cache_position", "deterministic", "num_items_in_batch", "output_hidden_states",
@@ -25,54 +26,13 @@ INERT = frozenset({"cache_position", "deterministic", "num_items_in_batch", "out
 ATTENTIONS = ("attentions", "cross_attentions", "encoder_attentions", "decoder_attentions")
 
 
-class Padding:
-    """What the mask function knows of a 2-D mask, carried on it as `kvcache_padding`."""
-
-    def __init__(self, visible, causal):
-        self.causal = causal  # None: as the module says
-        # Rows before a sequence's first visible one do not exist for attention: no mask is read.
-        left = bool((visible[:, 1:] >= visible[:, :-1]).all())
-        self.first_visible = (
-            (visible.shape[1] - visible.sum(-1)).to(torch.int32) if left else None)
-        self.added = None if left else added_to_scores(visible[:, None, None, :])
+# {module: calls} while a model is probed, in the context that probes it.
+CALLS = contextvars.ContextVar("kvcache_calls", default=None)
 
 
-def added_to_scores(mask):
-    """A 4-D mask as attention takes it: float32, -inf for what a boolean one does not show."""
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
-    return mask.to(torch.float32)
-
-
-@outside_graphs
-def attention_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0,
-                   mask_function=causal_mask_function, attention_mask=None,
-                   allow_is_causal_skip=True, allow_is_bidirectional_skip=False, local_size=None,
-                   config=None, **kwargs):
-    """The mask of one forward pass, as transformers asks an `AttentionMaskInterface` for it.
-
-    None, the 2-D padding [batch_size, kv_length] or the full mask [batch_size, 1, q_length,
-    kv_length], both boolean, True: seen.
-    """
-    # With queries at the end of the keys, as attention aligns them.
-    causal = (mask_function is causal_mask_function and allow_is_causal_skip
-              and local_size is None and kv_offset == 0
-              and bool(q_offset + q_length == kv_length))
-    bidirectional = (mask_function is bidirectional_mask_function and allow_is_bidirectional_skip
-                     and getattr(config, "is_causal", True))
-    if not causal and not bidirectional:
-        return sdpa_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length,
-                         q_offset=q_offset, kv_offset=kv_offset, mask_function=mask_function,
-                         attention_mask=attention_mask, allow_is_causal_skip=False,
-                         allow_is_bidirectional_skip=False, local_size=local_size, **kwargs)
-    padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
-    if padding is None:
-        return None
-    padding = padding[:, kv_offset:kv_offset + kv_length]
-    if padding.all():
-        return None
-    padding.kvcache_padding = Padding(padding, causal)
-    return padding
+def described(value):
+    """A keyword's value in an error: a tensor by its shape."""
+    return f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
 def refuse_keywords(keywords):
@@ -80,8 +40,8 @@ def refuse_keywords(keywords):
     for name, value in keywords.items():
         if name in INERT or value is None or (name == "output_attentions" and value is False):
             continue
-        raise NotImplementedError(f"attention: found {name}={value!r}, expected no such keyword "
-                                  "under attn_implementation=\"kvcache\"")
+        raise NotImplementedError(f"attention: found {name}={described(value)}, expected no such "
+                                  "keyword under attn_implementation=\"kvcache\"")
 
 
 def refuse_recording(recorded):
@@ -95,14 +55,19 @@ def refuse_recording(recorded):
 def read_mask(mask, is_causal, keys):
     """(causal, first_visible int32 [B] or None, float32 mask added to scores or None), for a mask over
     that many keys."""
+    if type(mask) is Mask and mask.is_followed():
+        if mask.num_keys != keys:
+            raise ValueError(f"attention_mask: found one of {mask.num_keys} keys, expected {keys}")
+        return mask.causal, mask.first_visible, mask.added
     if mask.dim() not in (2, 4) or mask.shape[-1] != keys:
         raise ValueError(f"attention_mask: found shape {list(mask.shape)}, expected [batch, {keys}] "
                          f"or [batch, heads, queries, {keys}]")
     if mask.dim() == 4:
-        return False, None, added_to_scores(mask)
-    padding = getattr(mask, "kvcache_padding", None) or Padding(mask.bool(), None)
-    causal = is_causal if padding.causal is None else padding.causal
-    return causal, padding.first_visible, padding.added
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise ValueError(f"attention_mask: found {mask.dtype} of four axes, expected bool, or "
+                             "floating-point numbers that are added to the scores")
+        return False, None, added_to_scores(mask)  # of a Mask: what was written to its values
+    return is_causal, *padding_rule(mask.bool())
 
 
 def dense_rows(name, rows):
@@ -131,13 +96,16 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
         refuse_recording(recorded)
     if dropout:
         raise NotImplementedError(f"dropout: found {dropout}, expected 0: call model.eval()")
+    calls = CALLS.get()
+    if calls is not None:
+        calls[module] = calls.get(module, 0) + 1
+    window = 0
+    if sliding_window is not None and (attention_mask is None or attention_mask.dim() != 4):
+        window = int(sliding_window)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     first_visible = mask = None
     if attention_mask is not None:
         causal, first_visible, mask = read_mask(attention_mask, causal, key.shape[2])
-    window = 0
-    if sliding_window is not None and (attention_mask is None or attention_mask.dim() != 4):
-        window = int(sliding_window)
     if position_bias is not None:
         position_bias = _core.hf.without_gradient("position_bias", position_bias)
         mask = position_bias.to(torch.float32) if mask is None else position_bias + mask

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import types
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -12,6 +10,7 @@ import transformers
 
 from kvcache.hf import _attention
 from kvcache.hf._cache import NAME, Cache, refuse_windows
+from kvcache.hf._versions import CACHE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,47 +21,61 @@ ModelT = TypeVar("ModelT", bound=transformers.PreTrainedModel)
 
 
 class Enabled:
-    """What `enable` changed, kept on the model as `kvcache_enabled`."""
+    """What `enable` changed. It stands on the model in the place of a method, and holds the config,
+    not the model: so it keeps no model alive, and is copied and saved with the model that it is on.
+    """
 
-    def __init__(self, kind, options, implementations):
+    def __init__(self, config, kind, options, implementations):
+        self.config = config
         self.kind = kind
         self.options = options
         self.implementations = implementations  # (config, what it attended with before)
 
-    def new_cache(self, model):
-        """An empty cache for `model`. The rows of cross-attention are as many as the encoder gives,
-        whatever the text may hold: a static cache bounds the text alone."""
-        cache = Cache(model.config, self.kind, **self.options)
-        if not model.config.is_encoder_decoder:
+    def new_cache(self, **options):
+        """An empty cache for the model; options beside those of `enable`. The rows of cross-attention
+        are as many as the encoder gives, whatever the text may hold: a static cache bounds the text
+        alone."""
+        options = {**self.options, **options}
+        cache = Cache(self.config, self.kind, **options)
+        if not self.config.is_encoder_decoder:
             return cache
         if self.kind == "static":
-            across = Cache(model.config, "dynamic", dtype=self.options.get("dtype"))
+            across = Cache(self.config, "dynamic", dtype=options.get("dtype"))
         else:
-            across = Cache(model.config, self.kind, **self.options)
+            across = Cache(self.config, self.kind, **options)
         return transformers.EncoderDecoderCache(cache, across)
 
+    def __call__(self, generation_config, model_kwargs, generation_mode, batch_size,
+                 max_cache_length):
+        """In the place of `GenerationMixin._prepare_cache_for_generation`."""
+        if generation_config.cache_implementation is not None:
+            raise NotImplementedError(
+                f"cache_implementation: found {generation_config.cache_implementation!r}, expected "
+                "none: kvcache.hf.enable has chosen the cache; kvcache.hf.disable(model) gives it up")
+        given = model_kwargs.get(CACHE)
+        if given is not None:
+            if not isinstance(given, transformers.cache_utils.Cache):
+                raise TypeError(f"{CACHE}: found {type(given).__name__}, expected a transformers Cache")
+            given._is_user_defined = True  # read by generate, which then returns it
+        elif generation_config.use_cache is not False:
+            more = {}
+            if self.kind == "static" and "max_length" not in self.options:
+                # Drafted tokens are written before it is known how many of them fit.
+                drafted = max(generation_config.prompt_lookup_num_tokens or 0,
+                              generation_config.num_assistant_tokens or 0)
+                more["max_length"] = max_cache_length + drafted
+            model_kwargs[CACHE] = self.new_cache(**more)
+            if generation_config.is_assistant:
+                model_kwargs[CACHE].activate_past_recording()
 
-def prepare_cache(self, generation_config, model_kwargs, generation_mode, batch_size,
-                  max_cache_length):
-    """In the place of `GenerationMixin._prepare_cache_for_generation`."""
-    if generation_config.cache_implementation is not None:
-        raise NotImplementedError(
-            f"cache_implementation: found {generation_config.cache_implementation!r}, expected none: "
-            "kvcache.hf.enable has chosen the cache; kvcache.hf.disable(model) gives it up")
-    if model_kwargs.get("cache") is None and generation_config.use_cache is not False:
-        enabled = self.kvcache_enabled
-        if enabled.kind == "static" and "max_length" not in enabled.options:
-            # Drafted tokens are written before it is known how many of them fit.
-            drafted = max(generation_config.prompt_lookup_num_tokens or 0,
-                          generation_config.num_assistant_tokens or 0)
-            options = {**enabled.options, "max_length": max_cache_length + drafted}
-            enabled = Enabled("static", options, ())
-        model_kwargs["cache"] = enabled.new_cache(self)
-        if generation_config.is_assistant:
-            model_kwargs["cache"].activate_past_recording()
-        return
-    type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode,
-                                             batch_size, max_cache_length)
+
+REPLACED = "_prepare_cache_for_generation"
+
+
+def enabled_of(model):
+    """What `enable` put on a model; None for one that is not enabled."""
+    found = model.__dict__.get(REPLACED)
+    return found if isinstance(found, Enabled) else None
 
 
 def configs_of(model):
@@ -89,56 +102,112 @@ def attention_layers(model):
             and not any(named(part) for part in module.modules() if part is not module)}
 
 
-def one_token(model):
-    """The smallest inputs that reach every layer."""
+def few_tokens(model):
+    """The smallest inputs that reach every layer and show who sees whom: two tokens, no mask."""
     config = model.config
-    tokens = torch.zeros((1, 1), dtype=torch.long)
+    padding = config.get_text_config(decoder=True).pad_token_id
+    tokens = torch.tensor([[token for token in range(3, 6) if token != padding][:2]])
     name = model.main_input_name
     if name == "input_ids":
         inputs = {"input_ids": tokens}
     elif name == "input_features" and hasattr(config, "num_mel_bins"):
         frames = 2 * config.max_source_positions
         inputs = {name: torch.zeros((1, config.num_mel_bins, frames), dtype=model.dtype)}
+    elif name == "input_features" and hasattr(config, "input_feat_per_channel"):
+        inputs = {name: torch.zeros((1, 64, config.input_feat_per_channel), dtype=model.dtype)}
     else:
         raise NotImplementedError(f"{type(model).__name__}: found main input {name}, expected "
-                                  "input_ids or the input_features of speech")
+                                  "input_ids, or input_features [batch, config.num_mel_bins, frames] "
+                                  "or [batch, frames, config.input_feat_per_channel]")
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens
     return inputs
 
 
 @contextlib.contextmanager
-def recording(calls):
-    """Counts calls of our attention by module while it lasts."""
-    def attend(module, *args, **kwargs):
-        calls[module] = calls.get(module, 0) + 1
-        return _attention.attention(module, *args, **kwargs)
-    transformers.AttentionInterface.register(NAME, attend)
+def watching(layers, calls, outputs):
+    """While it lasts, calls of our attention are counted by module, and what each layer gave last is
+    kept, in the order in which they gave it."""
+    def keep(layer, _, output):
+        outputs.pop(layer, None)
+        outputs[layer] = output[0] if isinstance(output, tuple) else output
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    token = _attention.CALLS.set(calls)
     try:
         yield
     finally:
-        transformers.AttentionInterface.register(NAME, _attention.attention)
+        _attention.CALLS.reset(token)
+        for hook in hooks:
+            hook.remove()
 
 
-def probe(model, cache):
-    """NotImplementedError unless one token reaches our attention once in every attention layer."""
+def run_two_tokens(model, layers, cache):
+    """({layer: calls of our attention}, {layer: what it gave})."""
+    calls, outputs = {}, {}
+    training = {module: module.training for module in model.modules()}
+    inputs = few_tokens(model)
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), watching(layers, calls, outputs):
+            model(**inputs, **{CACHE: cache}, use_cache=True)
+    except (MemoryError, NotImplementedError):
+        raise
+    except Exception as error:
+        raise NotImplementedError(f"{type(model).__name__}: found {type(error).__name__} ({error}) for "
+                                  "two tokens, expected a run") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return calls, outputs
+
+
+# Of the largest number that a layer gives: what two ways to the same result may differ by.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+def probe(model, cache, implementations):
+    """NotImplementedError unless two tokens reach our attention once in every attention layer, which
+    then gives what it gives under eager attention."""
     name = type(model).__name__
     layers = attention_layers(model)
     if not layers:
         raise NotImplementedError(f"{name}: found no attention layers, expected some")
-    calls = {}
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), recording(calls):
-            model(**one_token(model), cache=cache, use_cache=True)
-    finally:
-        model.train(training)
+    calls, outputs = run_two_tokens(model, layers, cache)
     for layer, path in layers.items():
         if calls.get(layer, 0) != 1:
             raise NotImplementedError(
                 f"{name}: found {calls.get(layer, 0)} calls of attn_implementation=\"kvcache\" by "
-                f"{path} ({type(layer).__name__}), expected one for one token")
+                f"{path} ({type(layer).__name__}), expected one")
+    attend_with(implementations, "eager")
+    try:
+        _, expected = run_two_tokens(model, layers, None)
+    finally:
+        attend_with(implementations, NAME)
+    for layer, ours in outputs.items():
+        theirs = expected[layer]
+        largest = theirs.abs().max().item()
+        apart = (ours - theirs).abs().max().item()
+        if not apart <= TOLERANCE.get(ours.dtype, 1e-1) * largest:
+            raise NotImplementedError(
+                f"{name}: found {layers[layer]} ({type(layer).__name__}) {apart:.3g} away from eager "
+                f"attention for two tokens, where the largest number is {largest:.3g}, expected the "
+                "same")
+
+
+def cache_alone_serves(model):
+    """Whether two tokens give the same with our cache as without, under the model's own attention."""
+    try:
+        layers = attention_layers(model) or {model: ""}
+        cache = Cache(model.config)
+        if model.config.is_encoder_decoder:
+            cache = transformers.EncoderDecoderCache(cache, Cache(model.config))
+        _, outputs = run_two_tokens(model, layers, cache)
+        _, expected = run_two_tokens(model, layers, None)
+        return cache.get_seq_length() == 2 and all(
+            torch.allclose(outputs[layer], expected[layer], rtol=1e-3, atol=1e-3)
+            for layer in expected)
+    except Exception:  # of any kind: the question is only whether it works
+        return False
 
 
 def enable(model: ModelT, kind: Kind = "paged", **options: Unpack[Options]) -> ModelT:
@@ -147,18 +216,20 @@ def enable(model: ModelT, kind: Kind = "paged", **options: Unpack[Options]) -> M
 
     kind, options: those of `Cache`. "static" without `max_length` takes what each `generate` needs.
     Encoder-decoder models get an `EncoderDecoderCache` of two. A cache that is passed to `generate`
-    or to the model is used as it is. One token is run through the model to see that our attention
-    serves all its layers (for speech models that is one whole encoder window).
+    or to the model is used as it is. Two tokens are run through the model, under our attention and
+    under eager, to see that ours serves all its layers (speech models read one whole encoder window
+    each time).
 
     Errors, which leave the model as it was: NotImplementedError, by name, for a model with layers
-    that do not reach our attention, sliding-window and other partial layers, and parameters that
-    are not on the CPU; those of `Cache`. From then on `generate(cache_implementation=...)` is a
-    NotImplementedError.
+    that do not reach our attention or give something else than under eager, sliding-window and other
+    partial layers, and parameters that are not on the CPU; those of `Cache`. The error says so where
+    a `Cache` serves the model without `enable`. From then on `generate(cache_implementation=...)` is
+    a NotImplementedError.
     """
     if not isinstance(model, transformers.PreTrainedModel):
         raise TypeError(f"model: found {type(model).__name__}, expected a transformers model")
-    if hasattr(model, "kvcache_enabled"):
-        before = copy.copy(model.kvcache_enabled)
+    before = enabled_of(model)
+    if before is not None:
         disable(model)
         try:
             return enable(model, kind, **options)
@@ -170,12 +241,18 @@ def enable(model: ModelT, kind: Kind = "paged", **options: Unpack[Options]) -> M
                                   "expected the CPU")
     refuse_windows(model.config)
     implementations = [(config, config._attn_implementation) for config in configs_of(model)]
-    enabled = Enabled(kind, dict(options), implementations)
+    enabled = Enabled(model.config, kind, dict(options), implementations)
     try:
         switch_on(model, enabled)
-        if kind == "static":
-            enabled = Enabled(kind, {"max_length": 1, **options}, ())
-        probe(model, enabled.new_cache(model))
+        few = {"max_length": 2} if kind == "static" and "max_length" not in options else {}
+        enabled.new_cache(**few)  # which finds what is wrong with the options
+        probe(model, enabled.new_cache(**few, dtype=None), implementations)
+    except NotImplementedError as error:
+        switch_off(model, implementations)
+        if cache_alone_serves(model):
+            raise NotImplementedError(f"{error}; kvcache.hf.Cache(model.config), passed as {CACHE}=, "
+                                      "serves it under its own attention") from error
+        raise
     except Exception:
         switch_off(model, implementations)
         raise
@@ -187,20 +264,23 @@ def switch_on(model, enabled):
     if model.config._attn_implementation != NAME:
         raise NotImplementedError(f"{type(model).__name__}: found a model that does not choose its "
                                   "attention by name, expected one that does")
-    model.kvcache_enabled = enabled
-    model._prepare_cache_for_generation = types.MethodType(prepare_cache, model)
+    setattr(model, REPLACED, enabled)
+
+
+def attend_with(implementations, name=None):
+    """Sets the attention of every config: that of this name, by default the one it had before."""
+    for config, before in implementations:
+        config._attn_implementation_internal = before if name is None else name
 
 
 def switch_off(model, implementations):
-    for config, implementation in implementations:
-        config._attn_implementation_internal = implementation
-    for name in ("kvcache_enabled", "_prepare_cache_for_generation"):
-        model.__dict__.pop(name, None)
+    attend_with(implementations)
+    model.__dict__.pop(REPLACED, None)
 
 
 def disable(model: ModelT) -> ModelT:
     """Takes `enable(model)` back; a model that is not enabled stays as it is. The model comes back."""
-    enabled = getattr(model, "kvcache_enabled", None)
+    enabled = enabled_of(model)
     if enabled is not None:
         switch_off(model, enabled.implementations)
     return model

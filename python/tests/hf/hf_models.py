@@ -2,6 +2,7 @@
 
 import torch
 import transformers
+from kvcache.hf._versions import CACHE
 
 VOCAB = 67
 torch.set_num_threads(1)  # tiny work: several threads only wait for one another
@@ -68,6 +69,15 @@ def _made(kind, config, seed=5):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return kind(config).eval()
+
+
+def holding(cache):
+    """The keyword argument for a cache, by the name that this version of transformers gives it."""
+    return {CACHE: cache}
+
+
+def cache_of(output):
+    return getattr(output, CACHE)
 
 
 def tokens(batch, length, seed=3):

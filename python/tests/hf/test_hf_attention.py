@@ -241,51 +241,74 @@ class Refusals(unittest.TestCase):
                 model(**inputs, output_attentions=False)
 
 
+def who_sees(mask, batch, queries, keys, is_causal):
+    """[batch, queries, keys], True where attention under that mask reads a key."""
+    query, key = torch.zeros(batch, 1, queries, 8), torch.zeros(batch, 1, keys, 8)
+    value = torch.eye(keys).expand(batch, 1, keys, keys)
+    return kvcache.hf.attention(module(is_causal), query, key, value, mask)[0][:, :, 0] > 0
+
+
 class Masks(unittest.TestCase):
-    """What the mask function gives for each pattern, and that it says what sdpa's mask says."""
+    """What the mask function gives says what eager's mask says: to attention, whatever the module
+    thinks of causality, and to models that compute with a mask themselves."""
 
     def setUp(self):
         self.config = models.llama().config
         self.config._attn_implementation = "kvcache"
         self.plain = models.llama().config
-        self.plain._attn_implementation = "sdpa"
+        self.plain._attn_implementation = "eager"
 
     def embeds(self, batch, length):
         return torch.zeros(batch, length, 4)
 
-    def full(self, make, batch, length, mask, **more):
-        return make(self.plain, self.embeds(batch, length), mask, cache=None, **more)
+    def check(self, make, batch, length, mask, keys=None, **more):
+        found, expected = (make(config, self.embeds(batch, length), mask, **more)
+                           for config in (self.config, self.plain))
+        keys = length if keys is None else keys
+        everything = torch.zeros(batch, 1, length, keys)
+        expected = (everything if expected is None else expected).expand_as(everything)
+        for is_causal in (True, False):
+            seen = who_sees(found, batch, length, keys, is_causal)
+            some = (expected == 0).any(-1, keepdim=True)  # rows of no key: eager spreads, ours is 0
+            self.assertEqual(seen.tolist(), ((expected == 0) & some)[:, 0].tolist())
+        if found is not None:
+            self.assertEqual((found.shape, found.dtype), (expected.shape, expected.dtype))
+            self.assertTrue(torch.equal(found + 0, expected))
+            self.assertEqual(found[:, :, -1].tolist(), expected[:, :, -1].tolist())
 
-    def test_plain_causal_needs_none(self):
-        make = masking_utils.create_causal_mask
-        self.assertIsNone(make(self.config, self.embeds(2, 5), None, cache=None))
-        ones = torch.ones(2, 5, dtype=torch.long)
-        self.assertIsNone(make(self.config, self.embeds(2, 5), ones, cache=None))
-
-    def test_padding_stays_two_axes(self):
-        mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    def test_plain_patterns(self):
         for make in (masking_utils.create_causal_mask, masking_utils.create_bidirectional_mask):
-            found = make(self.config, self.embeds(2, 5), mask, cache=None)
-            self.assertEqual(found.tolist(), mask.bool().tolist())
+            for length in (1, 2, 5):
+                for mask in (None, torch.ones(2, length), torch.ones(2, length, dtype=torch.long)):
+                    self.check(make, 2, length, mask, **models.holding(None))
+
+    def test_one_token_needs_no_mask(self):
+        for make in (masking_utils.create_causal_mask, masking_utils.create_bidirectional_mask):
+            self.assertIsNone(make(self.config, self.embeds(2, 1), None, **models.holding(None)))
+
+    def test_cross_attention(self):
+        make = masking_utils.create_bidirectional_mask
+        for mask in (None, torch.ones(2, 9), torch.tensor([[1] * 9, [1] * 4 + [0] * 5])):
+            for length in (1, 3):
+                self.check(make, 2, length, mask, keys=9, encoder_hidden_states=self.embeds(2, 9))
+
+    def test_padding_on_the_left_on_the_right_and_within(self):
+        for make in (masking_utils.create_causal_mask, masking_utils.create_bidirectional_mask):
+            for row in ([0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 0, 1]):
+                mask = torch.tensor([row, [1, 1, 1, 1, 1]])
+                self.check(make, 2, 5, mask, **models.holding(None))
 
     def test_padding_with_a_filled_cache(self):
         for kind in ("paged", "dynamic"):
             cache = kvcache.hf.Cache(self.config, kind)
             cache.update(torch.zeros(2, 2, 4, 8), torch.zeros(2, 2, 4, 8), 0)
-            mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-            found = masking_utils.create_causal_mask(self.config, self.embeds(2, 1), mask, cache=cache)
-            self.assertEqual(found.tolist(), mask.bool().tolist())
-            short = masking_utils.create_causal_mask(self.config, self.embeds(2, 1), mask[:, :4],
-                                                     cache=cache)
-            self.assertEqual(short[:, 4].tolist(), [False, False])
+            mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+            for length in (1, 2):
+                for given in (None, mask[:, :4 + length], mask[:, :4]):
+                    self.check(masking_utils.create_causal_mask, 2, length, given, keys=4 + length,
+                               **models.holding(cache))
 
-    def test_plain_bidirectional_needs_none(self):
-        make = masking_utils.create_bidirectional_mask
-        self.assertIsNone(make(self.config, self.embeds(2, 5), None))
-        self.assertIsNone(make(self.config, self.embeds(2, 3), torch.ones(2, 9),
-                               encoder_hidden_states=self.embeds(2, 9)))
-
-    def test_other_patterns_are_full(self):
+    def test_other_patterns(self):
         def diagonal(batch, head, query, key):
             return query == key
         padded = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
@@ -294,29 +317,36 @@ class Masks(unittest.TestCase):
         for more in ({"or_mask_function": diagonal}, {"and_mask_function": diagonal},
                      {"position_ids": packed}, {"allow_is_causal_skip": False}):
             for mask in (None, padded) if "position_ids" not in more else (None,):
-                found = make(self.config, self.embeds(2, 6), mask, cache=None, **more)
-                self.assertEqual(found.shape, (2, 1, 6, 6))
-                expected = self.full(make, 2, 6, mask, **more)
-                self.assertTrue(torch.equal(found, expected))
+                self.check(make, 2, 6, mask, **models.holding(None), **more)
 
-    def test_windows_and_chunks_are_full(self):
+    def test_windows_and_chunks(self):
         for config in (self.config, self.plain):
             config.sliding_window = 4
             config.attention_chunk_size = 3
         for make in (masking_utils.create_sliding_window_causal_mask,
                      masking_utils.create_chunked_causal_mask):
-            found = make(self.config, self.embeds(2, 6), None, cache=None)
-            self.assertTrue(torch.equal(found, self.full(make, 2, 6, None)))
+            self.check(make, 2, 6, None, **models.holding(None))
 
-    def test_decoders_made_bidirectional_are_full(self):
-        self.config.is_causal = False
-        found = masking_utils.create_causal_mask(self.config, self.embeds(2, 6), None, cache=None)
-        self.assertEqual(found.shape, (2, 1, 6, 6))
-        self.assertTrue(found.all())
+    def test_decoders_made_bidirectional(self):
+        self.config.is_causal = self.plain.is_causal = False
+        self.check(masking_utils.create_causal_mask, 2, 6, None, **models.holding(None))
+
+    def test_a_mask_that_a_model_writes_to_is_read_as_written(self):
+        for mask in (None, torch.tensor([[0, 0, 1, 1, 1]])):
+            made = masking_utils.create_causal_mask(self.config, self.embeds(1, 5), mask,
+                                                    **models.holding(None))
+            made[..., 3:] = torch.finfo(torch.float32).min
+            made.masked_fill_(torch.eye(5, dtype=torch.bool), 0)
+            self.assertEqual(who_sees(made, 1, 5, 5, True).tolist(), (made[0] == 0).tolist())
+
+    def test_integers_of_four_axes_are_refused(self):
+        query, key, value = tensors()
+        with self.assertRaisesRegex(ValueError, "attention_mask: found torch.int64 of four axes"):
+            kvcache.hf.attention(module(), query, key, value, torch.ones(2, 1, 3, 20).long())
 
     def test_masks_of_the_user_pass_through(self):
         mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
-        found = masking_utils.create_causal_mask(self.config, self.embeds(2, 5), mask, cache=None)
+        found = masking_utils.create_causal_mask(self.config, self.embeds(2, 5), mask, **models.holding(None))
         self.assertIs(found, mask)
 
     def test_logits_under_a_mask_of_the_user(self):
@@ -363,8 +393,8 @@ class Compiled(unittest.TestCase):
             with torch.no_grad():
                 caches = [kvcache.hf.Cache(model.config, kind) for _ in range(2)]
                 for step in (ids, ids[:, :1], ids[:, 1:2]):
-                    found = compiled(step, cache=caches[0]).logits
-                    expected = model(step, cache=caches[1]).logits
+                    found = compiled(step, **models.holding(caches[0])).logits
+                    expected = model(step, **models.holding(caches[1])).logits
                     self.assertLess((found - expected).abs().max().item(), 1e-5)
 
 
@@ -398,11 +428,11 @@ class Threads(unittest.TestCase):
         ids = models.tokens(1, 70)
         prompt = kvcache.hf.Cache(model.config, "paged")
         with torch.no_grad():
-            model(ids, cache=prompt)
+            model(ids, **models.holding(prompt))
 
         def go_on(seed, found):
             longer = torch.cat([ids, models.tokens(1, 2, seed=seed)], -1)
-            found[seed] = model.generate(longer, cache=copy.deepcopy(prompt), do_sample=False,
+            found[seed] = model.generate(longer, **models.holding(copy.deepcopy(prompt)), do_sample=False,
                                          attention_mask=torch.ones_like(longer),
                                          max_new_tokens=30).tolist()
         alone, together = {}, {}

@@ -17,6 +17,10 @@ def generated(model, name, **more):
                           **more)
 
 
+def cache_after(*args, **more):
+    return models.cache_of(generated(*args, **more))
+
+
 class Enabling(unittest.TestCase):
     def test_generate_builds_our_cache(self):
         for name in models.DECODERS:
@@ -25,7 +29,7 @@ class Enabling(unittest.TestCase):
                     model = BUILD[name]()
                     self.assertIs(kvcache.hf.enable(model, kind), model)
                     self.assertEqual(model.config._attn_implementation, "kvcache")
-                    cache = generated(model, name).cache
+                    cache = cache_after(model, name)
                     self.assertIsInstance(cache, kvcache.hf.Cache)
                     self.assertEqual(cache.settings.kind, kind)
 
@@ -33,44 +37,45 @@ class Enabling(unittest.TestCase):
         for name in ("bart", "t5"):
             for kind in ("paged", "dynamic", "static"):
                 with self.subTest(model=name, kind=kind):
-                    cache = generated(kvcache.hf.enable(BUILD[name](), kind), name).cache
+                    cache = cache_after(kvcache.hf.enable(BUILD[name](), kind), name)
                     self.assertIsInstance(cache, transformers.EncoderDecoderCache)
                     for part in (cache.self_attention_cache, cache.cross_attention_cache):
                         self.assertIsInstance(part, kvcache.hf.Cache)
                     self.assertEqual(cache.cross_attention_cache.get_seq_length(), 9)
 
     def test_paged_by_default_and_options_reach_the_cache(self):
-        cache = generated(kvcache.hf.enable(models.llama()), "llama").cache
+        cache = cache_after(kvcache.hf.enable(models.llama()), "llama")
         self.assertEqual(cache.settings.kind, "paged")
         model = kvcache.hf.enable(models.llama(), "paged", page_size=8, dtype=torch.bfloat16)
-        cache = generated(model, "llama").cache
+        cache = cache_after(model, "llama")
         self.assertEqual((cache.settings.page_size, cache.settings.dtype), (8, "bfloat16"))
-        cache = generated(kvcache.hf.enable(models.llama(), "static", max_length=99), "llama").cache
+        model = kvcache.hf.enable(models.llama(), "static", max_length=99)
+        cache = cache_after(model, "llama")
         self.assertEqual(cache.get_max_length(), 99)
 
     def test_a_cache_of_the_user_is_used_as_it_is(self):
         model = kvcache.hf.enable(models.llama())
         for cache in (transformers.DynamicCache(), kvcache.hf.Cache(model.config, "dynamic")):
-            self.assertIs(generated(model, "llama", cache=cache).cache, cache)
+            self.assertIs(cache_after(model, "llama", **models.holding(cache)), cache)
             self.assertEqual(cache.get_seq_length(), 12)
 
     def test_no_cache_where_none_is_wanted(self):
-        self.assertIsNone(generated(kvcache.hf.enable(models.llama()), "llama", use_cache=False).cache)
+        self.assertIsNone(cache_after(kvcache.hf.enable(models.llama()), "llama", use_cache=False))
 
     def test_again_with_another_kind(self):
         model = kvcache.hf.enable(kvcache.hf.enable(models.llama(), "dynamic"), "paged")
-        self.assertEqual(generated(model, "llama").cache.settings.kind, "paged")
+        self.assertEqual(cache_after(model, "llama").settings.kind, "paged")
         with self.assertRaises(ValueError):
             kvcache.hf.enable(model, "pages")
-        self.assertEqual(generated(model, "llama").cache.settings.kind, "paged")
+        self.assertEqual(cache_after(model, "llama").settings.kind, "paged")
         self.assertEqual(kvcache.hf.disable(model).config._attn_implementation, "sdpa")
 
     def test_a_copy_of_the_model_is_enabled_on_its_own(self):
         model = kvcache.hf.enable(models.llama())
         other = copy.deepcopy(model)
         kvcache.hf.disable(model)
-        self.assertIsInstance(generated(other, "llama").cache, kvcache.hf.Cache)
-        self.assertIs(type(generated(model, "llama").cache), transformers.DynamicCache)
+        self.assertIsInstance(cache_after(other, "llama"), kvcache.hf.Cache)
+        self.assertIs(type(cache_after(model, "llama")), transformers.DynamicCache)
         kvcache.hf.disable(other)
         self.assertEqual(other.config._attn_implementation, "sdpa")
 
@@ -92,7 +97,7 @@ class Disabling(unittest.TestCase):
                     self.assertEqual(model.config._attn_implementation, implementation)
                     self.assertEqual(model.__dict__.keys(), before.keys())
                     if name != "whisper":
-                        cache = generated(model, name).cache
+                        cache = cache_after(model, name)
                         cache = getattr(cache, "self_attention_cache", cache)
                         self.assertIs(type(cache), transformers.DynamicCache)
 
@@ -142,9 +147,9 @@ class Refusals(unittest.TestCase):
         model = models.llama()
         layer = model.model.layers[0]
         attend = layer.self_attn.forward
-        def twice(*args, cache=None, **kwargs):
-            attend(*args, cache=None, **kwargs)
-            return attend(*args, cache=cache, **kwargs)
+        def twice(*args, **kwargs):
+            attend(*args, **{**kwargs, **models.holding(None)})
+            return attend(*args, **kwargs)
         layer.self_attn.forward = twice
         self.refused(model, "found 2 calls.*by model.layers.0.self_attn")
 

@@ -136,7 +136,7 @@ class Combinations(SameAsTheirs):
                 with self.subTest(model=name, attention=attention, cache=kind or "theirs"):
                     model = BUILD[name]()
                     model.set_attn_implementation(attention)
-                    more = {} if kind is None else {"cache": self.cache(model, kind)}
+                    more = {} if kind is None else models.holding(self.cache(model, kind))
                     self.same(models.run(model, inputs, **more), expected)
 
     @staticmethod
@@ -164,7 +164,8 @@ class Combinations(SameAsTheirs):
                 with self.subTest(attention=attention, kind=kind):
                     model = models.llama()
                     model.set_attn_implementation(attention)
-                    self.same(models.run(model, inputs, cache=kvcache.hf.Cache(kind=kind)), expected)
+                    cache = models.holding(kvcache.hf.Cache(kind=kind))
+                    self.same(models.run(model, inputs, **cache), expected)
 
     def test_their_static_cache(self):
         for name in ("llama", "gpt2"):
@@ -178,10 +179,10 @@ class Combinations(SameAsTheirs):
 class Turns(SameAsTheirs):
     def two_turns(self, model, cache):
         first = models.prompt("llama", batch=2)
-        a = models.run(model, first, cache=cache)
+        a = models.run(model, first, **models.holding(cache))
         ids = torch.cat([a[0], models.tokens(2, 4, seed=8)], -1)
         return a, models.run(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-                             cache=cache)
+                             **models.holding(cache))
 
     def test_second_turn_on_a_filled_cache(self):
         for name in models.DECODERS:
@@ -198,12 +199,12 @@ class Turns(SameAsTheirs):
         """A prompt read once, copied, and continued in two ways, the second copy before the first."""
         ids = models.tokens(2, 37)
         with torch.no_grad():
-            model(ids, cache=cache, use_cache=True)
+            model(ids, **models.holding(cache), use_cache=True)
         runs = []
         for seed, kept in ((8, copy.deepcopy(cache)), (9, cache)):
             longer = torch.cat([ids, models.tokens(2, 3, seed=seed)], -1)
             inputs = {"input_ids": longer, "attention_mask": torch.ones_like(longer)}
-            runs.append(models.run(model, inputs, cache=kept))
+            runs.append(models.run(model, inputs, **models.holding(kept)))
         return runs
 
     def test_deepcopy_of_a_prompt_and_two_continuations(self):
@@ -224,7 +225,8 @@ class OtherDtypes(unittest.TestCase):
         model = kvcache.hf.enable(models.llama().to(torch.bfloat16))
         ids = models.tokens(2, 40)
         with torch.no_grad():
-            found = model(ids, cache=kvcache.hf.Cache(model.config, "paged")).logits.float()
+            cache = kvcache.hf.Cache(model.config, "paged")
+            found = model(ids, **models.holding(cache)).logits.float()
             exact = models.llama()(ids).logits
         spread = exact.std()
         self.assertLess(((found - exact).pow(2).mean().sqrt() / spread).item(), 0.1)
@@ -233,10 +235,10 @@ class OtherDtypes(unittest.TestCase):
         model = kvcache.hf.enable(models.llama(), "paged", dtype=torch.float16)
         ids = models.tokens(2, 40)
         with torch.no_grad():
-            cache = model.kvcache_enabled.new_cache(model)
-            model(ids, cache=cache)
+            cache = model._prepare_cache_for_generation.new_cache()
+            model(ids, **models.holding(cache))
             self.assertEqual(cache.layers[0].keys.dtype, torch.float16)
-            found = model(ids[:, :1], cache=cache).logits
+            found = model(ids[:, :1], **models.holding(cache)).logits
             again = torch.cat([ids, ids[:, :1]], -1)
             exact = models.llama()(again).logits[:, -1:]
         self.assertLess((found - exact).abs().max().item(), 0.05)

@@ -105,7 +105,7 @@ def attention_layers(model):
 def few_tokens(model):
     """The smallest inputs that reach every layer and show who sees whom: two tokens, no mask."""
     config = model.config
-    padding = config.get_text_config(decoder=True).pad_token_id
+    padding = getattr(config.get_text_config(decoder=True), "pad_token_id", None)
     tokens = torch.tensor([[token for token in range(3, 6) if token != padding][:2]])
     name = model.main_input_name
     if name == "input_ids":
@@ -149,7 +149,7 @@ def run_two_tokens(model, layers, cache):
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), watching(layers, calls, outputs):
-            model(**inputs, **{CACHE: cache}, use_cache=True)
+            model(**inputs, **{CACHE: cache})
     except (MemoryError, NotImplementedError):
         raise
     except Exception as error:

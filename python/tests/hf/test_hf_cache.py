@@ -83,8 +83,9 @@ class EachKind(unittest.TestCase):
         self.assertFalse(cache.is_compileable)
         self.assertEqual(cache.batch_size, 3)
         self.assertTrue(cache.is_initialized)
-        self.assertEqual((cache.is_sliding, cache.is_linear, cache.is_dummy),
-                         ([False], [False], [False]))
+        for name in ("is_sliding", "is_linear", "is_dummy"):
+            if hasattr(transformers.DynamicCache, name):  # versions differ
+                self.assertEqual(getattr(cache, name), [False])
 
     @each_kind
     def test_layers_appear_as_they_are_used_and_lengths_are_per_layer(self, kind):
@@ -189,7 +190,8 @@ class EachKind(unittest.TestCase):
         both.ours.offload(0)
         both.ours.prefetch(0)
         both.ours.activate_past_recording()
-        self.assertFalse(both.ours.is_recording_past(0))
+        if hasattr(both.theirs, "is_recording_past"):  # versions differ
+            self.assertFalse(both.ours.is_recording_past(0))
         both.compare()
 
     @each_kind

@@ -85,6 +85,18 @@ class Enabling(unittest.TestCase):
         self.assertFalse(kvcache.hf.enable(models.llama()).training)
 
 
+    def test_speech_and_configs_without_padding(self):
+        speech = transformers.Speech2TextForConditionalGeneration(transformers.Speech2TextConfig(
+            vocab_size=models.VOCAB, d_model=32, encoder_layers=1, decoder_layers=1,
+            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
+            decoder_ffn_dim=48, input_feat_per_channel=8, input_channels=1, conv_channels=16,
+            max_source_positions=64, max_target_positions=32))
+        codegen = transformers.CodeGenForCausalLM(transformers.CodeGenConfig(
+            vocab_size=models.VOCAB, n_embd=32, n_layer=1, n_head=4, n_positions=64, rotary_dim=4))
+        for model in (speech, codegen):
+            kvcache.hf.enable(model.eval())
+
+
 class Disabling(unittest.TestCase):
     def test_everything_is_as_it_was(self):
         for name, build in BUILD.items():
@@ -136,6 +148,40 @@ class Refusals(unittest.TestCase):
         config = transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=4)
         model = transformers.BloomForCausalLM(config).eval()
         self.refused(model, "BloomForCausalLM: found a model that does not choose its attention by name")
+
+    def test_the_cache_alone_is_named_where_it_serves(self):
+        config = transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=4)
+        model = transformers.BloomForCausalLM(config).eval()
+        self.refused(model, r"; kvcache.hf.Cache\(model.config\), passed as \w+=, serves it")
+        inputs = {**models.prompt("llama"), "max_new_tokens": 6, "do_sample": False}
+        found = model.generate(**inputs, **models.holding(kvcache.hf.Cache(config)))
+        self.assertEqual(found.tolist(), model.generate(**inputs).tolist())
+        layer = model.transformer.h[0].self_attention
+        attend = layer.forward
+        def forgetting(*args, **kwargs):
+            return attend(*args, **{name: None if isinstance(value, transformers.Cache) else value
+                                    for name, value in kwargs.items()})
+        layer.forward = forgetting
+        with self.assertRaises(NotImplementedError) as caught:
+            kvcache.hf.enable(model)
+        self.assertNotIn("serves it", str(caught.exception))
+
+    def test_an_error_of_the_model_is_refused_by_name(self):
+        model = models.llama()
+        def broken(*args, **kwargs):
+            raise IndexError("beyond")
+        model.model.layers[1].mlp.forward = broken
+        self.refused(model, r"LlamaForCausalLM: found IndexError \(beyond\) for two tokens")
+
+    def test_other_inputs(self):
+        model = models.whisper()
+        model.main_input_name = "input_values"
+        self.refused(model, "found main input input_values, expected input_ids, or input_features")
+
+    def test_what_is_no_cache_for_generate(self):
+        model = kvcache.hf.enable(models.llama())
+        with self.assertRaisesRegex(TypeError, "found tuple, expected a transformers Cache"):
+            generated(model, "llama", **models.holding(((None, None),)))
 
     def test_a_layer_that_goes_its_own_way(self):
         model = models.llama()

@@ -268,6 +268,52 @@ typedef struct kvc_paged_stats {
 } kvc_paged_stats;
 KVC_API kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats);
 
+/* ---- PagedBatch: rows that go forward together, see paged_batch.h ---- */
+
+typedef struct kvc_batch kvc_batch;
+
+/* num_rows empty rows over a cache that several batches may share, and that lives until the last of
+ * them is freed. Freed by kvc_batch_free, which gives the rows back. */
+KVC_API kvc_status kvc_batch_create(kvc_paged* cache, int64_t num_rows, kvc_batch** batch);
+KVC_API void kvc_batch_free(kvc_batch* batch);
+
+/* begin -> write each layer -> attend over the view -> commit. counts [num_rows]: new tokens of
+ * each row; tokens: their ids, packed, or null. key and value are packed [new tokens, H, D], or
+ * [num_rows, H, T, D] where every row brings T (KVC_NHD: [num_rows, T, H, D]). accepted null: all.
+ */
+KVC_API kvc_status kvc_batch_begin(kvc_batch* batch, const int64_t* counts, int64_t num_rows,
+                                   const int32_t* tokens, int64_t num_tokens);
+KVC_API kvc_status kvc_batch_write(kvc_batch* batch, int64_t layer, const kvc_tensor* key,
+                                   const kvc_tensor* value, const kvc_executor* executor);
+KVC_API kvc_status kvc_batch_commit(kvc_batch* batch, const int64_t* accepted, int64_t num_rows);
+KVC_API kvc_status kvc_batch_rollback(kvc_batch* batch);
+
+/* A forward pass that nobody announces: the first layer reserves, the last commits. key and value
+ * [B, H, T, D] (KVC_NHD: [B, T, H, D]); a batch without rows gets B of them. */
+KVC_API kvc_status kvc_batch_update(kvc_batch* batch, int64_t layer, const kvc_tensor* key,
+                                    const kvc_tensor* value, const kvc_executor* executor);
+
+/* All rows of one layer, the open step's tokens included. Freed by kvc_view_free, valid until the
+ * step ends or a row changes. gather: dense copies [num_rows, H, S, D] of rows of one length. */
+KVC_API kvc_status kvc_batch_view(const kvc_batch* batch, int64_t layer, kvc_view** view);
+KVC_API kvc_status kvc_batch_gather(const kvc_batch* batch, int64_t layer, const kvc_tensor* key,
+                                    const kvc_tensor* value, const kvc_executor* executor);
+KVC_API kvc_status kvc_batch_lengths(const kvc_batch* batch, int64_t layer, int64_t* lengths,
+                                     int64_t num_rows);     /* [num_rows] */
+KVC_API int64_t kvc_batch_num_rows(const kvc_batch* batch); /* 0 for null */
+
+/* Rows come after the others; the rows after one that goes move up; reset releases all. Row i
+ * becomes what row indices[i] was; rows a, b become a, a, b, b for n = 2; a fork shares pages.
+ * rewind drops the newest counts[b] tokens of row b, truncate keeps the first n of each. */
+KVC_API kvc_status kvc_batch_add(kvc_batch* batch, int64_t count);
+KVC_API kvc_status kvc_batch_release(kvc_batch* batch, int64_t row);
+KVC_API void kvc_batch_reset(kvc_batch* batch);
+KVC_API kvc_status kvc_batch_select(kvc_batch* batch, const int64_t* indices, int64_t num_indices);
+KVC_API kvc_status kvc_batch_repeat(kvc_batch* batch, int64_t n);
+KVC_API kvc_status kvc_batch_fork(kvc_batch* batch, kvc_batch** forked); /* kvc_batch_free */
+KVC_API kvc_status kvc_batch_rewind(kvc_batch* batch, const int64_t* counts, int64_t num_rows);
+KVC_API kvc_status kvc_batch_truncate(kvc_batch* batch, int64_t n);
+
 #ifdef __cplusplus
 }
 #endif

@@ -16,6 +16,7 @@
 #include "kvcache/mask.h"
 #include "kvcache/memory.h"
 #include "kvcache/memory_plan.h"
+#include "kvcache/paged_batch.h"
 #include "kvcache/paged_cache.h"
 #include "kvcache/static_cache.h"
 #include "kvcache/status.h"

@@ -192,6 +192,7 @@ class KVC_API PagedCache {
   std::int64_t num_layers() const noexcept;
   std::int64_t num_groups() const noexcept;
   std::int64_t page_size() const noexcept;                         // tokens
+  Layout layout() const noexcept;                                  // of the tokens within a page
   std::int64_t free_pages(std::int64_t group = 0) const noexcept;  // what a reserve could take now
   PagedStats stats() const noexcept;
   bool supports(Operation operation) const noexcept;

@@ -3,6 +3,7 @@
 #include <span>
 
 #include "api/c_door.h"
+#include "api/c_paged.h"
 #include "kvcache/paged_cache.h"
 
 using kvcache::Append;
@@ -21,10 +22,6 @@ using kvcache::internal::ForeignExecutor;
 using kvcache::internal::make_view;
 using kvcache::internal::read_struct;
 using kvcache::internal::tensor_of;
-
-struct kvc_paged {
-  PagedCache cache;
-};
 
 struct kvc_step {
   PagedCache::Step step;
@@ -94,7 +91,8 @@ kvc_status kvc_paged_create(const kvc_paged_config* config, kvc_paged** cache) {
           return {};
         }));
     KVC_ASSIGN_OR_RETURN(PagedCache made, PagedCache::create(wanted));
-    *cache = std::make_unique<kvc_paged>(kvc_paged{std::move(made)}).release();
+    auto shared = std::make_shared<PagedCache>(std::move(made));
+    *cache = std::make_unique<kvc_paged>(kvc_paged{std::move(shared)}).release();
     return {};
   });
 }
@@ -105,7 +103,7 @@ kvc_status kvc_paged_open(kvc_paged* cache, int64_t* seq) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
     KVC_RETURN_IF_ERROR(expect_not_null("seq", seq));
-    KVC_ASSIGN_OR_RETURN(const SequenceId opened, cache->cache.open());
+    KVC_ASSIGN_OR_RETURN(const SequenceId opened, cache->cache->open());
     *seq = static_cast<std::int64_t>(opened);
     return {};
   });
@@ -114,7 +112,7 @@ kvc_status kvc_paged_open(kvc_paged* cache, int64_t* seq) {
 kvc_status kvc_paged_release(kvc_paged* cache, int64_t seq) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
-    return cache->cache.release(SequenceId{seq});
+    return cache->cache->release(SequenceId{seq});
   });
 }
 
@@ -134,7 +132,7 @@ kvc_status kvc_paged_reserve(kvc_paged* cache, const kvc_append* appends, int64_
           }
           return Status();
         }));
-    KVC_ASSIGN_OR_RETURN(PagedCache::Step reserved, cache->cache.reserve(wanted));
+    KVC_ASSIGN_OR_RETURN(PagedCache::Step reserved, cache->cache->reserve(wanted));
     // Rolls back by itself if there is no memory for the handle.
     *step = std::make_unique<kvc_step>(kvc_step{std::move(reserved)}).release();
     return {};
@@ -149,7 +147,7 @@ kvc_status kvc_paged_write(kvc_paged* cache, kvc_step* step, int64_t layer, cons
     KVC_ASSIGN_OR_RETURN(const MutableTensorView value, tensor_of("v", v));
     ForeignExecutor host;
     KVC_RETURN_IF_ERROR(host.adopt(executor));
-    return cache->cache.write(step->step, layer, key, value, host.context());
+    return cache->cache->write(step->step, layer, key, value, host.context());
   });
 }
 
@@ -157,7 +155,7 @@ kvc_status kvc_paged_step_view(const kvc_paged* cache, const kvc_step* step, int
                                kvc_view** view) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_step(cache, step));
-    return make_view("view", view, cache->cache.view(step->step, layer));
+    return make_view("view", view, cache->cache->view(step->step, layer));
   });
 }
 
@@ -167,14 +165,14 @@ kvc_status kvc_paged_commit(kvc_paged* cache, kvc_step* step, const int64_t* acc
     KVC_RETURN_IF_ERROR(expect_step(cache, step));
     if (accepted == nullptr) num_accepted = 0;
     KVC_RETURN_IF_ERROR(expect_array("accepted", accepted, num_accepted));
-    return cache->cache.commit(step->step, {accepted, static_cast<std::size_t>(num_accepted)});
+    return cache->cache->commit(step->step, {accepted, static_cast<std::size_t>(num_accepted)});
   });
 }
 
 kvc_status kvc_paged_rollback(kvc_paged* cache, kvc_step* step) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_step(cache, step));
-    return cache->cache.rollback(step->step);
+    return cache->cache->rollback(step->step);
   });
 }
 
@@ -187,7 +185,7 @@ void kvc_step_free(kvc_step* step) { delete step; }
 kvc_status kvc_paged_view(const kvc_paged* cache, int64_t layer, const int64_t* seqs,
                           int64_t num_seqs, kvc_view** view) {
   return with_seqs(cache, seqs, num_seqs, [&](const std::vector<SequenceId>& ids) {
-    return make_view("view", view, cache->cache.view(layer, ids));
+    return make_view("view", view, cache->cache->view(layer, ids));
   });
 }
 
@@ -195,7 +193,7 @@ kvc_status kvc_paged_fork(kvc_paged* cache, int64_t seq, int64_t length, int64_t
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
     KVC_RETURN_IF_ERROR(expect_not_null("forked", forked));
-    KVC_ASSIGN_OR_RETURN(const SequenceId made, cache->cache.fork(SequenceId{seq}, length));
+    KVC_ASSIGN_OR_RETURN(const SequenceId made, cache->cache->fork(SequenceId{seq}, length));
     *forked = static_cast<std::int64_t>(made);
     return {};
   });
@@ -204,14 +202,14 @@ kvc_status kvc_paged_fork(kvc_paged* cache, int64_t seq, int64_t length, int64_t
 kvc_status kvc_paged_truncate(kvc_paged* cache, int64_t seq, int64_t n) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
-    return cache->cache.truncate(SequenceId{seq}, n);
+    return cache->cache->truncate(SequenceId{seq}, n);
   });
 }
 
 kvc_status kvc_paged_rewind(kvc_paged* cache, int64_t seq, int64_t n) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
-    return cache->cache.rewind(SequenceId{seq}, n);
+    return cache->cache->rewind(SequenceId{seq}, n);
   });
 }
 
@@ -219,8 +217,8 @@ kvc_status kvc_paged_reorder(kvc_paged* cache, const int64_t* seqs, int64_t num_
                              const int64_t* beam_idx) {
   return with_seqs(cache, seqs, num_seqs, [&](const std::vector<SequenceId>& ids) -> Status {
     KVC_RETURN_IF_ERROR(expect_array("beam_idx", beam_idx, num_seqs));
-    return cache->cache.reorder(ids,
-                                kvcache::TensorView(beam_idx, kvcache::DType::kI64, {num_seqs}));
+    return cache->cache->reorder(ids,
+                                 kvcache::TensorView(beam_idx, kvcache::DType::kI64, {num_seqs}));
   });
 }
 
@@ -233,7 +231,7 @@ kvc_status kvc_paged_gather(const kvc_paged* cache, int64_t layer, int64_t seq,
     KVC_ASSIGN_OR_RETURN(const MutableTensorView v, tensor_of("value", value));
     ForeignExecutor host;
     KVC_RETURN_IF_ERROR(host.adopt(executor));
-    return cache->cache.gather(layer, SequenceId{seq}, k, v, host.context());
+    return cache->cache->gather(layer, SequenceId{seq}, k, v, host.context());
   });
 }
 
@@ -242,7 +240,7 @@ kvc_status kvc_paged_block_table(const kvc_paged* cache, int64_t layer, const in
                                  int64_t* max_pages) {
   return with_seqs(cache, seqs, num_seqs, [&](const std::vector<SequenceId>& ids) -> Status {
     KVC_RETURN_IF_ERROR(expect_not_null("max_pages", max_pages));
-    KVC_ASSIGN_OR_RETURN(const kvcache::BlockTable table, cache->cache.block_table(layer, ids));
+    KVC_ASSIGN_OR_RETURN(const kvcache::BlockTable table, cache->cache->block_table(layer, ids));
     if (pages != nullptr) {
       KVC_RETURN_IF_ERROR(expect_room("pages", capacity, table.pages.size()));
       std::copy(table.pages.begin(), table.pages.end(), pages);
@@ -256,7 +254,7 @@ kvc_status kvc_paged_slot_mapping(const kvc_paged* cache, const kvc_step* step, 
                                   int32_t* slots, int64_t capacity) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_step(cache, step));
-    KVC_ASSIGN_OR_RETURN(const auto found, cache->cache.slot_mapping(step->step, layer));
+    KVC_ASSIGN_OR_RETURN(const auto found, cache->cache->slot_mapping(step->step, layer));
     KVC_RETURN_IF_ERROR(expect_room("slots", capacity, found.size()));
     KVC_RETURN_IF_ERROR(expect_array("slots", slots, static_cast<std::int64_t>(found.size())));
     std::copy(found.begin(), found.end(), slots);
@@ -271,7 +269,7 @@ kvc_status kvc_paged_lengths(const kvc_paged* cache, const int64_t* seqs, int64_
     std::vector<std::int64_t> found;
     found.reserve(ids.size());
     for (const SequenceId id : ids) {
-      KVC_ASSIGN_OR_RETURN(const std::int64_t length, cache->cache.seq_length(id));
+      KVC_ASSIGN_OR_RETURN(const std::int64_t length, cache->cache->seq_length(id));
       found.push_back(length);
     }
     std::copy(found.begin(), found.end(), lengths);
@@ -285,7 +283,7 @@ kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats) {
     kvc_paged_stats ours = {};
     KVC_RETURN_IF_ERROR(expect_written_struct("stats", stats));
     ours.struct_size = stats->struct_size;
-    const kvcache::PagedStats found = cache->cache.stats();
+    const kvcache::PagedStats found = cache->cache->stats();
     ours.pages_total = found.pages_total;
     ours.pages_held = found.pages_held;
     ours.pages_reserved = found.pages_reserved;
@@ -294,8 +292,8 @@ kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats) {
     ours.rows_copied = found.rows_copied;
     ours.sequences = found.sequences;
     ours.open_steps = found.open_steps;
-    ours.nbytes = cache->cache.nbytes();
-    ours.reserved_bytes = cache->cache.reserved_bytes();
+    ours.nbytes = cache->cache->nbytes();
+    ours.reserved_bytes = cache->cache->reserved_bytes();
     *stats = ours;
     return {};
   });

@@ -348,6 +348,7 @@ Result<std::int64_t> PagedCache::next_position(SequenceId seq) const { return se
 std::int64_t PagedCache::num_layers() const noexcept { return impl_->store->layout().num_layers(); }
 std::int64_t PagedCache::num_groups() const noexcept { return impl_->store->layout().num_groups(); }
 std::int64_t PagedCache::page_size() const noexcept { return impl_->store->page_size(); }
+Layout PagedCache::layout() const noexcept { return impl_->store->layout().layout; }
 std::int64_t PagedCache::free_pages(std::int64_t group) const noexcept {
   return impl_->store->free_pages(group);
 }

@@ -1,0 +1,561 @@
+// Random operations on batches over one cache beside the plainest model there is: for each layer of
+// each row a vector of tokens. Steps by name and forward passes that nobody announces, layers that
+// are left out, forks that share pages, memory that is refused now and then; everything that can be
+// seen is compared after every operation, so that a failing call that changed something is seen.
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <optional>
+#include <sstream>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "support/paged_batch.h"
+
+namespace kvcache::testing {
+namespace {
+
+constexpr std::int64_t kNumPages = 14;
+constexpr std::int64_t kLayers = 3;
+constexpr std::int64_t kMostRows = 5;
+constexpr std::size_t kMostBatches = 3;
+
+struct Op {
+  std::int64_t kind = 0, a = 0, b = 0, c = 0;
+};
+
+std::ostream& operator<<(std::ostream& out, const Op& op) {
+  return out << "{" << op.kind << ", " << op.a << ", " << op.b << ", " << op.c << "}";
+}
+
+rc::Gen<Op> any_op() {
+  const auto number = [] { return rc::gen::inRange<std::int64_t>(0, 64); };
+  return rc::gen::map(rc::gen::tuple(number(), number(), number(), number()), [](const auto& n) {
+    return Op{std::get<0>(n), std::get<1>(n), std::get<2>(n), std::get<3>(n)};
+  });
+}
+
+std::int64_t length_of(const Tokens& tokens) { return static_cast<std::int64_t>(tokens.size()); }
+
+using Rows = std::vector<Tokens>;
+
+// A batch and what it should be.
+struct Pair {
+  PagedBatch batch;
+  std::vector<Rows> held = std::vector<Rows>(kLayers);  // [layer][row], committed
+  Counts lengths = {};                                  // [row]
+  bool open = false, announced = false;
+  Counts counts = {};                                    // of the open step
+  std::vector<Rows> fresh = std::vector<Rows>(kLayers);  // [layer]: what it wrote; none if nothing
+
+  std::int64_t num_rows() const { return static_cast<std::int64_t>(lengths.size()); }
+  bool written(std::int64_t layer) const { return !fresh[std::size_t(layer)].empty(); }
+  bool left_out(std::int64_t layer) const {
+    for (std::size_t row = 0; row < lengths.size(); ++row) {
+      if (length_of(held[std::size_t(layer)][row]) != lengths[row]) return true;
+    }
+    return false;
+  }
+  bool complete() const {
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      if (!written(layer) && !left_out(layer)) return false;
+    }
+    return true;
+  }
+
+  void keep(const Counts& accepted) {
+    for (std::size_t layer = 0; layer < kLayers; ++layer) {
+      for (std::size_t row = 0; row < fresh[layer].size(); ++row) {
+        const Tokens& tokens = fresh[layer][row];
+        held[layer][row].insert(held[layer][row].end(), tokens.begin(),
+                                tokens.begin() + accepted[row]);
+      }
+    }
+    for (std::size_t row = 0; row < lengths.size(); ++row) lengths[row] += accepted[row];
+    forget();
+  }
+  void forget() {
+    open = false;
+    for (Rows& rows : fresh) rows.clear();
+  }
+  // What a call that changes rows does first. False: it is refused.
+  bool settle() {
+    if (open && announced) return false;
+    if (open) keep(counts);
+    return true;
+  }
+  // Rows become those at `sources`.
+  void select(const Counts& sources) {
+    Counts chosen;
+    for (const std::int64_t source : sources) chosen.push_back(lengths[std::size_t(source)]);
+    lengths = chosen;
+    for (Rows& rows : held) {
+      Rows next;
+      for (const std::int64_t source : sources) next.push_back(rows[std::size_t(source)]);
+      rows = next;
+    }
+  }
+  void shorten(std::size_t row, std::int64_t to) {
+    lengths[row] = to;
+    for (Rows& rows : held) {
+      if (length_of(rows[row]) > to) rows[row].resize(std::size_t(to));
+    }
+  }
+};
+
+class Soak {
+ public:
+  Soak(Layout layout, std::int64_t page_size, const LayerSpec& spec)
+      : f_(config(layout, page_size, spec, &memory_)), last_token_(largest_token(spec)) {
+    pairs_.push_back(Pair{f_.batch()});
+  }
+
+  void run(const Op& op) {
+    Pair& pair = pairs_[std::size_t(op.a) % pairs_.size()];
+    if (op.c % 8 == 7) memory_.fail_after(0);
+    switch (op.kind % 16) {
+      case 0:
+        add(pair, op);
+        break;
+      case 1:
+        release(pair, op);
+        break;
+      case 2:
+        begin(pair, op);
+        break;
+      case 3:
+      case 4:
+        write(pair, op);
+        break;
+      case 5:
+        commit(pair, op);
+        break;
+      case 6:
+        rollback(pair);
+        break;
+      case 7:
+      case 8:
+        update(pair, op.b % kLayers, 1 + op.b / 4 % 3, 1 + op.b % kMostRows);
+        break;
+      case 9:
+      case 10:
+        forward(pair, op);
+        break;
+      case 11:
+        select(pair, op);
+        break;
+      case 12:
+        repeat(pair, op);
+        break;
+      case 13:
+        rewind(pair, op);
+        break;
+      case 14:
+        truncate(pair, op);
+        break;
+      default:
+        fork_or_drop(op);
+    }
+    memory_.never_fail();
+  }
+
+  void check() {
+    RC_ASSERT(f_.cache.check_invariants().to_string() == "ok");
+    std::int64_t sequences = 0, open_steps = 0;
+    for (const Pair& pair : pairs_) {
+      sequences += pair.num_rows();
+      open_steps += pair.open ? 1 : 0;
+      RC_ASSERT(pair.batch.num_rows() == pair.num_rows());
+      RC_ASSERT(pair.batch.step_open() == pair.open);
+      for (std::int64_t layer = 0; layer < kLayers; ++layer) check_layer(pair, layer);
+    }
+    const PagedStats stats = f_.cache.stats();
+    RC_ASSERT(stats.sequences == sequences);
+    RC_ASSERT(stats.open_steps == open_steps);
+    RC_ASSERT(memory_.committed_bytes() <= f_.cache.reserved_bytes());
+  }
+
+  // Whatever is open: a batch that goes gives all back.
+  void end() {
+    pairs_.clear();
+    const PagedStats stats = f_.cache.stats();
+    RC_ASSERT(stats.sequences + stats.open_steps + stats.pages_held + stats.pages_reserved == 0);
+    RC_ASSERT(f_.cache.check_invariants().to_string() == "ok");
+  }
+
+ private:
+  static CacheConfig config(Layout layout, std::int64_t page_size, const LayerSpec& spec,
+                            MemoryResource* memory) {
+    CacheConfig config = PagedFixture::config(layout, DType::kF32, kNumPages, page_size, kLayers);
+    for (LayerSpec& layer : config.layers) layer = spec;
+    config.memory = memory;
+    return config;
+  }
+
+  // Tokens that element() makes exact rows of, in the storage of both K and V.
+  static double largest_token(const LayerSpec& spec) {
+    const bool wide = spec.k_format.dtype == DType::kF32 && spec.v_format.dtype == DType::kF32;
+    return wide ? 1 << 20 : 63;
+  }
+
+  void check_layer(const Pair& pair, std::int64_t layer) {
+    const Rows& held = pair.held[std::size_t(layer)];
+    Rows seen = held;
+    Counts lengths;
+    for (std::size_t row = 0; row < seen.size(); ++row) {
+      if (pair.open && !pair.announced && pair.written(layer)) {
+        lengths.push_back(length_of(seen[row]) + pair.counts[row]);
+      } else {
+        lengths.push_back(length_of(seen[row]));
+      }
+      if (!pair.written(layer)) continue;
+      const Tokens& fresh = pair.fresh[std::size_t(layer)][row];
+      seen[row].insert(seen[row].end(), fresh.begin(), fresh.end());
+    }
+    RC_ASSERT(f_.lengths(pair.batch, layer) == lengths);
+    const bool missing =
+        pair.open && !pair.written(layer) &&
+        std::any_of(pair.counts.begin(), pair.counts.end(), [](std::int64_t n) { return n > 0; });
+    if (pair.left_out(layer) || missing) {
+      RC_ASSERT(pair.batch.view(layer).status().code() == StatusCode::kInvalidArgument);
+      return;
+    }
+    RC_ASSERT(f_.tokens_of(pair.batch, layer) == seen);
+    const bool announced = pair.open && pair.announced;
+    const bool equal = std::all_of(seen.begin(), seen.end(), [&](const Tokens& row) {
+      return row.size() == seen.front().size();
+    });
+    if (equal && !announced && !seen.empty()) RC_ASSERT(f_.gathered(pair.batch, layer) == seen);
+  }
+
+  Rows new_tokens(const Counts& counts) {
+    Rows rows;
+    for (const std::int64_t count : counts) {
+      Tokens row;
+      for (std::int64_t i = 0; i < count; ++i) {
+        token_ = token_ < last_token_ ? token_ + 1 : 1;
+        row.push_back(token_);
+      }
+      rows.push_back(row);
+    }
+    return rows;
+  }
+
+  std::int64_t pages_of(std::int64_t tokens) const {
+    return (tokens + f_.cache.page_size() - 1) / f_.cache.page_size();
+  }
+
+  // Pages that a step over the rows of a batch takes; a shared tail costs one more.
+  std::int64_t room_for(const Pair& pair, const Counts& lengths, const Counts& counts) const {
+    std::map<std::int32_t, std::int64_t> references;
+    for (const Pair& other : pairs_) {
+      for (const SequenceId seq : other.batch.sequences()) {
+        for (const std::int32_t page : f_.pages(seq)) ++references[page];
+      }
+    }
+    std::int64_t pages = 0;
+    for (std::size_t row = 0; row < counts.size(); ++row) {
+      pages += pages_of(lengths[row] + counts[row]) - pages_of(lengths[row]);
+      if (counts[row] == 0 || lengths[row] % f_.cache.page_size() == 0) continue;
+      if (references[f_.pages(pair.batch.sequences()[row]).back()] > 1) ++pages;
+    }
+    return pages;
+  }
+
+  // The outcome of a call that reserves: no room and refused memory are reasons.
+  void judge_reserve(const Status& status, std::int64_t room, std::int64_t free, const Op* op) {
+    const StatusCode code = status.code();
+    if (room > free) {
+      RC_ASSERT(code == StatusCode::kRetryLater || code == StatusCode::kNeverFits);
+    } else {
+      RC_ASSERT(code == StatusCode::kOk ||
+                (code == StatusCode::kOutOfMemory && (op == nullptr || op->c % 8 == 7)));
+    }
+  }
+
+  // kInvalidArgument while a step by name is open, else success.
+  static bool agrees(Pair& pair, const Status& status) {
+    if (!pair.settle()) {
+      RC_ASSERT(status.code() == StatusCode::kInvalidArgument);
+      return false;
+    }
+    RC_ASSERT(status.to_string() == "ok");
+    return true;
+  }
+
+  void add(Pair& pair, const Op& op) {
+    const std::int64_t count = op.b % 3;
+    if (pair.num_rows() + count > kMostRows) return;
+    if (!agrees(pair, pair.batch.add(count))) return;
+    for (std::int64_t i = 0; i < count; ++i) {
+      pair.lengths.push_back(0);
+      for (Rows& rows : pair.held) rows.emplace_back();
+    }
+  }
+
+  void release(Pair& pair, const Op& op) {
+    if (op.b % 16 == 15) {
+      pair.batch.reset();
+      pair.lengths.clear();
+      for (Rows& rows : pair.held) rows.clear();
+      pair.forget();
+      return;
+    }
+    if (pair.num_rows() == 0) return;
+    const std::int64_t row = op.b % pair.num_rows();
+    if (!agrees(pair, pair.batch.release(row))) return;
+    pair.lengths.erase(pair.lengths.begin() + row);
+    for (Rows& rows : pair.held) rows.erase(rows.begin() + row);
+  }
+
+  void begin(Pair& pair, const Op& op) {
+    Counts counts;
+    for (std::int64_t row = 0; row < pair.num_rows(); ++row) {
+      counts.push_back((op.b + 5 * row) % (f_.cache.page_size() + 2));
+    }
+    if (pair.open && pair.announced) {
+      RC_ASSERT(pair.batch.begin(counts).code() == StatusCode::kInvalidArgument);
+      return;
+    }
+    if (pair.open) {
+      RC_ASSERT(pair.batch.commit().to_string() == "ok");
+      pair.keep(pair.counts);
+    }
+    const std::int64_t room = room_for(pair, pair.lengths, counts);
+    const std::int64_t free = f_.cache.free_pages();
+    const Status status = pair.batch.begin(counts);
+    judge_reserve(status, room, free, &op);
+    if (!status.ok()) return;
+    pair.open = pair.announced = true;
+    pair.counts = counts;
+  }
+
+  void write(Pair& pair, const Op& op) {
+    const std::int64_t layer = op.b % kLayers;
+    const Rows rows = new_tokens(pair.open ? pair.counts : Counts(pair.lengths.size(), 1));
+    const Status status = f_.write(pair.batch, layer, rows);
+    if (!pair.open || !pair.announced || pair.left_out(layer)) {
+      RC_ASSERT(status.code() == StatusCode::kInvalidArgument);
+      return;
+    }
+    RC_ASSERT(status.to_string() == "ok");
+    pair.fresh[std::size_t(layer)] = rows;
+  }
+
+  void commit(Pair& pair, const Op& op) {
+    if (!pair.open) {
+      RC_ASSERT(pair.batch.commit().code() == StatusCode::kInvalidArgument);
+      return;
+    }
+    if (!pair.announced) {
+      RC_ASSERT(pair.batch.commit().to_string() == "ok");
+      pair.keep(pair.counts);
+      return;
+    }
+    Counts accepted;
+    std::int64_t sum = 0;
+    for (std::size_t row = 0; row < pair.counts.size(); ++row) {
+      const bool some = (op.b + std::int64_t(row)) % 3 == 0;
+      accepted.push_back(some ? op.b % (pair.counts[row] + 1) : pair.counts[row]);
+      sum += pair.counts[row];
+    }
+    bool whole = true;
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) whole = whole && pair.written(layer);
+    if (!whole && sum > 0) {
+      RC_ASSERT(pair.batch.commit(accepted).code() == StatusCode::kInvalidArgument);
+      return;
+    }
+    RC_ASSERT(pair.batch.commit(accepted).to_string() == "ok");
+    pair.keep(accepted);
+  }
+
+  void rollback(Pair& pair) {
+    const Status status = pair.batch.rollback();
+    RC_ASSERT(status.ok() == pair.open);
+    pair.forget();
+  }
+
+  // One layer of a forward pass of `count` tokens; whether it was taken.
+  bool update(Pair& pair, std::int64_t layer, std::int64_t count, std::int64_t batch) {
+    const bool fresh = pair.num_rows() == 0 && !pair.open;
+    if (!fresh) batch = pair.num_rows();
+    if (pair.open && !pair.announced && !pair.written(layer)) count = pair.counts.front();
+    if (batch == 0) return false;
+    const Rows rows = new_tokens(Counts(std::size_t(batch), count));
+    if ((pair.open && pair.announced) || (!fresh && pair.left_out(layer))) {
+      RC_ASSERT(f_.update(pair.batch, layer, rows).code() == StatusCode::kInvalidArgument);
+      return false;
+    }
+    if (!pair.open || pair.written(layer)) {
+      const bool by_itself = pair.open && count % 2 == 0;
+      if (pair.open && !by_itself) RC_ASSERT(pair.batch.commit().to_string() == "ok");
+      if (pair.open) pair.keep(pair.counts);
+      const Counts counts(std::size_t(batch), count);
+      Status status;
+      if (by_itself) {  // which pages it has then is not known before
+        status = f_.update(pair.batch, layer, rows);
+      } else {
+        const std::int64_t room =
+            fresh ? batch * pages_of(count) : room_for(pair, pair.lengths, counts);
+        const std::int64_t free = f_.cache.free_pages();
+        status = f_.update(pair.batch, layer, rows);
+        judge_reserve(status, room, free, nullptr);
+      }
+      if (!status.ok()) return false;
+      if (fresh) {
+        pair.lengths.assign(std::size_t(batch), 0);
+        for (Rows& each : pair.held) each.assign(std::size_t(batch), {});
+      }
+      pair.open = true;
+      pair.announced = false;
+      pair.counts = counts;
+    } else {
+      RC_ASSERT(f_.update(pair.batch, layer, rows).to_string() == "ok");
+    }
+    pair.fresh[std::size_t(layer)] = rows;
+    if (pair.complete()) pair.keep(pair.counts);
+    return true;
+  }
+
+  // All layers that hold everything, one after the other.
+  void forward(Pair& pair, const Op& op) {
+    if (pair.open && pair.announced) return;
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      if (pair.num_rows() > 0 && pair.left_out(layer)) continue;
+      if (!update(pair, layer, 1 + op.b % 4, 1 + op.c % kMostRows)) return;
+    }
+  }
+
+  void select(Pair& pair, const Op& op) {
+    if (pair.num_rows() == 0) return;
+    Counts sources;
+    const bool same = op.c % 2 == 0;
+    const std::int64_t size = same ? pair.num_rows() : 1 + op.b % kMostRows;
+    for (std::int64_t i = 0; i < size; ++i) {
+      sources.push_back((op.c * (i + 1) + i * i + op.b) % pair.num_rows());
+    }
+    const HostTensor given = indices(sources, op.b % 2 == 0 ? DType::kI32 : DType::kI64);
+    const Status status = same ? pair.batch.reorder(given) : pair.batch.select(given);
+    if (agrees(pair, status)) pair.select(sources);
+  }
+
+  void repeat(Pair& pair, const Op& op) {
+    const std::int64_t n = 1 + op.b % 2;
+    if (pair.num_rows() == 0 || pair.num_rows() * n > kMostRows) return;
+    if (!agrees(pair, pair.batch.repeat(n))) return;
+    Counts sources;
+    for (std::int64_t i = 0; i < pair.num_rows() * n; ++i) sources.push_back(i / n);
+    pair.select(sources);
+  }
+
+  // By one number for all rows, or one for each.
+  void rewind(Pair& pair, const Op& op) {
+    Counts drop;
+    bool fits = true;
+    for (std::size_t row = 0; row < pair.lengths.size(); ++row) {
+      const bool open = pair.open && !pair.announced;
+      const std::int64_t length = pair.lengths[row] + (open ? pair.counts[row] : 0);
+      drop.push_back(op.c % 2 == 0 ? op.b % 4 : (op.b + std::int64_t(row)) % 4);
+      fits = fits && drop.back() <= length;
+    }
+    const Status status =
+        op.c % 2 == 0 ? pair.batch.rewind(op.b % 4) : pair.batch.rewind(std::span(drop));
+    if (!fits && !(pair.open && pair.announced)) {
+      RC_ASSERT(status.code() == StatusCode::kOutOfRange);
+      return;
+    }
+    if (!fits) {
+      RC_ASSERT(!status.ok());
+      return;
+    }
+    if (!agrees(pair, status)) return;
+    for (std::size_t row = 0; row < drop.size(); ++row) {
+      pair.shorten(row, pair.lengths[row] - drop[row]);
+    }
+  }
+
+  void truncate(Pair& pair, const Op& op) {
+    if (!agrees(pair, pair.batch.truncate(op.b % 16))) return;
+    for (std::size_t row = 0; row < pair.lengths.size(); ++row) {
+      pair.shorten(row, std::min(pair.lengths[row], op.b % 16));
+    }
+  }
+
+  void fork_or_drop(const Op& op) {
+    const std::size_t which = std::size_t(op.a) % pairs_.size();
+    Pair& pair = pairs_[which];
+    if (pairs_.size() == kMostBatches || (op.b % 4 == 0 && pairs_.size() > 1)) {
+      pairs_.erase(pairs_.begin() + std::int64_t(which));
+      return;
+    }
+    Result<PagedBatch> child = pair.batch.fork();
+    if (!agrees(pair, child.status())) return;
+    Pair made{std::move(child).value()};
+    made.held = pair.held;
+    made.lengths = pair.lengths;
+    pairs_.push_back(std::move(made));
+  }
+
+  TestMemory memory_;
+  BatchFixture f_;
+  std::vector<Pair> pairs_;
+  double last_token_;
+  double token_ = 0;
+};
+
+// Any storage types, and K and V of any of the sizes that element() knows.
+LayerSpec any_spec() {
+  const auto dtype = [] { return rc::gen::element(DType::kF32, DType::kF16, DType::kBF16); };
+  LayerSpec spec = paged_spec();
+  spec.k_head_dim = *rc::gen::inRange<std::int64_t>(1, 3);
+  spec.v_head_dim = *rc::gen::inRange<std::int64_t>(1, 3);
+  spec.k_format.dtype = *dtype();
+  spec.v_format.dtype = *dtype();
+  return spec;
+}
+
+// KVCACHE_SOAK_SECONDS: how long; new operations every time, and their number is printed.
+TEST(PagedBatchSoak, RandomOperationsAgreeWithAVectorOfTokens) {
+  const char* text = std::getenv("KVCACHE_SOAK_SECONDS");
+  const double seconds = text == nullptr ? 0.2 : std::atof(text);
+  const auto begin = std::chrono::steady_clock::now();
+  rc::detail::TestMetadata metadata;
+  metadata.id = metadata.description = "PagedBatchSoak";
+  rc::detail::TestParams params = rc::detail::configuration().testParams;
+  params.maxSuccess = 20;
+  long long operations = 0;
+  do {
+    ++params.seed;
+    const auto result = rc::detail::checkTestable(
+        [&operations] {
+          const auto layout = *rc::gen::element(Layout::kHND, Layout::kNHD);
+          const auto page_size = *rc::gen::inRange<std::int64_t>(1, 6);
+          const auto ops = *rc::gen::container<std::vector<Op>>(any_op());
+          Soak soak(layout, page_size, any_spec());
+          operations += static_cast<long long>(ops.size());
+          for (const Op& op : ops) {
+            soak.run(op);
+            soak.check();
+          }
+          soak.end();
+        },
+        metadata, params);
+    std::ostringstream message;
+    rc::detail::printResultMessage(result, message);
+    ASSERT_TRUE(result.is<rc::detail::SuccessResult>()) << message.str();
+  } while (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() <
+           seconds);
+  if (text != nullptr) {
+    std::printf("PagedBatchSoak: %lld operations, 0 differences\n", operations);
+  }
+}
+
+}  // namespace
+}  // namespace kvcache::testing

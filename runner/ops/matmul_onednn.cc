@@ -8,44 +8,53 @@
 
 // Declared by hand: clang cannot read the omp.h of g++, whose runtime oneDNN uses.
 extern "C" void omp_set_num_threads(int) noexcept;
+extern "C" int omp_get_max_threads() noexcept;
 
 namespace kvcache::runner {
 namespace {
 
 using dnnl::memory;
 
-// Primitives are cheap to ask for again: oneDNN caches them by shape. One OpenMP thread per call,
-// because the slices already run on our executor: one pool, no second runtime spinning.
-struct OneThread {
-  OneThread() {
-    omp_set_num_threads(1);
-    engine = dnnl::engine(dnnl::engine::kind::cpu, 0);
-    stream = dnnl::stream(engine);
-  }
-  dnnl::engine engine;
-  dnnl::stream stream;
+// One OpenMP thread per call, because the slices already run on our executor: one pool, no second
+// runtime spinning. The setting is of the calling thread, which may be the host's: it is put back.
+class OneOpenMpThread {
+ public:
+  OneOpenMpThread() noexcept : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneOpenMpThread() { omp_set_num_threads(before_); }
+  OneOpenMpThread(const OneOpenMpThread&) = delete;
+  OneOpenMpThread& operator=(const OneOpenMpThread&) = delete;
+
+ private:
+  int before_;
 };
 
-OneThread& this_thread() {
-  thread_local OneThread one;
-  return one;
+// Primitives are cheap to ask for again: oneDNN caches them by shape.
+struct Queue {
+  dnnl::engine engine{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream{engine};
+};
+
+Queue& this_thread() {
+  thread_local Queue queue;
+  return queue;
 }
 
 // False where oneDNN refuses the product (its errors are exceptions).
 bool multiply(memory::data_type type, const void* x, std::int64_t rows, const void* weight,
               std::int64_t out, std::int64_t in, float* y) try {
-  OneThread& one = this_thread();
+  const OneOpenMpThread one_thread;
+  Queue& queue = this_thread();
   const memory::desc x_desc({rows, in}, type, memory::dims{in, 1});
   const memory::desc w_desc({in, out}, type, memory::dims{1, in});
   const memory::desc y_desc({rows, out}, memory::data_type::f32, memory::dims{out, 1});
   const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(x_desc, w_desc, y_desc),
-                                                 one.engine);
+                                                 queue.engine);
   const dnnl::matmul product(description);
-  product.execute(one.stream,
-                  {{DNNL_ARG_SRC, memory(x_desc, one.engine, const_cast<void*>(x))},
-                   {DNNL_ARG_WEIGHTS, memory(w_desc, one.engine, const_cast<void*>(weight))},
-                   {DNNL_ARG_DST, memory(y_desc, one.engine, y)}});
-  one.stream.wait();
+  product.execute(queue.stream,
+                  {{DNNL_ARG_SRC, memory(x_desc, queue.engine, const_cast<void*>(x))},
+                   {DNNL_ARG_WEIGHTS, memory(w_desc, queue.engine, const_cast<void*>(weight))},
+                   {DNNL_ARG_DST, memory(y_desc, queue.engine, y)}});
+  queue.stream.wait();
   return true;
 } catch (const std::exception&) {
   return false;

@@ -91,10 +91,10 @@ class Enabling(unittest.TestCase):
             encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
             decoder_ffn_dim=48, input_feat_per_channel=8, input_channels=1, conv_channels=16,
             max_source_positions=64, max_target_positions=32))
-        codegen = transformers.CodeGenForCausalLM(transformers.CodeGenConfig(
-            vocab_size=models.VOCAB, n_embd=32, n_layer=1, n_head=4, n_positions=64, rotary_dim=4))
-        for model in (speech, codegen):
-            kvcache.hf.enable(model.eval())
+        kvcache.hf.enable(speech.eval())
+        llama = models.llama()
+        del llama.config.pad_token_id
+        kvcache.hf.enable(llama)
 
 
 class Disabling(unittest.TestCase):

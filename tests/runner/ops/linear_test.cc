@@ -1,5 +1,7 @@
 #include "runner/ops/linear.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -433,6 +435,23 @@ TEST(MatmulTest, TheLibraryAgreesWithOurOwnProduct) {
     }
     EXPECT_LT(c.error(y, false), 1) << "in " << in;
   }
+}
+
+// The setting is of the calling thread, and a host's own loops go by it.
+TEST(MatmulTest, TheThreadsOfTheHostsOpenMpStayAsMany) {
+  const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+  const auto get = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+  if (set == nullptr || get == nullptr) GTEST_SKIP() << "no OpenMP in this process";
+  const int before = get();
+  set(3);
+  const Case c(6, 40, 64, WeightType::kF32);
+  std::vector<float> y(static_cast<std::size_t>(c.rows * c.weight.out));
+  matmul(c.x.data(), c.rows, static_cast<const float*>(c.weight.data), c.weight.out, 64, y.data());
+  EXPECT_EQ(get(), 3);
+  const std::vector<std::uint16_t> halves(static_cast<std::size_t>(40 * 64), 0);
+  matmul_bf16(halves.data(), c.rows, halves.data(), c.weight.out, 64, y.data());
+  EXPECT_EQ(get(), 3);
+  set(before);
 }
 
 }  // namespace

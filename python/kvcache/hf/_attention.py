@@ -31,8 +31,10 @@ CALLS = contextvars.ContextVar("kvcache_calls", default=None)
 
 
 def described(value):
-    """A keyword's value in an error: a tensor by its shape."""
-    return f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+    """A keyword's value in an error: of a tensor the shape, of other objects the type."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {list(value.shape)}"
+    return repr(value) if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
 
 
 def refuse_keywords(keywords):

@@ -126,11 +126,12 @@ def few_tokens(model):
 
 @contextlib.contextmanager
 def watching(layers, calls, outputs):
-    """While it lasts, calls of our attention are counted by module, and what each layer gave last is
-    kept, in the order in which they gave it."""
+    """While it lasts, calls of our attention are counted by module, and what each layer gave last to
+    the first two tokens is kept, in the order in which they gave it."""
     def keep(layer, _, output):
         outputs.pop(layer, None)
-        outputs[layer] = output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple) else output
+        outputs[layer] = output[:, :2].clone()  # speech models give it for a whole window
     hooks = [layer.register_forward_hook(keep) for layer in layers]
     token = _attention.CALLS.set(calls)
     try:

@@ -180,6 +180,14 @@ class Refusals(unittest.TestCase):
             with self.subTest(name), self.assertRaisesRegex(NotImplementedError, f"found {name}="):
                 self.attend(**{name: value})
 
+    def test_keywords_are_named_in_a_line(self):
+        large = torch.zeros(40, 40)
+        for value, said in ((large, r"indices=a tensor \[40, 40\], "), ((large, large), "=a tuple, "),
+                            (0.5, "=0.5, ")):
+            with self.assertRaisesRegex(NotImplementedError, said) as caught:
+                self.attend(indices=value)
+            self.assertLess(len(str(caught.exception)), 200)
+
     def test_dropout(self):
         with self.assertRaisesRegex(NotImplementedError, "dropout: found 0.1, expected 0"):
             self.attend(dropout=0.1)
@@ -396,6 +404,15 @@ class Compiled(unittest.TestCase):
                     found = compiled(step, **models.holding(caches[0])).logits
                     expected = model(step, **models.holding(caches[1])).logits
                     self.assertLess((found - expected).abs().max().item(), 1e-5)
+
+    def test_padded_prompts(self):
+        model = kvcache.hf.enable(models.llama())
+        compiled = torch.compile(model, backend="eager")
+        for inputs in (models.left_padded(), models.right_padded()):
+            seen = inputs["attention_mask"].bool()
+            with torch.no_grad():
+                found, expected = compiled(**inputs).logits, model(**inputs).logits
+            self.assertLess((found - expected)[seen].abs().max().item(), 1e-5)
 
 
 class Threads(unittest.TestCase):

@@ -59,7 +59,10 @@ def deepseek_v4():
     """Its layers append columns to the mask."""
     return made(transformers.DeepseekV4ForCausalLM, transformers.DeepseekV4Config(
         **DECODER, num_key_value_heads=1, head_dim=16, q_lora_rank=16, o_lora_rank=16, o_groups=2,
-        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, sliding_window=4))
+        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, sliding_window=4,
+        layer_types=["heavily_compressed_attention", "compressed_sparse_attention"],
+        compress_rates={"heavily_compressed_attention": 4, "compressed_sparse_attention": 2},
+        index_topk=2))
 
 
 class AsUnderEager(unittest.TestCase):

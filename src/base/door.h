@@ -15,9 +15,19 @@ namespace kvcache::internal {
 // The message fits the small-string buffer, so that reporting a lack of memory needs none.
 inline Status out_of_memory() noexcept { return Status(StatusCode::kOutOfMemory, "out of memory"); }
 
-// at_door([&]() -> Status { ... }), or -> Result<T>: what the lambda returns, or kOutOfMemory if it
+// What is said of an exception that nobody foresaw: its own words, where there is memory for them.
+inline Status unforeseen(const char* what) noexcept {
+  try {
+    return Status(StatusCode::kInternal, std::string("exception: ") + what);
+  } catch (...) {
+    return Status(StatusCode::kInternal, "exception");
+  }
+}
+
+// at_door([&]() -> Status { ... }), or -> Result<T>: what the lambda returns; kOutOfMemory if it
 // ran out of memory (bad_alloc, or length_error from a container asked for more than it can ever
-// hold). REQUIRES: the lambda allocates everything before it changes anything.
+// hold); kInternal with its words for any other exception, be it no std::exception at all.
+// REQUIRES: the lambda allocates everything before it changes anything.
 template <typename Fn>
 auto at_door(Fn&& fn) noexcept -> decltype(std::forward<Fn>(fn)()) {
   try {
@@ -26,8 +36,10 @@ auto at_door(Fn&& fn) noexcept -> decltype(std::forward<Fn>(fn)()) {
     return out_of_memory();
   } catch (const std::length_error&) {
     return out_of_memory();
-  } catch (const std::exception&) {
-    return Status(StatusCode::kInternal, "exception");
+  } catch (const std::exception& error) {
+    return unforeseen(error.what());
+  } catch (...) {
+    return unforeseen("of no known type");
   }
 }
 

@@ -65,8 +65,15 @@ TEST(Door, ExceptionsOfContainersBecomeOutOfMemory) {
   const Result<int> too_long =
       internal::at_door([]() -> Result<int> { throw std::length_error("vector"); });
   EXPECT_EQ(too_long.status().code(), StatusCode::kOutOfMemory);
-  const Status other = internal::at_door([]() -> Status { throw std::runtime_error("?"); });
-  EXPECT_EQ(other.code(), StatusCode::kInternal);
+}
+
+TEST(Door, AnyOtherExceptionBecomesAnErrorThatSaysWhatItSaid) {
+  const Status told = internal::at_door([]() -> Status { throw std::runtime_error("no luck"); });
+  EXPECT_EQ(told.code(), StatusCode::kInternal);
+  EXPECT_EQ(told.message(), "exception: no luck");
+  const Result<int> untold = internal::at_door([]() -> Result<int> { throw 7; });
+  EXPECT_EQ(untold.status().code(), StatusCode::kInternal);
+  EXPECT_EQ(untold.status().message(), "exception: of no known type");
 }
 
 TEST(Door, ValuesPassThrough) {

@@ -55,9 +55,10 @@ class KVC_API MemoryResource {
 
   // A larger region holding the rows of `from` at the stride of `to`; returns the bytes that had
   // to be copied through `copied` (0 where pages could be moved). `region` stays readable, its
-  // contents unspecified, until it is released; the account of commits moves to the new region.
-  // REQUIRES: to.num_rows == from.num_rows, to.row_stride >= from.row_stride, and both strides
-  // equal modulo the system's page size. Errors: kOutOfMemory, nothing changed.
+  // contents unspecified, until it is released; the account of commits moves to the new region
+  // (what was copied is held by both until then). REQUIRES: to.num_rows == from.num_rows,
+  // to.row_stride >= from.row_stride, and both strides equal modulo the system's page size. Errors:
+  // kOutOfMemory, nothing changed.
   virtual Result<Region> grow(const Region& region, const RowSpan& from, const RowSpan& to,
                               std::int64_t bytes, std::int64_t* copied) noexcept = 0;
 
@@ -68,7 +69,8 @@ class KVC_API MemoryResource {
 // Memory of the system, without a limit of its own. Lives as long as the process.
 KVC_API MemoryResource& system_memory() noexcept;
 
-// Like `upstream`, but refuses commits past `limit_bytes` in total (kOutOfMemory).
+// Like `upstream`, but refuses commits past `limit_bytes` in total (kOutOfMemory). Rows that growth
+// had to copy count twice, until the region they were copied out of is released.
 // REQUIRES: `upstream` outlives it, and it outlives the caches that use it.
 class KVC_API LimitedMemory final : public MemoryResource {
  public:

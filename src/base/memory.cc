@@ -3,8 +3,10 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <mutex>
 #include <new>
 #include <string>
+#include <unordered_map>
 
 #include "base/door.h"
 #include "base/memory_kinds.h"
@@ -57,6 +59,34 @@ struct LimitedMemory::Impl {
   void give_back(std::int64_t bytes) noexcept {
     committed.fetch_sub(bytes, std::memory_order_relaxed);
   }
+
+  // Counts bytes that growth copied out of `from` and that are there twice until it is released.
+  Status keep_copied(const Region& from, std::int64_t bytes, bool may_refuse) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::int64_t& kept = copied[from.data];
+    if (may_refuse) {
+      Status status = take(bytes);
+      if (!status.ok()) {
+        if (kept == 0) copied.erase(from.data);
+        return status;
+      }
+    } else {
+      committed.fetch_add(bytes, std::memory_order_relaxed);
+    }
+    kept += bytes;
+    return {};
+  }
+
+  void forget_copied(const Region& region) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = copied.find(region.data);
+    if (found == copied.end()) return;
+    give_back(found->second);
+    copied.erase(found);
+  }
+
+  std::mutex mutex;                                           // guards `copied`
+  std::unordered_map<const std::byte*, std::int64_t> copied;  // by regions that were grown from
 };
 
 // Without memory for the account, every call refuses.
@@ -101,11 +131,26 @@ void LimitedMemory::decommit(const Region& region, std::int64_t bytes, std::int6
 Result<Region> LimitedMemory::grow(const Region& region, const RowSpan& from, const RowSpan& to,
                                    std::int64_t bytes, std::int64_t* copied) noexcept {
   if (impl_ == nullptr) return internal::out_of_memory();
-  return impl_->upstream->grow(region, from, to, bytes, copied);
+  return internal::at_door([&]() -> Result<Region> {
+    KVC_ASSIGN_OR_RETURN(const Region grown,
+                         impl_->upstream->grow(region, from, to, bytes, copied));
+    if (*copied == 0) return grown;
+    // Where every row was copied, all of them are still in their place and growth can be undone;
+    // where some were moved, the limit is passed by what could not be.
+    const bool can_undo = *copied == from.num_rows * from.used_bytes;
+    const Status kept =
+        internal::at_door([&] { return impl_->keep_copied(region, *copied, can_undo); });
+    if (kept.ok()) return grown;
+    if (!can_undo) return grown;
+    impl_->upstream->release(grown, 0);
+    *copied = 0;
+    return kept;
+  });
 }
 
 void LimitedMemory::release(const Region& region, std::int64_t committed) noexcept {
   if (impl_ == nullptr) return;
+  impl_->forget_copied(region);  // before another region can have its address
   impl_->upstream->release(region, committed);
   impl_->give_back(committed);
 }

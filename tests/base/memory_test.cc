@@ -255,19 +255,58 @@ TEST(LimitedMemory, CountsAndRefusesByTheNumbers) {
             StatusCode::kOutOfMemory);
   memory.decommit(*region, 100, 0, 0);
   EXPECT_EQ(memory.committed_bytes(), 900);
-
-  // The account goes with the region that has grown.
-  std::int64_t copied = 0;
-  Result<Region> grown =
-      memory.grow(*region, RowSpan{1, 4000, 900}, RowSpan{1, 8000, 900}, 8000, &copied);
-  ASSERT_TRUE(grown.ok());
-  EXPECT_EQ(copied, 900);
-  EXPECT_EQ(memory.committed_bytes(), 900);
-  memory.release(*region, 0);
-  EXPECT_EQ(memory.committed_bytes(), 900);
-  memory.release(*grown, 900);
+  memory.release(*region, 900);
   EXPECT_EQ(memory.committed_bytes(), 0);
 }
+
+TEST(LimitedMemory, CountsCopiedRowsTwiceUntilTheirOldRegionIsReleased) {
+  LimitedMemory memory(1000, internal::portable_memory());
+  const RowSpan from{1, 4000, 400}, to{1, 8000, 400};
+  Result<Region> region = memory.reserve(4000);
+  ASSERT_TRUE(region.ok());
+  ASSERT_TRUE(memory.commit(*region, 500).ok());
+  fill(*region, from);
+
+  // The account goes with the region that has grown; the old one holds what was copied.
+  std::int64_t copied = 0;
+  Result<Region> grown = memory.grow(*region, from, to, 8000, &copied);
+  ASSERT_TRUE(grown.ok());
+  EXPECT_EQ(copied, 400);
+  EXPECT_EQ(memory.committed_bytes(), 900);
+
+  // Once more would pass the limit: refused, and nothing is lost.
+  copied = 0;
+  const Result<Region> refused = memory.grow(*grown, to, RowSpan{1, 16000, 400}, 16000, &copied);
+  EXPECT_EQ(refused.status().code(), StatusCode::kOutOfMemory);
+  EXPECT_EQ(copied, 0);
+  EXPECT_EQ(memory.committed_bytes(), 900);
+  EXPECT_EQ(difference(*grown, to), "");
+  EXPECT_EQ(difference(*region, from), "");
+
+  memory.release(*region, 0);
+  EXPECT_EQ(memory.committed_bytes(), 500);
+  memory.release(*grown, 500);
+  EXPECT_EQ(memory.committed_bytes(), 0);
+}
+
+#if !KVC_PORTABLE_MEMORY
+TEST(LimitedMemory, PagesThatMoveCountOnce) {
+  LimitedMemory memory(1 << 20, internal::mapped_memory());
+  const std::int64_t page = page_bytes();
+  const RowSpan from{1, 4 * page, 2 * page}, to{1, 8 * page, 2 * page};
+  Result<Region> region = memory.reserve(from.row_stride);
+  ASSERT_TRUE(region.ok());
+  ASSERT_TRUE(memory.commit(*region, 2 * page).ok());
+  fill(*region, from);
+  std::int64_t copied = 0;
+  Result<Region> grown = memory.grow(*region, from, to, to.row_stride, &copied);
+  ASSERT_TRUE(grown.ok());
+  EXPECT_EQ(memory.committed_bytes(), 2 * page + copied);
+  memory.release(*region, 0);
+  memory.release(*grown, 2 * page);
+  EXPECT_EQ(memory.committed_bytes(), 0);
+}
+#endif
 
 // Refuses every commit.
 class Miser final : public MemoryResource {

@@ -69,7 +69,19 @@ def read_mask(mask, is_causal, keys):
             raise ValueError(f"attention_mask: found {mask.dtype} of four axes, expected bool, or "
                              "floating-point numbers that are added to the scores")
         return False, None, added_to_scores(mask)  # of a Mask: what was written to its values
+    if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"attention_mask: found {mask.dtype} [batch, {keys}] of other values than 0 "
+                         "and 1, expected 1 for seen: one that is added has four axes")
     return is_causal, *padding_rule(mask.bool())
+
+
+def added_numbers(name, numbers):
+    """A tensor that is added to scores or compared with them, as float32."""
+    numbers = _core.hf.without_gradient(name, numbers)
+    if not numbers.is_floating_point():
+        raise ValueError(f"{name}: found {numbers.dtype} {list(numbers.shape)}, expected "
+                         "floating-point numbers")
+    return numbers.to(torch.float32)
 
 
 def dense_rows(name, rows):
@@ -109,12 +121,12 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     if attention_mask is not None:
         causal, first_visible, mask = read_mask(attention_mask, causal, key.shape[2])
     if position_bias is not None:
-        position_bias = _core.hf.without_gradient("position_bias", position_bias)
-        mask = position_bias.to(torch.float32) if mask is None else position_bias + mask
+        position_bias = added_numbers("position_bias", position_bias)
+        mask = position_bias if mask is None else position_bias + mask
     if mask is not None:
         mask = mask.expand(-1, -1, query.shape[2], -1)
     if s_aux is not None:
-        s_aux = _core.hf.without_gradient("s_aux", s_aux).to(torch.float32).contiguous()
+        s_aux = added_numbers("s_aux", s_aux).contiguous()
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     arguments = (scaling, causal, softcap or 0.0, window, first_visible, mask, s_aux)

@@ -212,6 +212,25 @@ class Refusals(unittest.TestCase):
         with self.assertRaisesRegex(NotImplementedError, "gradient.*no_grad"):
             kvcache.hf.enable(models.llama())(models.tokens(1, 3))
 
+    def test_masks_and_biases_of_types_that_would_be_misread(self):
+        for dtype in (torch.int64, torch.uint8, torch.bool):
+            with self.assertRaisesRegex(ValueError, "position_bias: found .*, expected floating"):
+                self.attend(position_bias=torch.ones((1, 4, 3, 20), dtype=dtype))
+            with self.assertRaisesRegex(ValueError, "s_aux: found .*, expected floating"):
+                self.attend(s_aux=torch.ones(4, dtype=dtype))
+            if dtype != torch.bool:
+                with self.assertRaisesRegex(ValueError, "attention_mask: found .*of four axes"):
+                    self.attend(mask=torch.ones((1, 1, 3, 20), dtype=dtype))
+        added = torch.zeros((2, 20)).masked_fill_(torch.arange(20) < 3, -torch.inf)
+        with self.assertRaisesRegex(ValueError, "of other values than 0 and 1"):
+            self.attend(mask=added)
+        seen = torch.ones((2, 20))
+        seen[:, :3] = 0
+        with torch.no_grad():
+            expected = self.attend(mask=seen.bool())[0]
+            for dtype in (torch.float32, torch.int64):
+                self.assertTrue(torch.equal(self.attend(mask=seen.to(dtype))[0], expected))
+
     def test_other_devices_and_dtypes(self):
         for at, name in enumerate(("query", "key", "value")):
             inputs = list(tensors())

@@ -105,8 +105,10 @@ def attention_layers(model):
 def few_tokens(model):
     """The smallest inputs that reach every layer and show who sees whom: two tokens, no mask."""
     config = model.config
-    padding = getattr(config.get_text_config(decoder=True), "pad_token_id", None)
-    tokens = torch.tensor([[token for token in range(3, 6) if token != padding][:2]])
+    text = config.get_text_config(decoder=True)
+    known = [token for token in (3, 4, 5, 0, 1, 2)  # the first ones tend to mean something
+             if token < getattr(text, "vocab_size", 6) and token != getattr(text, "pad_token_id", None)]
+    tokens = torch.tensor([known[:2]])
     name = model.main_input_name
     if name == "input_ids":
         inputs = {"input_ids": tokens}
@@ -146,16 +148,16 @@ def run_two_tokens(model, layers, cache):
     """({layer: calls of our attention}, {layer: what it gave})."""
     calls, outputs = {}, {}
     training = {module: module.training for module in model.modules()}
-    inputs = few_tokens(model)
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), watching(layers, calls, outputs):
-            model(**inputs, **{CACHE: cache})
+            model(**few_tokens(model), **{CACHE: cache})
     except (MemoryError, NotImplementedError):
         raise
     except Exception as error:
-        raise NotImplementedError(f"{type(model).__name__}: found {type(error).__name__} ({error}) for "
-                                  "two tokens, expected a run") from error
+        what = f"{type(error).__name__} ({str(error).partition(chr(10))[0]})"
+        raise NotImplementedError(f"{type(model).__name__}: found {what} for two tokens, expected a "
+                                  "run") from error
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -75,8 +75,8 @@ def attention_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0,
                    mask_function=causal_mask_function, attention_mask=None,
                    allow_is_causal_skip=True, allow_is_bidirectional_skip=False, local_size=None,
                    config=None, dtype=torch.float32, **kwargs):
-    """The mask of one forward pass, as transformers asks an `AttentionMaskInterface` for it: a `Mask`;
-    None for one query that sees every key."""
+    """The mask of one forward pass, as transformers asks an `AttentionMaskInterface` for it: a `Mask`
+    [batch_size, 1, q_length, kv_length]; None for one query that sees every key."""
     asked = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length,
              "q_offset": q_offset, "kv_offset": kv_offset, "mask_function": mask_function,
              "attention_mask": attention_mask, **kwargs}

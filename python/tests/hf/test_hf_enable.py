@@ -85,7 +85,7 @@ class Enabling(unittest.TestCase):
         self.assertFalse(kvcache.hf.enable(models.llama()).training)
 
 
-    def test_speech_and_configs_without_padding(self):
+    def test_speech_and_a_config_without_padding(self):
         speech = transformers.Speech2TextForConditionalGeneration(transformers.Speech2TextConfig(
             vocab_size=models.VOCAB, d_model=32, encoder_layers=1, decoder_layers=1,
             encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
@@ -95,6 +95,9 @@ class Enabling(unittest.TestCase):
         llama = models.llama()
         del llama.config.pad_token_id
         kvcache.hf.enable(llama)
+
+    def test_a_vocabulary_of_four(self):
+        kvcache.hf.enable(models.llama(vocab_size=4))
 
 
 class Disabling(unittest.TestCase):
@@ -169,7 +172,7 @@ class Refusals(unittest.TestCase):
     def test_an_error_of_the_model_is_refused_by_name(self):
         model = models.llama()
         def broken(*args, **kwargs):
-            raise IndexError("beyond")
+            raise IndexError("beyond\nand all of the model, over many lines")
         model.model.layers[1].mlp.forward = broken
         self.refused(model, r"LlamaForCausalLM: found IndexError \(beyond\) for two tokens")
 

@@ -15,14 +15,15 @@
 
 namespace kvcache::cli {
 
-// --model, --weights, --threads.
+// --model, --weights, --activations, --threads.
 struct ModelFlags {
   std::string directory;  // empty: the model that ships
   std::string weights = "auto";
+  std::string activations = "int16";
   std::optional<int> threads;
 
-  void add_model(CLI::App& app);  // --model and --weights
-  void add_weights(CLI::App& app);
+  void add_model(CLI::App& app);    // --model and what add_weights adds
+  void add_weights(CLI::App& app);  // --weights and --activations
   void add_threads(CLI::App& app);
 };
 

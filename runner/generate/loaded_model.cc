@@ -4,8 +4,9 @@
 
 namespace kvcache::runner {
 
-Result<LoadedModel> LoadedModel::load(const std::string& directory, WeightMode mode) {
-  KVC_ASSIGN_OR_RETURN(Model model, Model::load(directory, mode));
+Result<LoadedModel> LoadedModel::load(const std::string& directory, WeightMode mode,
+                                      Activations activations) {
+  KVC_ASSIGN_OR_RETURN(Model model, Model::load(directory, mode, activations));
   KVC_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::load(directory + "/tokenizer.json"));
   if (tokenizer.vocab_size() > model.config().vocab_size) {
     return Status(StatusCode::kCorrupt,

@@ -16,7 +16,8 @@ struct LoadedModel {
 
   // Errors: those of Model::load and Tokenizer::load; kCorrupt for a tokenizer with more tokens
   // than the model's vocabulary.
-  static Result<LoadedModel> load(const std::string& directory, WeightMode mode);
+  static Result<LoadedModel> load(const std::string& directory, WeightMode mode,
+                                  Activations activations = Activations::kInt16);
 };
 
 }  // namespace kvcache::runner

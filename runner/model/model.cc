@@ -1,6 +1,7 @@
 #include "runner/model/model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <new>
 #include <utility>
@@ -39,6 +40,20 @@ void for_rows(std::int64_t rows, Executor& executor, Fn&& fn) {
                         },
                         &piece);
 }
+
+// Adds the seconds of its life to a sum.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& sum) : sum_(sum) {}
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+  ~Stopwatch() { sum_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double& sum_;
+  const Clock::time_point start_ = Clock::now();
+};
 
 // An open step of a store: abandoned unless it was ended, whatever goes wrong in between.
 class OpenStep {
@@ -90,16 +105,18 @@ Model::Model(ModelConfig config, Weights weights)
       weights_(std::move(weights)),
       inverse_frequencies_(rope_inverse_frequencies(config_.rope, config_.head_dim)) {}
 
-Result<Model> Model::load(const std::string& directory, WeightMode mode) try {
+Result<Model> Model::load(const std::string& directory, WeightMode mode,
+                          Activations activations) try {
   KVC_ASSIGN_OR_RETURN(ModelConfig config, load_model_config(directory));
-  KVC_ASSIGN_OR_RETURN(Weights weights, load_weights(directory, config, mode));
+  KVC_ASSIGN_OR_RETURN(Weights weights, load_weights(directory, config, mode, activations));
   return Model(std::move(config), std::move(weights));
 } catch (const std::bad_alloc&) {
   return Status(StatusCode::kOutOfMemory, directory + ": found no memory left to load it");
 }
 
-Result<Model> Model::random(const ModelConfig& config, WeightType type, std::uint64_t seed) {
-  KVC_ASSIGN_OR_RETURN(Weights weights, random_weights(config, type, seed));
+Result<Model> Model::random(const ModelConfig& config, WeightType type, std::uint64_t seed,
+                            Activations activations) {
+  KVC_ASSIGN_OR_RETURN(Weights weights, random_weights(config, type, seed, activations));
   return Model(config, std::move(weights));
 }
 
@@ -184,8 +201,8 @@ Status Model::forward(const StepTokens& tokens, KvStore& store, ForwardState& st
   }
   rms_norm(last, num_rows, hidden, weights_.final_norm.data(),
            static_cast<float>(config_.rms_norm_eps), last);
-  linear(last, num_rows, weights_.head, nullptr, logits.data(), state.scratch_,
-         executor_of(context));
+  const Product head[] = {{&weights_.head, nullptr, logits.data()}};
+  multiply(last, num_rows, head, state, executor_of(context));
   KVC_RETURN_IF_ERROR(step.end());
   state.counters_.rows_computed += count;
   state.counters_.rows_read += store.rows_read();
@@ -242,9 +259,10 @@ Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& stor
     rms_norm(state.hidden_.data() + first * hidden, rows, hidden, layer.attention_norm.data(),
              epsilon, normed + first * hidden);
   });
-  linear(normed, count, layer.q, bias_of(layer.q_bias), q, state.scratch_, executor);
-  linear(normed, count, layer.k, bias_of(layer.k_bias), k, state.scratch_, executor);
-  linear(normed, count, layer.v, bias_of(layer.v_bias), v, state.scratch_, executor);
+  const Product qkv[] = {{&layer.q, bias_of(layer.q_bias), q},
+                         {&layer.k, bias_of(layer.k_bias), k},
+                         {&layer.v, bias_of(layer.v_bias), v}};
+  multiply(normed, count, qkv, state, executor);
   const std::int64_t half = head_dim / 2;
   for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
     float* q_rows = q + first * heads * head_dim;
@@ -266,15 +284,25 @@ Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& stor
   inputs.q = TensorView(q, DType::kF32, {count, heads, head_dim});
   inputs.k = TensorView(k, DType::kF32, {count, kv_heads, head_dim});
   inputs.v = TensorView(v, DType::kF32, {count, kv_heads, head_dim});
-  KVC_RETURN_IF_ERROR(store.attend(
-      index, inputs, MutableTensorView(attended, DType::kF32, {count, heads, head_dim}), attention,
-      context));
+  {
+    const Stopwatch stopwatch(state.counters_.attend_seconds);
+    KVC_RETURN_IF_ERROR(store.attend(
+        index, inputs, MutableTensorView(attended, DType::kF32, {count, heads, head_dim}),
+        attention, context));
+  }
   float* projected = state.projected_.data();
-  linear(attended, count, layer.o, bias_of(layer.o_bias), projected, state.scratch_, executor);
+  const Product out[] = {{&layer.o, bias_of(layer.o_bias), projected}};
+  multiply(attended, count, out, state, executor);
   for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
     add_in_place(state.hidden_.data() + first * hidden, projected + first * hidden, rows * hidden);
   });
   return {};
+}
+
+void Model::multiply(const float* x, std::int64_t rows, std::span<const Product> products,
+                     ForwardState& state, Executor& executor) {
+  const Stopwatch stopwatch(state.counters_.product_seconds);
+  linear(x, rows, products, state.scratch_, executor);
 }
 
 void Model::feed_forward(const LayerWeights& layer, std::int64_t count, ForwardState& state,
@@ -287,16 +315,15 @@ void Model::feed_forward(const LayerWeights& layer, std::int64_t count, ForwardS
     rms_norm(state.hidden_.data() + first * hidden, rows, hidden, layer.feed_forward_norm.data(),
              static_cast<float>(config_.rms_norm_eps), normed + first * hidden);
   });
-  linear(normed, count, layer.gate, bias_of(layer.gate_bias), state.gate_.data(), state.scratch_,
-         executor);
-  linear(normed, count, layer.up, bias_of(layer.up_bias), state.up_.data(), state.scratch_,
-         executor);
+  const Product gate_up[] = {{&layer.gate, bias_of(layer.gate_bias), state.gate_.data()},
+                             {&layer.up, bias_of(layer.up_bias), state.up_.data()}};
+  multiply(normed, count, gate_up, state, executor);
   for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
     silu_multiply(state.gate_.data() + first * inner, state.up_.data() + first * inner,
                   rows * inner);
   });
-  linear(state.gate_.data(), count, layer.down, bias_of(layer.down_bias), projected, state.scratch_,
-         executor);
+  const Product down[] = {{&layer.down, bias_of(layer.down_bias), projected}};
+  multiply(state.gate_.data(), count, down, state, executor);
   for_rows(count, executor, [&](std::int64_t first, std::int64_t rows) {
     add_in_place(state.hidden_.data() + first * hidden, projected + first * hidden, rows * hidden);
   });

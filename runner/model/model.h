@@ -19,6 +19,8 @@ namespace kvcache::runner {
 struct StepCounters {
   std::int64_t rows_computed = 0;  // K/V rows a layer computed
   std::int64_t rows_read = 0;      // K/V rows a layer's attention read
+  double product_seconds = 0;      // in linear layers, waiting for threads included
+  double attend_seconds = 0;       // in storing rows and attending
 };
 
 // Scratch of forward passes, and what they counted. One per conversation; grows to the largest
@@ -52,11 +54,13 @@ class Model {
   // Loads a model directory as Hugging Face writes it: config.json, generation_config.json,
   // model.safetensors or shards. Errors: kNotFound, kIo, kCorrupt, kUnsupported, kOutOfMemory; one
   // line that names file, field, found and expected.
-  static Result<Model> load(const std::string& directory, WeightMode mode = WeightMode::kAuto);
+  static Result<Model> load(const std::string& directory, WeightMode mode = WeightMode::kAuto,
+                            Activations activations = Activations::kInt16);
 
   // A model of the given shape with random weights (normal, seeded; norms near 1), for tests and
   // benchmarks. Errors: kOutOfMemory.
-  static Result<Model> random(const ModelConfig& config, WeightType type, std::uint64_t seed);
+  static Result<Model> random(const ModelConfig& config, WeightType type, std::uint64_t seed,
+                              Activations activations = Activations::kInt16);
 
   const ModelConfig& config() const { return config_; }
   std::int64_t num_parameters() const { return weights_.num_parameters; }
@@ -88,6 +92,8 @@ class Model {
                     const AttentionOptions& attention, const ExecContext& context) const;
   Status attend_layer(std::int64_t index, std::int64_t count, KvStore& store, ForwardState& state,
                       const AttentionOptions& attention, const ExecContext& context) const;
+  static void multiply(const float* x, std::int64_t rows, std::span<const Product> products,
+                       ForwardState& state, Executor& executor);
   void feed_forward(const LayerWeights& layer, std::int64_t count, ForwardState& state,
                     Executor& executor) const;
 

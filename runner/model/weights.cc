@@ -93,7 +93,7 @@ std::int64_t quantise(Weights& weights, std::int64_t out, std::int64_t in, Weigh
                       Read&& read) {
   auto* elements = static_cast<std::int8_t*>(own(weights, out * in));
   auto* scales = static_cast<float*>(own(weights, out * size_of(DType::kF32)));
-  *weight = {elements, WeightType::kInt8, out, in, scales};
+  *weight = {elements, WeightType::kInt8, out, in, scales, weights.activations};
   for (std::int64_t o = 0; o < out; ++o) {
     if (!quantise_row(read(o), in, elements + o * in, scales + o)) return o;
   }
@@ -236,9 +236,21 @@ Result<WeightMode> parse_weight_mode(std::string_view name) {
                 "weights: found " + std::string(name) + ", expected auto, f32, stored or int8");
 }
 
+Result<Activations> parse_activations(std::string_view name) {
+  if (name == "int16") return Activations::kInt16;
+  if (name == "int8") return Activations::kInt8;
+  return Status(StatusCode::kInvalidArgument,
+                "activations: found " + std::string(name) + ", expected int16 or int8");
+}
+
 Result<Weights> load_weights(const std::string& directory, const ModelConfig& config,
-                             WeightMode mode) try {
+                             WeightMode mode, Activations activations) try {
+  if (activations != Activations::kInt16 && mode != WeightMode::kInt8) {
+    return Status(StatusCode::kInvalidArgument,
+                  "activations: found int8, expected int16 where weights are not int8");
+  }
   Weights weights;
+  weights.activations = activations;
   KVC_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(directory));
   weights.mapped.emplace(std::move(checkpoint));
   const bool widen_all =
@@ -253,8 +265,10 @@ Result<Weights> load_weights(const std::string& directory, const ModelConfig& co
   return Status(StatusCode::kOutOfMemory, directory + ": found no memory left for the weights");
 }
 
-Result<Weights> random_weights(const ModelConfig& config, WeightType type, std::uint64_t seed) try {
+Result<Weights> random_weights(const ModelConfig& config, WeightType type, std::uint64_t seed,
+                               Activations activations) try {
   Weights weights;
+  weights.activations = activations;
   weights.type = type;
   weights.dtype = type == WeightType::kF16    ? DType::kF16
                   : type == WeightType::kBF16 ? DType::kBF16

@@ -23,7 +23,8 @@ namespace kvcache::runner {
 // f32.
 enum class WeightMode : std::uint8_t { kAuto, kF32, kStored, kInt8 };
 
-Result<WeightMode> parse_weight_mode(std::string_view name);  // "auto", "f32", "stored", "int8"
+Result<WeightMode> parse_weight_mode(std::string_view name);   // "auto", "f32", "stored", "int8"
+Result<Activations> parse_activations(std::string_view name);  // "int16", "int8"
 
 // Vectors (norms, biases) are float32; empty where the family has none.
 struct LayerWeights {
@@ -42,6 +43,7 @@ struct Weights {
 
   WeightType type = WeightType::kF32;  // of the matrices, all of them
   DType dtype = DType::kF32;           // of the matrices; of kInt8 what kAuto would have held
+  Activations activations = Activations::kInt16;  // of kInt8
   std::int64_t num_parameters = 0;
   std::int64_t nbytes = 0;  // of the matrices, their scales and the vectors, as held
 
@@ -50,15 +52,17 @@ struct Weights {
 };
 
 // Every tensor the family needs, checked by name and shape.
-// Errors: kNotFound for a missing tensor, kCorrupt for a wrong shape, kUnsupported for matrices of
+// Errors: kInvalidArgument for 8 bit activations where weights are not kInt8; kNotFound for a
+// missing tensor, kCorrupt for a wrong shape, kUnsupported for matrices of
 // different dtypes with WeightMode::kStored and for a NaN or an infinity in a matrix with
 // WeightMode::kInt8, kOutOfMemory.
 Result<Weights> load_weights(const std::string& directory, const ModelConfig& config,
-                             WeightMode mode);
+                             WeightMode mode, Activations activations = Activations::kInt16);
 
 // Normal random matrices scaled by 1 / sqrt(in), seeded; norms 1 + small noise, biases small.
 // Of kInt8: the f32 ones, quantised.
-Result<Weights> random_weights(const ModelConfig& config, WeightType type, std::uint64_t seed);
+Result<Weights> random_weights(const ModelConfig& config, WeightType type, std::uint64_t seed,
+                               Activations activations = Activations::kInt16);
 
 }  // namespace kvcache::runner
 

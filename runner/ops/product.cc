@@ -14,8 +14,11 @@ bool available(const Products& products) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
   }
+  if (&products == &kAvx512VnniProducts) {
+    return available(kAvx512Products) && __builtin_cpu_supports("avx512vnni");
+  }
   if (&products == &kAvx512Bf16Products) {
-    return available(kAvx512Products) && __builtin_cpu_supports("avx512bf16");
+    return available(kAvx512VnniProducts) && __builtin_cpu_supports("avx512bf16");
   }
 #elif KVC_ARM64
   if (&products == &kNeonProducts) return true;
@@ -26,7 +29,8 @@ bool available(const Products& products) {
 const Products& products() {
   static const Products& best = []() -> const Products& {
 #if KVC_X86_64
-    for (const Products* candidate : {&kAvx512Bf16Products, &kAvx512Products, &kAvx2Products}) {
+    for (const Products* candidate :
+         {&kAvx512Bf16Products, &kAvx512VnniProducts, &kAvx512Products, &kAvx2Products}) {
       if (available(*candidate)) return *candidate;
     }
 #endif

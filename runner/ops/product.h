@@ -13,18 +13,35 @@ constexpr std::int64_t cuts_of(std::int64_t in) { return (in + kSumCut - 1) / kS
 // Inputs are staged before they are multiplied: rounded as the weights ask for, in rows of
 // staged_size(in) elements of which those past `in` are 0, staged_stride(in) elements apart (an odd
 // number of lines, so that rows do not meet in the same sets of a cache). For f32, f16 and bf16
-// weights an element is a float of the weights' precision. For int8 weights it is an int16:
-// round(x / scale), scale = max |x| / 32767 of each cut; a cut whose largest is below 1e-30 is
-// zeros, one with a NaN or an infinity has a NaN for its scale.
+// weights an element is a float of the weights' precision. For int8 weights it is an integer of 16
+// bits, the input in units of its cut's scale, which is the largest magnitude of the cut /
+// kLargest:
+//   int16: round(x / scale);
+//   int8:  m * round(x / (m * scale)), where the m of each 32 inputs is their largest magnitude /
+//          (127 * scale), rounded up to 1 .. 257: so 8 bits of a scale of their own.
+// A cut whose largest is below 1e-30 is zeros, one with a NaN or an infinity has a NaN for its
+// scale. The bytes an integer is staged as are for the instruction set to choose.
 constexpr std::int64_t staged_size(std::int64_t in) { return (in + 63) / 64 * 64; }
 constexpr std::int64_t staged_stride(std::int64_t in) { return staged_size(in) + 32; }
+// Both bytes of such an integer, high * 256 + low, are signed.
+inline constexpr int kLargest = 32639;  // 127 * 257
+
+// Up to so many rows are a matter of memory: they read each quarter of a slice as a stream of its
+// own, which should be long.
+inline constexpr std::int64_t kStreamedRows = 2;
+
+// What is kept of each cut of a row for int8 weights.
+struct InputCut {
+  float scale;
+  std::uint32_t sum;  // of the integers, modulo 2^32; for product_vnni.inl alone
+};
 inline constexpr std::int64_t kStagedAlignment = 64;  // bytes, of the first row
 
-// y[r * y_stride + o] = sum over k of x[r][k] * weight[o * in + k]; of int8 weights each cut times
-// its x_scales and the output's scales. Rows of weights are dense.
+// y[r * y_stride + o] = sum over k of x[r][k] * weight[o * in + k]; of int8 weights each cut, an
+// exact sum, times its scale and then the output's. Rows of weights are dense.
 struct SliceProduct {
-  const void* x = nullptr;          // [rows, staged_stride(in)], staged
-  const float* x_scales = nullptr;  // [rows, cuts_of(in)], of int8 weights
+  const void* x = nullptr;         // [rows, staged_stride(in)], staged
+  const InputCut* cuts = nullptr;  // [rows, cuts_of(in)], of int8 weights
   std::int64_t rows = 0;
   std::int64_t in = 0;
   const void* weight = nullptr;  // [outs, in]
@@ -39,8 +56,8 @@ inline constexpr std::int64_t kPanelFloats = 64 * kSumCut;
 // For weights of one type. Every row of y depends on its row of x and the weights alone, whatever
 // the number of rows.
 struct TypedProduct {
-  // One row [in]; `scales` [cuts_of(in)] are written for int8 weights only.
-  void (*stage)(const float* x, std::int64_t in, void* staged, float* scales) noexcept;
+  // One row [in]; `cuts` [cuts_of(in)] are written for int8 weights only.
+  void (*stage)(const float* x, std::int64_t in, void* staged, InputCut* cuts) noexcept;
   void (*product)(const SliceProduct&) noexcept;
 };
 
@@ -55,7 +72,8 @@ struct LibraryOrder {
 
 struct Products {
   const char* name;
-  TypedProduct f32, bf16, f16, int8;
+  TypedProduct f32, bf16, f16;
+  TypedProduct int8, int8_by_int8;  // inputs of 16 bits, of 8 bits
   // gate[i] = silu(gate[i]) * up[i], see ops.h.
   void (*silu_multiply)(float* gate, const float* up, std::int64_t count) noexcept;
   LibraryOrder library_order;  // null where the library is not used
@@ -67,8 +85,9 @@ extern const Products kNeonProducts;
 #endif
 #if KVC_X86_64
 extern const Products kAvx2Products;
-extern const Products kAvx512Products;      // without the dot instruction
-extern const Products kAvx512Bf16Products;  // with it
+extern const Products kAvx512Products;      // without dot instructions
+extern const Products kAvx512VnniProducts;  // with that of int8
+extern const Products kAvx512Bf16Products;  // and that of bf16
 #endif
 
 // The best that this processor runs.

@@ -13,7 +13,7 @@
 // streams at once: a matter of memory. Many rows widen a panel of weights once (L2) and go over
 // it in blocks of rows (L2), four outputs at a time (L1). All add in the same order, so one row
 // and many are the same bits. int8 weights meet int16 inputs in exact int32 sums, at twice the
-// multiply-adds an instruction of the floats.
+// multiply-adds an instruction of the floats; product_vnni.inl does the same by bytes.
 // Cost: rows * outs * in multiply-adds, outs * in weights read once.
 #include "runner/ops/product.h"
 
@@ -44,6 +44,10 @@ constexpr int64_t kFewRows = 4 * kTileRows;  // that take weights as they are st
 constexpr int64_t kBlockRows = 60;           // of a cut of inputs: 120 KiB
 constexpr int64_t kPanelOuts = 64;           // of a cut of weights: 128 KiB
 static_assert(kPanelFloats >= kPanelOuts * kSumCut && kBlockRows % kTileRows == 0);
+constexpr int64_t kGroupInputs = 32;  // that share 8 bits
+// How far ahead few rows ask for weights, and into which level of cache: 3 the first, 2 the second.
+constexpr int64_t kPrefetch = KVC_SIMD_BYTES == 64 ? 1024 : 512;  // bytes
+constexpr int kLevel = KVC_SIMD_BYTES == 64 ? 3 : 2;
 
 KVC_SIMD_FN int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -84,7 +88,7 @@ struct Floats {
   KVC_SIMD_FN F128 fold(const F32 (&x)[kOuts]) { return fold_outs<F128>(x); }
 };
 
-// The sum of a cut is exact: 512 * 32767 * 127 < 2^31.
+// The sum of a cut is exact: 512 * kLargest * 127 < 2^31.
 struct Integers {
   using Input = int16_t;
   using Vector = I16;
@@ -193,7 +197,7 @@ KVC_SIMD_FN void tile(const typename Over::Input* x, int64_t x_stride,
   for (; k + kLine<Stored> <= count; k += kLine<Stored>) {
     if (prefetch != 0) {
 #pragma GCC unroll 4
-      for (int o = 0; o < kOuts; ++o) __builtin_prefetch(weight.row[o] + k + prefetch, 0, 2);
+      for (int o = 0; o < kOuts; ++o) __builtin_prefetch(weight.row[o] + k + prefetch, 0, kLevel);
     }
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kLine<Stored>; i += Over::kStep) {
@@ -214,15 +218,15 @@ KVC_SIMD_FN void tile(const typename Over::Input* x, int64_t x_stride,
   }
 }
 
-// Where the sums of a cut go, and the scales of int8: of each input row and of each output.
+// Where the sums of a cut go; for int8 the cut of each input row and the scale of each output.
 struct Target {
   float* y;
   int64_t stride;
   int64_t apart;  // of the outputs
   int64_t outs;   // from y on
   bool first;     // of the cuts: y is not read
-  const float* x_scale;
-  int64_t x_scale_stride;
+  const InputCut* cut;
+  int64_t cut_stride;
   const float* scales;
 };
 
@@ -234,14 +238,14 @@ KVC_SIMD_FN Target target(const SliceProduct& p, int64_t row, int64_t out, int64
           apart,
           p.outs - out,
           begin == 0,
-          p.x_scales != nullptr ? p.x_scales + row * cuts + begin / kSumCut : nullptr,
+          p.cuts != nullptr ? p.cuts + row * cuts + begin / kSumCut : nullptr,
           cuts,
           p.scales != nullptr ? p.scales + out : nullptr};
 }
 
 KVC_SIMD_FN void put(const Target& to, int64_t row, F128 sum) {
   float* y = to.y + row * to.stride;
-  if (to.scales != nullptr) sum = sum * to.x_scale[row * to.x_scale_stride];
+  if (to.scales != nullptr) sum = sum * to.cut[row * to.cut_stride].scale;
   if (to.apart == 1 && to.outs >= kOuts) {
     F128 other;
     if (to.scales != nullptr) {
@@ -298,7 +302,6 @@ KVC_SIMD_FN void tiles(const typename Over::Input* x, int64_t x_stride, int64_t 
 // follows from row to row. More are a matter of arithmetic, and four neighbouring rows share fewer
 // sets of the first cache. Asks for what comes kPrefetch bytes later in the row or, past its end,
 // in the next one. It may run past the weights: prefetches do not fault.
-constexpr int64_t kPrefetch = 512;
 template <typename Stored>
 void few_rows(const SliceProduct& p) {
   using Element = typename Stored::Element;
@@ -306,7 +309,7 @@ void few_rows(const SliceProduct& p) {
   const auto* x = static_cast<const typename Stored::Over::Input*>(p.x);
   constexpr int64_t kAhead = kPrefetch / static_cast<int64_t>(sizeof(Element));
   const int64_t x_stride = staged_stride(p.in);
-  const bool quarters = p.rows <= 2;
+  const bool quarters = p.rows <= kStreamedRows;
   const int64_t apart = quarters ? (p.outs + kOuts - 1) / kOuts : 1;
   const int64_t next = quarters ? 1 : kOuts;
   for (int64_t o = 0; o < (quarters ? apart : p.outs); o += next) {
@@ -403,38 +406,78 @@ KVC_SIMD_FN F32 load_upto(const float* x, int64_t n) {
 }
 
 template <typename As>
-void stage(const float* x, int64_t in, void* staged, float*) noexcept {
+void stage(const float* x, int64_t in, void* staged, InputCut*) noexcept {
   auto* to = static_cast<float*>(staged);
   for (int64_t k = 0; k < staged_size(in); k += kLanes) {
     store(to + k, As::round(load_upto(x + k, in - k)));
   }
 }
 
-void stage_int16(const float* x, int64_t in, void* staged, float* scales) noexcept {
-  using U16 = uint16_t __attribute__((vector_size(KVC_SIMD_BYTES / 2)));
-  auto* to = static_cast<int16_t*>(staged);
+// The largest magnitude of x [count], and a NaN in `broken` where an element is not finite.
+KVC_SIMD_FN float largest_of(const float* x, int64_t count, F32* broken) {
+  F32 most = zero();
+  for (int64_t k = 0; k < count; k += kLanes) {
+    const F32 value = load_upto(x + k, count - k);
+    most = max(from_bits(bits_of(value) & set1_u32(0x7fffffff)), most);
+    *broken = fma(value, zero(), *broken);
+  }
+  return reduce_max(most);
+}
+
+// Rounds the inputs of int8 weights: calls write(k, integers, m) for each vector of integers that
+// stand for m times as much, up to a whole line. Sums only where kSums.
+template <bool kEight, bool kSums, typename Write>
+KVC_SIMD_FN void stage_integers(const float* x, int64_t in, InputCut* cuts, Write&& write) {
+  constexpr int64_t kGroup = kEight ? kGroupInputs : kSumCut;
   const F32 shift = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const U32 shift_bits = bits_of(shift);
   for (int64_t begin = 0; begin < in; begin += kSumCut) {
     const int64_t end = min_of(begin + kSumCut, staged_size(in));
-    F32 most = zero();
-    F32 broken = zero();  // NaN where an input is not finite
-    for (int64_t k = begin; k < end; k += kLanes) {
-      const F32 value = load_upto(x + k, in - k);
-      most = max(from_bits(bits_of(value) & set1_u32(0x7fffffff)), most);
-      broken = fma(value, zero(), broken);
-    }
-    const float largest = reduce_max(most);
+    const int64_t count = min_of(end, in) - begin;
+    F32 broken = zero();
+    const float largest = largest_of(x + begin, count, &broken);
     const float nan = reduce_add(broken);
     const bool some = nan == 0 && largest > 1e-30f;
-    const F32 inverse = set1(some ? 32767.0f / largest : 0.0f);
-    for (int64_t k = begin; k < end; k += kLanes) {
-      U32 bits = {};
-      if (some) bits = bits_of(load_upto(x + k, in - k) * inverse + shift);
-      const U16 low = __builtin_convertvector(bits, U16);
-      __builtin_memcpy(to + k, &low, sizeof(low));
+    const float inverse = some ? static_cast<float>(kLargest) / largest : 0.0f;
+    U32 sum = {};
+    for (int64_t first = begin; first < end; first += kGroup) {
+      const int64_t last = min_of(first + kGroup, end);
+      std::uint32_t m = 1;
+      if (kEight && some) {
+        const float most = largest_of(x + first, min_of(last, in) - first, &broken);
+        const float units = most * inverse;
+        m = static_cast<std::uint32_t>(units / 127.0f);
+        if (static_cast<float>(m * 127) < units) ++m;
+        m = m < 1 ? 1 : m > 257 ? 257 : m;
+      }
+      const F32 factor = set1(inverse / static_cast<float>(m));
+      for (int64_t k = first; k < last; k += kLanes) {
+        U32 integers = {};
+        if (some) integers = bits_of(load_upto(x + k, in - k) * factor + shift) - shift_bits;
+        if (kSums) sum = sum + integers * set1_u32(m);
+        write(k, integers, m);
+      }
     }
-    *scales++ = some ? largest / 32767.0f : nan;
+    std::uint32_t total = 0;
+    if (kSums) {
+      std::uint32_t lanes[kLanes];
+      store_u32(lanes, sum);
+      for (const std::uint32_t lane : lanes) total += lane;
+    }
+    *cuts++ = {some ? largest / static_cast<float>(kLargest) : nan, total};
   }
+}
+
+template <bool kEight>
+void stage_int16(const float* x, int64_t in, void* staged, InputCut* cuts) noexcept {
+  using U16 = uint16_t __attribute__((vector_size(KVC_SIMD_BYTES / 2)));
+  auto* to = static_cast<int16_t*>(staged);
+  const auto write = [&](int64_t k, U32 integers, std::uint32_t m) __attribute__((always_inline)) {
+    if (kEight) integers = integers * set1_u32(m);
+    const U16 low = __builtin_convertvector(integers, U16);
+    __builtin_memcpy(to + k, &low, sizeof(low));
+  };
+  stage_integers<kEight, false>(x, in, cuts, write);
 }
 
 // silu(x) = x / (1 + e^-x), over e^-|x| <= 1.
@@ -459,7 +502,8 @@ constexpr Products make_products(const char* name) {
   products.f32 = {stage<AsF32>, product<StoredF32>};
   products.bf16 = {stage<AsBf16>, product<StoredBf16>};
   products.f16 = {stage<AsF16>, product<StoredF16>};
-  products.int8 = {stage_int16, product<StoredI8>};
+  products.int8 = {stage_int16<false>, product<StoredI8>};
+  products.int8_by_int8 = {stage_int16<true>, product<StoredI8>};
   products.silu_multiply = silu_multiply;
   return products;
 }

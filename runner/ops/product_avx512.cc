@@ -1,5 +1,5 @@
-// See product.inl, and product.h for LibraryOrder. The dot instruction is AVX512-BF16, which no
-// compiler flag of this file grants: it is written as assembly.
+// See product.inl, and product.h for LibraryOrder. Dot instructions are written as
+// assembly, as no compiler flag of this file grants them.
 #include "kernels/cpu/simd/avx512.h"
 
 namespace kvcache::runner::avx512 {
@@ -22,6 +22,7 @@ KVC_SIMD_FN __m512 round_f16(__m512 x) {
 }  // namespace kvcache::runner::avx512
 
 #include "runner/ops/product.inl"
+#include "runner/ops/product_vnni.inl"
 
 namespace kvcache::runner::avx512 {
 namespace {
@@ -34,12 +35,12 @@ constexpr int kGroups = 2;
 constexpr int kWide = kGroups * kLanes;
 constexpr int64_t library_cut(int64_t in) { return in <= 1024 ? 512 : 1024; }
 
-// Asks for a line of each of kLanes rows, kPrefetch bytes further along or, past their end, at the
+// Asks for a line of each of kLanes rows, 512 bytes further along or, past their end, at the
 // start of the rows kWide further down. To L2: on Zen 4 that reads at 0.9 of the roof, while to L1
 // or not at all reads at 0.4 - 0.6.
 template <typename Element>
 KVC_SIMD_FN void prefetch_block(const Element* row, int64_t in, int64_t k) {
-  const int64_t ahead = k + kPrefetch / static_cast<int64_t>(sizeof(Element));
+  const int64_t ahead = k + 512 / static_cast<int64_t>(sizeof(Element));
   const int64_t offset = ahead < in ? ahead : kWide * in + ahead - in;
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) __builtin_prefetch(row + i * in + offset, 0, 2);
@@ -136,9 +137,14 @@ void library_order_bf16(const uint16_t* x, const uint16_t* weight, int64_t in, i
   library_order<PairBf16>(x, weight, in, outs, y);
 }
 
-constexpr Products with_library_order(const char* name, LibraryOrder order) {
+// What an instruction set beyond AVX-512 adds.
+constexpr Products products_of(const char* name, bool vnni, bool bf16) {
   Products products = make_products(name);
-  products.library_order = order;
+  if (vnni) {
+    products.int8 = {stage_planes<TwoPlanes>, product_of_planes<TwoPlanes>};
+    products.int8_by_int8 = {stage_planes<OnePlane>, product_of_planes<OnePlane>};
+  }
+  products.library_order = {library_order_f32, bf16 ? library_order_bf16 : nullptr};
   return products;
 }
 
@@ -147,10 +153,8 @@ constexpr Products with_library_order(const char* name, LibraryOrder order) {
 
 namespace kvcache::runner {
 
-const Products kAvx512Products =
-    avx512::with_library_order("avx512", {avx512::library_order_f32, nullptr});
-
-const Products kAvx512Bf16Products = avx512::with_library_order(
-    "avx512-bf16", {avx512::library_order_f32, avx512::library_order_bf16});
+const Products kAvx512Products = avx512::products_of("avx512", false, false);
+const Products kAvx512VnniProducts = avx512::products_of("avx512-vnni", true, false);
+const Products kAvx512Bf16Products = avx512::products_of("avx512-bf16", true, true);
 
 }  // namespace kvcache::runner

@@ -183,6 +183,21 @@ TEST(WeightModeTest, NamesAreReadBack) {
   EXPECT_EQ(unknown.message(), "weights: found int4, expected auto, f32, stored or int8");
 }
 
+TEST(ActivationsTest, NamesAreReadBackAndEightBitsNeedInt8Weights) {
+  EXPECT_EQ(*parse_activations("int16"), Activations::kInt16);
+  EXPECT_EQ(*parse_activations("int8"), Activations::kInt8);
+  EXPECT_EQ(parse_activations("f16").status().message(),
+            "activations: found f16, expected int16 or int8");
+  const std::string directory = testing::golden_directory(testing::golden_names()[0]);
+  for (const WeightMode mode : {WeightMode::kAuto, WeightMode::kF32, WeightMode::kStored}) {
+    const Status refused = Model::load(directory, mode, Activations::kInt8).status();
+    EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(refused.message(),
+              "activations: found int8, expected int16 where weights are not int8");
+  }
+  EXPECT_TRUE(Model::load(directory, WeightMode::kInt8, Activations::kInt8).ok());
+}
+
 TEST(WeightsOfGoldenTest, StoredWeightsAreMappedAndCountedOnce) {
   for (const std::string& name : testing::golden_names()) {
     const auto stored = Model::load(testing::golden_directory(name), WeightMode::kStored);

@@ -18,116 +18,10 @@
 #include "runner/ops/matmul.h"
 #include "runner/ops/ops.h"
 #include "runner/ops/product.h"
+#include "support/linear_case.h"
 
 namespace kvcache::runner {
 namespace {
-
-// Random weights and inputs, and the product in float64 over the values as rounded.
-struct Case {
-  Case(std::int64_t rows_in, std::int64_t out, std::int64_t in, WeightType type, unsigned seed = 1)
-      : rows(rows_in) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    x.resize(static_cast<std::size_t>(rows * in));
-    bias.resize(static_cast<std::size_t>(out));
-    std::vector<float> w(static_cast<std::size_t>(out * in));
-    for (float& value : x) value = normal(random);
-    for (float& value : w) value = normal(random);
-    for (float& value : bias) value = normal(random);
-    stored.resize(w.size() * static_cast<std::size_t>(size_of(type)));
-    if (type == WeightType::kInt8) {
-      scales.resize(static_cast<std::size_t>(out));
-      auto* elements = reinterpret_cast<std::int8_t*>(stored.data());
-      for (std::int64_t o = 0; o < out; ++o) {
-        EXPECT_TRUE(quantise_row(w.data() + o * in, in, elements + o * in,
-                                 scales.data() + static_cast<std::size_t>(o)));
-      }
-    } else {
-      narrow(w.data(), dtype_of(type), out * in, stored.data());
-    }
-    weight = {stored.data(), type, out, in, scales.empty() ? nullptr : scales.data()};
-  }
-
-  static DType dtype_of(WeightType type) {
-    return type == WeightType::kF16    ? DType::kF16
-           : type == WeightType::kBF16 ? DType::kBF16
-                                       : DType::kF32;
-  }
-
-  // The inputs as a product takes them.
-  std::vector<double> rounded() const {
-    std::vector<double> values(x.begin(), x.end());
-    if (weight.type == WeightType::kInt8) {
-      for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t begin = 0; begin < weight.in; begin += kSumCut) {
-          const std::int64_t count = std::min(kSumCut, weight.in - begin);
-          const float* row = x.data() + r * weight.in + begin;
-          float largest = 0;
-          for (std::int64_t k = 0; k < count; ++k) largest = std::max(largest, std::fabs(row[k]));
-          for (std::int64_t k = 0; k < count; ++k) {
-            const float integer = std::nearbyint(row[k] * (32767.0f / largest));
-            values[static_cast<std::size_t>(r * weight.in + begin + k)] =
-                static_cast<double>(integer) * (largest / 32767.0f);
-          }
-        }
-      }
-      return values;
-    }
-    std::vector<std::uint32_t> bits(x.size());
-    std::vector<float> widened(x.size());
-    const auto count = static_cast<std::int64_t>(x.size());
-    narrow(x.data(), dtype_of(weight.type), count, bits.data());
-    widen(bits.data(), dtype_of(weight.type), count, widened.data());
-    return {widened.begin(), widened.end()};
-  }
-
-  // The largest error, in units of what float32 sums of this length may lose.
-  double error(const std::vector<float>& y, bool with_bias) const {
-    const std::vector<double> a = rounded();
-    std::vector<float> w(static_cast<std::size_t>(weight.out * weight.in));
-    for (std::int64_t o = 0; o < weight.out; ++o) widen_row(weight, o, w.data() + o * weight.in);
-    double worst = 0;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t o = 0; o < weight.out; ++o) {
-        double sum = with_bias ? bias[static_cast<std::size_t>(o)] : 0.0;
-        double size = std::fabs(sum);
-        for (std::int64_t k = 0; k < weight.in; ++k) {
-          const double product = a[static_cast<std::size_t>(r * weight.in + k)] *
-                                 w[static_cast<std::size_t>(o * weight.in + k)];
-          sum += product;
-          size += std::fabs(product);
-        }
-        const double found = y[static_cast<std::size_t>(r * weight.out + o)];
-        const double difference = std::fabs(found - sum) / (size * 1e-6 + 1e-12);
-        if (!(difference <= worst)) worst = std::isnan(difference) ? INFINITY : difference;
-      }
-    }
-    return worst;
-  }
-
-  std::vector<float> run(Executor& executor = serial_executor(), bool with_bias = true) const {
-    std::vector<float> y(static_cast<std::size_t>(rows * weight.out), NAN);
-    std::vector<float> scratch;
-    linear(x.data(), rows, weight, with_bias ? bias.data() : nullptr, y.data(), scratch, executor);
-    return y;
-  }
-
-  // The same for row `r` alone.
-  Case row(std::int64_t r) const {
-    Case one(*this);
-    one.rows = 1;
-    one.x.assign(x.begin() + r * weight.in, x.begin() + (r + 1) * weight.in);
-    return one;  // over the weights of this
-  }
-
-  std::int64_t rows;
-  std::vector<float> x, bias, scales;
-  std::vector<std::byte> stored;
-  Weight weight;
-};
-
-constexpr WeightType kTypes[] = {WeightType::kF32, WeightType::kF16, WeightType::kBF16,
-                                 WeightType::kInt8};
 
 TEST(LinearTest, AgreesWithFloat64OnRaggedSizes) {
   for (const WeightType type : kTypes) {
@@ -194,6 +88,30 @@ TEST(LinearTest, ARowThatIsNotFiniteReachesNoOther) {
           EXPECT_EQ(std::isfinite(y[static_cast<std::size_t>(r * 9 + o)]), r != 3)
               << name_of(type) << " row " << r;
         }
+      }
+    }
+  }
+}
+
+TEST(LinearTest, ProductsOfOneInputAreThoseEachAlone) {
+  for (const WeightType type : kTypes) {
+    for (const std::int64_t rows : {1, 2, 9}) {
+      const Case a(rows, 700, 200, type, 1);
+      Case b(rows, 33, 200, type, 2);
+      Case c(rows, 1100, 200, type, 3);
+      b.x = c.x = a.x;
+      for (const std::int32_t threads : {1, 2, 3}) {
+        const auto pool = make_thread_pool(threads);
+        ASSERT_TRUE(pool.ok());
+        std::vector<float> y[3] = {a.run(), b.run(serial_executor(), false), c.run()};
+        const std::vector<float> expected[3] = {y[0], y[1], y[2]};
+        for (auto& each : y) std::fill(each.begin(), each.end(), NAN);
+        const Product products[] = {{&a.weight, a.bias.data(), y[0].data()},
+                                    {&b.weight, nullptr, y[1].data()},
+                                    {&c.weight, c.bias.data(), y[2].data()}};
+        std::vector<float> scratch;
+        linear(a.x.data(), rows, products, scratch, **pool);
+        for (int i = 0; i < 3; ++i) EXPECT_EQ(y[i], expected[i]) << name_of(type) << " " << i;
       }
     }
   }
@@ -281,149 +199,6 @@ TEST(QuantiseRowTest, WhatIsNotFiniteIsRefusedAndNothingWritten) {
     }
   }
 }
-
-// The instruction sets, one by one.
-class ProductsTest : public ::testing::TestWithParam<const Products*> {
- protected:
-  const Products& products_here() const { return *GetParam(); }
-
-  const TypedProduct& typed(WeightType type) const {
-    return type == WeightType::kF32    ? products_here().f32
-           : type == WeightType::kF16  ? products_here().f16
-           : type == WeightType::kBF16 ? products_here().bf16
-                                       : products_here().int8;
-  }
-
-  std::vector<float> run(const Case& c) const {
-    const std::int64_t in = c.weight.in;
-    std::vector<float> y(static_cast<std::size_t>(c.rows * c.weight.out), NAN);
-    std::vector<float> panel(kPanelFloats + 16, NAN);
-    std::vector<float> staged(static_cast<std::size_t>(c.rows * staged_stride(in)) + 16, NAN);
-    std::vector<float> scales(static_cast<std::size_t>(c.rows * cuts_of(in)), NAN);
-    const bool int8 = c.weight.type == WeightType::kInt8;
-    auto* x = reinterpret_cast<std::byte*>(aligned(staged));
-    const std::int64_t stride = staged_stride(in) * (int8 ? 2 : 4);
-    for (std::int64_t r = 0; r < c.rows; ++r) {
-      typed(c.weight.type)
-          .stage(c.x.data() + r * in, in, x + r * stride, scales.data() + r * cuts_of(in));
-    }
-    SliceProduct slice;
-    slice.x = x;
-    slice.x_scales = int8 ? scales.data() : nullptr;
-    slice.rows = c.rows;
-    slice.in = in;
-    slice.weight = c.weight.data;
-    slice.outs = c.weight.out;
-    slice.scales = c.weight.scales;
-    slice.y = y.data();
-    slice.y_stride = c.weight.out;
-    slice.panel = aligned(panel);
-    typed(c.weight.type).product(slice);
-    return y;
-  }
-
-  static float* aligned(std::vector<float>& memory) {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
-    return memory.data() + (-address % kStagedAlignment) / sizeof(float);
-  }
-};
-
-TEST_P(ProductsTest, EachRowIsTheSameBitsAloneAndAmongOthers) {
-  if (!available(products_here())) return;
-  for (const WeightType type : kTypes) {
-    for (const std::int64_t in : {3, 64, 700, 1100}) {
-      for (const std::int64_t rows : {2, 5, 17, 71}) {  // of the stored weights, and of panels
-        const Case c(rows, 45, in, type);
-        const std::vector<float> together = run(c);
-        EXPECT_LT(c.error(together, false), 1) << name_of(type) << " in " << in;
-        for (std::int64_t r = 0; r < c.rows; r += 1 + rows / 6) {
-          EXPECT_EQ(run(c.row(r)), std::vector<float>(together.begin() + r * c.weight.out,
-                                                      together.begin() + (r + 1) * c.weight.out))
-              << name_of(type) << " in " << in << " row " << r << " of " << rows;
-        }
-      }
-    }
-  }
-}
-
-TEST_P(ProductsTest, RoundingIsThatOfTheTypes) {
-  if (!available(products_here())) return;
-  const std::vector<float> x = {1.00390625f, -1.01171875f, 0.1f,  65519.0f,  65520.0f,
-                                -1e-8f,      1e-45f,       3e38f, -INFINITY, NAN};
-  const auto in = static_cast<std::int64_t>(x.size());
-  for (const WeightType type : {WeightType::kF32, WeightType::kF16, WeightType::kBF16}) {
-    std::vector<std::uint32_t> bits(x.size());
-    std::vector<float> expected(x.size());
-    narrow(x.data(), Case::dtype_of(type), in, bits.data());
-    widen(bits.data(), Case::dtype_of(type), in, expected.data());
-    std::vector<float> staged(static_cast<std::size_t>(staged_size(in)), NAN);
-    typed(type).stage(x.data(), in, staged.data(), nullptr);
-    for (std::size_t i = 0; i < staged.size(); ++i) {
-      const float value = i < x.size() ? expected[i] : 0.0f;
-      EXPECT_TRUE(staged[i] == value || (std::isnan(staged[i]) && std::isnan(value)))
-          << name_of(type) << " " << i << ": " << staged[i] << ", expected " << value;
-    }
-  }
-}
-
-TEST_P(ProductsTest, SiluIsWithinThreeUlp) {
-  if (!available(products_here())) return;
-  std::vector<float> gate;
-  for (float x = -80; x < 80; x += 0.137f) gate.push_back(x);
-  const std::vector<float> before = gate;
-  const std::vector<float> up(gate.size(), 2.0f);
-  products_here().silu_multiply(gate.data(), up.data(), static_cast<std::int64_t>(gate.size()));
-  for (std::size_t i = 0; i < gate.size(); ++i) {
-    const double expected = 2.0 * before[i] / (1.0 + std::exp(-static_cast<double>(before[i])));
-    EXPECT_NEAR(gate[i], expected, 4e-7 * std::fabs(expected)) << before[i];
-  }
-}
-
-TEST_P(ProductsTest, TheOrderOfTheLibraryAgreesWithFloat64) {
-  const LibraryOrder& order = products_here().library_order;
-  if (!available(products_here())) return;
-  for (const std::int64_t in : {1, 2, 31, 32, 33, 64, 701, 1101}) {
-    for (const std::int64_t out : {1, 16, 45}) {
-      if (order.bf16 != nullptr) {
-        const Case c(1, out, in, WeightType::kBF16);
-        std::vector<std::uint16_t> bits(c.x.size());
-        narrow(c.x.data(), DType::kBF16, in, bits.data());
-        std::vector<float> y(static_cast<std::size_t>(out), NAN);
-        order.bf16(bits.data(), static_cast<const std::uint16_t*>(c.weight.data), in, out,
-                   y.data());
-        EXPECT_LT(c.error(y, false), 1) << "bf16 in " << in << " out " << out;
-      }
-      if (order.f32 != nullptr) {
-        const Case c(1, out, in, WeightType::kF32);
-        std::vector<float> y(static_cast<std::size_t>(out), NAN);
-        order.f32(c.x.data(), static_cast<const float*>(c.weight.data), in, out, y.data());
-        EXPECT_LT(c.error(y, false), 1) << "f32 in " << in << " out " << out;
-      }
-    }
-  }
-}
-
-TEST(ProductsTest, OneOfThemRunsEverywhere) {
-  EXPECT_TRUE(available(kPortableProducts));
-  EXPECT_TRUE(available(products()));
-}
-
-std::vector<const Products*> all_products() {
-#if KVC_X86_64
-  return {&kPortableProducts, &kAvx2Products, &kAvx512Products, &kAvx512Bf16Products};
-#elif KVC_ARM64
-  return {&kPortableProducts, &kNeonProducts};
-#else
-  return {&kPortableProducts};
-#endif
-}
-
-INSTANTIATE_TEST_SUITE_P(InstructionSets, ProductsTest, ::testing::ValuesIn(all_products()),
-                         [](const auto& set) {
-                           std::string name = set.param->name;
-                           std::erase(name, '-');
-                           return name;
-                         });
 
 TEST(MatmulTest, TheLibraryAgreesWithOurOwnProduct) {
   for (const std::int64_t in : {5, 64, 700}) {

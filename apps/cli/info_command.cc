@@ -21,7 +21,7 @@ struct Flags {
 Status run(const Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
   KVC_ASSIGN_OR_RETURN(const std::vector<BackendInfo> known, backends());
-  KVC_ASSIGN_OR_RETURN(const std::string prefetch, selected_prefetch());
+  KVC_ASSIGN_OR_RETURN(const std::vector<PrefetchChoice> prefetch, prefetch_choices());
   const std::int32_t threads = default_executor().concurrency();
   std::optional<runner::Model> model;
   if (!flags.model.directory.empty()) {
@@ -33,7 +33,11 @@ Status run(const Flags& flags) {
     out["cpu"] = cpu;
     out["threads"] = threads;
     out["matrix_products"] = runner::matmul_backend();
-    out["prefetch"] = prefetch;
+    out["prefetch"] = nlohmann::json::array();
+    for (const PrefetchChoice& choice : prefetch) {
+      out["prefetch"].push_back(
+          {{"row_bytes", choice.row_bytes}, {"level", choice.level}, {"reason", choice.reason}});
+    }
     out["backends"] = nlohmann::json::array();
     for (const BackendInfo& backend : known) {
       out["backends"].push_back({{"name", backend.name},
@@ -54,7 +58,10 @@ Status run(const Flags& flags) {
   fmt::print("processor        {}\n", cpu);
   fmt::print("threads          {} (KVCACHE_NUM_THREADS)\n", threads);
   fmt::print("matrix products  {}\n", runner::matmul_backend());
-  fmt::print("prefetching      {} (KVCACHE_PREFETCH: none, runs, l1, l2, l3)\n", prefetch);
+  fmt::print("prefetching by decode (KVCACHE_PREFETCH forces none, runs, l1, l2 or l3):\n");
+  for (const PrefetchChoice& choice : prefetch) {
+    fmt::print("  rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
+  }
   fmt::print("attention backends (KVCACHE_BACKEND forces one):\n");
   for (const BackendInfo& backend : known) {
     fmt::print("  {} {:<10} {:<13} {}; {}\n", backend.selected ? "*" : " ", backend.name,

@@ -2,6 +2,7 @@
 #ifndef KVCACHE_BACKEND_H_
 #define KVCACHE_BACKEND_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -28,10 +29,18 @@ KVC_API Result<std::vector<BackendInfo>> backends();
 KVC_API Result<std::string> selected_backend();
 
 // What decode asks for ahead of reading it: "none", the first lines of "runs" of rows (of pages),
-// or whole rows, into a level of cache: "l1", "l2", "l3". KVCACHE_PREFETCH, else what suits the
-// processor. Results do not depend on it.
-// Errors: kUnavailable for a KVCACHE_PREFETCH that names no level.
-KVC_API Result<std::string> selected_prefetch();
+// or whole rows, into a level of cache: "l1", "l2", "l3". Results do not depend on it.
+struct PrefetchChoice {
+  std::int64_t row_bytes = 0;  // of rows up to so long
+  std::string level;
+  std::string reason;  // KVCACHE_PREFETCH, or a measurement beside what the family is known for
+};
+
+// The choices of selected_backend(): KVCACHE_PREFETCH, else what suits the processor. With `turns`
+// > 0 measured anew, so many times over (a millisecond each), changing nothing; else those that
+// hold in this process. Errors: kUnavailable for a KVCACHE_PREFETCH that names no level, and those
+// of selected_backend().
+KVC_API Result<std::vector<PrefetchChoice>> prefetch_choices(std::int32_t turns = 0);
 
 // What is known of the processor, one line: "AMD EPYC; avx2 avx512 avx512bf16; L2 1 MiB, ...".
 KVC_API Result<std::string> cpu_description();

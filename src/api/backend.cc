@@ -1,6 +1,7 @@
 // The list of backends, and what is known of the machine.
 #include "kvcache/backend.h"
 
+#include "attention/calibrate.h"
 #include "attention/select.h"
 #include "base/cpu_features.h"
 #include "base/door.h"
@@ -48,11 +49,30 @@ Result<std::string> selected_backend() {
   });
 }
 
-Result<std::string> selected_prefetch() {
-  return internal::at_door([]() -> Result<std::string> {
+Result<std::vector<PrefetchChoice>> prefetch_choices(std::int32_t turns) {
+  return internal::at_door([&]() -> Result<std::vector<PrefetchChoice>> {
+    const internal::Backend* backend = nullptr;
+    KVC_RETURN_IF_ERROR(internal::select_backend(nullptr, &backend));
     internal::Prefetch level = internal::Prefetch::kNone;
-    KVC_RETURN_IF_ERROR(internal::select_prefetch(&level));
-    return std::string(internal::name_of(level));
+    bool named = false;
+    KVC_RETURN_IF_ERROR(internal::named_prefetch(&level, &named));
+    std::vector<PrefetchChoice> choices;
+    for (int row = 0; row < internal::kNumPrefetchRows; ++row) {
+      PrefetchChoice choice;
+      choice.row_bytes = internal::kPrefetchRowBytes[row];
+      if (named && turns <= 0) {
+        choice.level = internal::name_of(level);
+        choice.reason = "KVCACHE_PREFETCH";
+      } else {
+        const internal::PrefetchTrial trial = turns > 0
+                                                  ? internal::try_prefetch(*backend, row, turns)
+                                                  : internal::decided_prefetch(*backend, row);
+        choice.level = internal::name_of(trial.level);
+        choice.reason = internal::reason_of(trial);
+      }
+      choices.push_back(std::move(choice));
+    }
+    return choices;
   });
 }
 

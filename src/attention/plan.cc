@@ -33,6 +33,20 @@ Executor& executor_of(const ExecContext& context) {
 // caller's has all work.
 constexpr std::int64_t kProductsAlone = 1 << 20;
 
+// Of the keys of the first part: all parts of a view have rows alike, or nearly.
+std::int64_t row_bytes(const KvView& view) {
+  return view.num_parts == 0 ? 0 : view.k_head_dim * size_of(view.parts[0].k_format.dtype);
+}
+
+// Of all rows of the view, keys and values, near enough.
+std::int64_t all_bytes(const KvView& view) {
+  std::int64_t tokens = 0;
+  for (std::int32_t p = 0; p < view.num_parts; ++p) {
+    for (std::int32_t seq = 0; seq < view.num_seqs; ++seq) tokens += view.parts[p].lengths[seq];
+  }
+  return 2 * tokens * view.num_kv_heads * row_bytes(view);
+}
+
 }  // namespace
 
 Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
@@ -46,7 +60,7 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
   const Backend* backend = nullptr;
   KVC_RETURN_IF_ERROR(select_backend(options.backend, &backend));
   Prefetch prefetch = Prefetch::kNone;
-  KVC_RETURN_IF_ERROR(select_prefetch(&prefetch));
+  KVC_RETURN_IF_ERROR(select_prefetch(*backend, row_bytes(like), all_bytes(like), &prefetch));
 
   // Room first, then changes that cannot fail.
   const std::int32_t concurrency = executor_of(context).concurrency();

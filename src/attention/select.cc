@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "attention/calibrate.h"
 #include "base/cpu_features.h"
 
 namespace kvcache::internal {
@@ -61,12 +62,10 @@ const char* name_of(Prefetch level) noexcept {
   }
 }
 
-Status select_prefetch(Prefetch* level) {
+Status named_prefetch(Prefetch* level, bool* named) {
   const char* name = std::getenv("KVCACHE_PREFETCH");
-  if (name == nullptr || *name == '\0') {
-    *level = cpu_features().zen3 ? Prefetch::kRuns : Prefetch::kL2;
-    return {};
-  }
+  *named = name != nullptr && *name != '\0';
+  if (!*named) return {};
   for (const Prefetch known :
        {Prefetch::kNone, Prefetch::kRuns, Prefetch::kL1, Prefetch::kL2, Prefetch::kL3}) {
     if (std::strcmp(name, name_of(known)) != 0) continue;
@@ -75,6 +74,19 @@ Status select_prefetch(Prefetch* level) {
   }
   return Status(StatusCode::kUnavailable, std::string("KVCACHE_PREFETCH: found \"") + name +
                                               "\", expected one of none, runs, l1, l2, l3");
+}
+
+Status select_prefetch(const Backend& backend, std::int64_t row_bytes, std::int64_t bytes,
+                       Prefetch* level) {
+  bool named = false;
+  KVC_RETURN_IF_ERROR(named_prefetch(level, &named));
+  if (named) return {};
+  const CpuFeatures& cpu = cpu_features();
+  const int row = prefetch_row(row_bytes);
+  constexpr std::int64_t kWorthMeasuring = 8 << 20;
+  *level = bytes < kWorthMeasuring ? prefetch_table(cpu.amd_family, cpu.model, row)
+                                   : decided_prefetch(backend, row).level;
+  return {};
 }
 
 }  // namespace kvcache::internal

@@ -13,10 +13,14 @@ namespace kvcache::internal {
 // here.
 Status select_backend(const char* name, const Backend** backend);
 
-// The environment's KVCACHE_PREFETCH, else what measured best: the starts of runs on Zen 3, rows
-// into the second level elsewhere (Zen 4). Errors: kUnavailable for a KVCACHE_PREFETCH that names
-// no level.
-Status select_prefetch(Prefetch* level);
+// The level that the environment's KVCACHE_PREFETCH names, or `named` false. Errors: kUnavailable
+// for one that names no level.
+Status named_prefetch(Prefetch* level, bool* named);
+
+// That, else what suits the processor for `bytes` of rows of `row_bytes`: calibrate.h. Rows that
+// caches hold are not worth a measurement: for these the table decides. Errors: as above.
+Status select_prefetch(const Backend& backend, std::int64_t row_bytes, std::int64_t bytes,
+                       Prefetch* level);
 
 // "none", "runs", "l1", "l2" or "l3".
 const char* name_of(Prefetch level) noexcept;

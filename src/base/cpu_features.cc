@@ -56,12 +56,10 @@ void detect(CpuFeatures* cpu) noexcept {
   cpu->avx512_vnni = cpu->avx512 && bit(extended.ecx, 11);
   cpu->avx512_bf16 = cpu->avx512 && bit(extended1.eax, 5);
 
-  // Family 19h is Zen 3 and Zen 4, told apart by model.
   const Leaf vendor = leaf_of(0, 0);
   const bool amd = vendor.ebx == 0x68747541u && vendor.edx == 0x69746e65u;  // "Auth" "enti"
-  const unsigned family = ((basic.eax >> 8) & 0xf) + ((basic.eax >> 20) & 0xff);
-  const unsigned model = ((basic.eax >> 4) & 0xf) | ((basic.eax >> 12) & 0xf0);
-  cpu->zen3 = amd && family == 0x19 && (model < 0x10 || (model >= 0x20 && model < 0x60));
+  if (amd) cpu->amd_family = ((basic.eax >> 8) & 0xf) + ((basic.eax >> 20) & 0xff);
+  cpu->model = ((basic.eax >> 4) & 0xf) | ((basic.eax >> 12) & 0xf0);
 
   if (leaf_of(0x80000000u, 0).eax >= 0x80000004u) {
     char name[48 + 1] = {};

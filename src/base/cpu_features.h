@@ -14,8 +14,8 @@ struct CpuFeatures {
   bool avx512_vnni = false;
   bool neon = false;
 
-  // AMD's Zen 3, whose own prefetching reads several streams of rows at the speed of memory.
-  bool zen3 = false;
+  std::uint32_t amd_family = 0;  // 0x19: Zen 3 and Zen 4, told apart by model; 0: not AMD
+  std::uint32_t model = 0;
 
   // Bytes of data or unified cache as the first core sees it; 0 where unknown.
   std::int64_t l1_bytes = 0;

@@ -35,11 +35,29 @@ TEST(Backends, AnUnknownNameInTheEnvironmentIsAnError) {
 
 TEST(Backends, AnUnknownPrefetchLevelInTheEnvironmentIsAnError) {
   ::setenv("KVCACHE_PREFETCH", "l2", 1);
-  EXPECT_EQ(selected_prefetch().value(), "l2");
+  const auto named = prefetch_choices();
   ::setenv("KVCACHE_PREFETCH", "far", 1);
-  EXPECT_EQ(selected_prefetch().status().code(), StatusCode::kUnavailable);
+  const auto unknown = prefetch_choices();
   ::unsetenv("KVCACHE_PREFETCH");
-  EXPECT_TRUE(selected_prefetch().ok());
+  ASSERT_TRUE(named.ok());
+  for (const PrefetchChoice& choice : *named) {
+    EXPECT_EQ(choice.level, "l2");
+    EXPECT_EQ(choice.reason, "KVCACHE_PREFETCH");
+  }
+  EXPECT_EQ(unknown.status().code(), StatusCode::kUnavailable);
+}
+
+TEST(Backends, EveryLengthOfRowsHasAChoiceThatStaysAndAReason) {
+  const auto first = prefetch_choices();
+  const auto second = prefetch_choices();
+  ASSERT_TRUE(first.ok() && second.ok());
+  ASSERT_EQ(first->size(), 3u);
+  for (std::size_t i = 0; i < first->size(); ++i) {
+    EXPECT_EQ((*first)[i].level, (*second)[i].level);
+    EXPECT_EQ((*first)[i].reason, (*second)[i].reason);
+    EXPECT_NE((*first)[i].reason.find("GB/s"), std::string::npos) << (*first)[i].reason;
+  }
+  ASSERT_TRUE(prefetch_choices(1).ok());
 }
 
 TEST(Backends, TheProcessorHasADescription) { EXPECT_FALSE(cpu_description().value().empty()); }

@@ -357,14 +357,15 @@ TEST(SelectBackend, TheEnvironmentNamesOne) {
 }
 
 TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
+  const internal::Backend* backend = internal::find_backend("portable");
   internal::Prefetch level = internal::Prefetch::kNone;
   for (const char* name : {"l1", "l2", "l3", "runs", "none"}) {
     ::setenv("KVCACHE_PREFETCH", name, 1);
-    ASSERT_TRUE(internal::select_prefetch(&level).ok());
+    ASSERT_TRUE(internal::select_prefetch(*backend, 256, 1 << 30, &level).ok());
     EXPECT_STREQ(internal::name_of(level), name);
   }
   ::setenv("KVCACHE_PREFETCH", "l4", 1);
-  const Status status = internal::select_prefetch(&level);
+  const Status status = internal::select_prefetch(*backend, 256, 1 << 30, &level);
   internal::Plan plan;
   const std::vector<std::int32_t> indptr = {0, 1};
   const KvRowsData data({7}, 2, 8, 8);
@@ -376,7 +377,7 @@ TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
             std::string::npos);
   EXPECT_EQ(level, internal::Prefetch::kNone);
   EXPECT_EQ(planned.code(), StatusCode::kUnavailable);
-  EXPECT_TRUE(internal::select_prefetch(&level).ok());
+  EXPECT_TRUE(internal::select_prefetch(*backend, 256, 1 << 30, &level).ok());
 }
 
 }  // namespace

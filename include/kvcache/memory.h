@@ -64,6 +64,12 @@ class KVC_API MemoryResource {
 
   // Unmaps the region; `committed` bytes leave the account (0 for one that was grown from).
   virtual void release(const Region& region, std::int64_t committed) noexcept = 0;
+
+  // A hint: bytes `offset` .. `offset` + `length` were never touched, are committed, and will now
+  // be written in full. Memory of the system takes pages of 2 MiB for those that lie within, and
+  // none for what sticks out, so that no more is resident than was committed (KVCACHE_HUGE_PAGES=0:
+  // none at all). The default does nothing. Never followed by grow() of the region.
+  virtual void will_fill(const Region& region, std::int64_t offset, std::int64_t length) noexcept;
 };
 
 // Memory of the system, without a limit of its own. Lives as long as the process.
@@ -87,6 +93,7 @@ class KVC_API LimitedMemory final : public MemoryResource {
   Result<Region> grow(const Region& region, const RowSpan& from, const RowSpan& to,
                       std::int64_t bytes, std::int64_t* copied) noexcept override;
   void release(const Region& region, std::int64_t committed) noexcept override;
+  void will_fill(const Region& region, std::int64_t offset, std::int64_t length) noexcept override;
 
  private:
   struct Impl;

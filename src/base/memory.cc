@@ -28,6 +28,7 @@ std::int64_t page_bytes() noexcept {
 inline namespace v0 {
 
 MemoryResource::~MemoryResource() = default;
+void MemoryResource::will_fill(const Region&, std::int64_t, std::int64_t) noexcept {}
 
 MemoryResource& system_memory() noexcept {
 #if KVC_PORTABLE_MEMORY
@@ -153,6 +154,11 @@ void LimitedMemory::release(const Region& region, std::int64_t committed) noexce
   impl_->forget_copied(region);  // before another region can have its address
   impl_->upstream->release(region, committed);
   impl_->give_back(committed);
+}
+
+void LimitedMemory::will_fill(const Region& region, std::int64_t offset,
+                              std::int64_t length) noexcept {
+  if (impl_ != nullptr) impl_->upstream->will_fill(region, offset, length);
 }
 
 }  // namespace v0

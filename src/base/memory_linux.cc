@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <mutex>
@@ -52,8 +53,20 @@ struct Moved {
   }
 };
 
+constexpr std::int64_t kHugePage = 2 << 20;
+
+// KVCACHE_HUGE_PAGES=0 turns them off; asked once.
+bool huge_pages_wanted() noexcept {
+  static const bool wanted = [] {
+    const char* const asked = std::getenv("KVCACHE_HUGE_PAGES");
+    return asked == nullptr || std::strcmp(asked, "0") != 0;
+  }();
+  return wanted;
+}
+
 // Transparent huge pages are turned off for all of a region: its rows are filled from their start,
-// one token at a time, and lie far apart, so that each would take 2 MiB at its first token.
+// one token at a time, and lie far apart, so that each would take 2 MiB at its first token. What
+// will_fill() is told of is the exception.
 std::byte* map_pages(void* address, std::int64_t bytes, int flags) noexcept {
   void* data = mmap(address, static_cast<std::size_t>(bytes), kProtection, kMapping | flags, -1, 0);
   if (data == MAP_FAILED) return nullptr;
@@ -137,6 +150,18 @@ class MappedMemory final : public MemoryResource {
       }
     }
     (void)munmap(region.data, static_cast<std::size_t>(round_up(region.bytes, page_bytes())));
+  }
+
+  void will_fill(const Region& region, std::int64_t offset, std::int64_t length) noexcept override {
+    if (length < kHugePage || !huge_pages_wanted()) return;
+    // Huge pages lie at multiples of their size in memory, not in the region.
+    const auto lead = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(region.data) %
+                                                static_cast<std::uintptr_t>(kHugePage));
+    const std::int64_t begin = round_up(offset + lead, kHugePage) - lead;
+    const std::int64_t end = round_down(offset + length + lead, kHugePage) - lead;
+    if (begin >= end) return;
+    // Refused by kernels without huge pages.
+    (void)madvise(region.data + begin, static_cast<std::size_t>(end - begin), MADV_HUGEPAGE);
   }
 
  private:

@@ -210,6 +210,37 @@ TEST(MappedMemory, ReservingCostsNoMemoryAndTouchingOnePageOfARowOnlyThat) {
   memory.release(*region, 0);
 }
 
+TEST(MappedMemory, WhatSticksOutOfHugePagesIsTakenByTheSmallPage) {
+  MemoryResource& memory = internal::mapped_memory();
+  constexpr std::int64_t kHuge = 2 << 20;
+  Result<Region> region = memory.reserve(64 * kHuge);
+  ASSERT_TRUE(region.ok());
+  // Every second stretch is said to be filled, each but a page too short for a huge page at either
+  // end of the one it holds.
+  const std::int64_t page = page_bytes();
+  for (std::int64_t at = 0; at + 3 * kHuge <= region->bytes; at += 4 * kHuge) {
+    memory.will_fill(*region, at, 3 * kHuge);
+  }
+  const auto lead = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(region->data) %
+                                              static_cast<std::uintptr_t>(kHuge));
+  const std::int64_t before = resident();
+  for (std::int64_t at = 0; at + 4 * kHuge <= region->bytes; at += 4 * kHuge) {
+    // Right before the first huge page within the stretch, and behind the stretch.
+    const std::int64_t first = (kHuge - lead) % kHuge;
+    if (first >= page) region->data[at + first - page] = std::byte{1};
+    region->data[at + 3 * kHuge + (lead == 0 ? 0 : kHuge - lead)] = std::byte{1};
+  }
+  EXPECT_LT(resident() - before, std::int64_t{8} << 20);
+  // What is told may be written, read and given back as any other.
+  std::memset(region->data, 7, static_cast<std::size_t>(3 * kHuge));
+  memory.decommit(*region, 0, kHuge, kHuge);
+  EXPECT_EQ(region->data[kHuge + page], std::byte{0});
+  EXPECT_EQ(region->data[2 * kHuge], std::byte{7});
+  memory.will_fill(*region, 5, 10);  // too short for any
+  memory.will_fill(*region, 0, kHuge / 2);
+  memory.release(*region, 0);
+}
+
 TEST(MappedMemory, DecommitReadsAsZeros) {
   MemoryResource& memory = internal::mapped_memory();
   const std::int64_t page = page_bytes();

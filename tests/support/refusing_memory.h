@@ -38,6 +38,16 @@ class RefusingMemory final : public MemoryResource {
   std::int64_t commits() const { return commits_; }
   std::int64_t returned_bytes() const { return returned_bytes_; }
 
+  // What is said to be filled must be part of its region and committed.
+  void will_fill(const Region& region, std::int64_t offset, std::int64_t length) noexcept override {
+    EXPECT_GE(offset, 0);
+    EXPECT_LE(offset + length, region.bytes);
+    EXPECT_LE(length, account(region).committed);
+    filled_ += length;
+    upstream_.will_fill(region, offset, length);
+  }
+  std::int64_t filled() const { return filled_; }
+
   Result<Region> reserve(std::int64_t bytes) noexcept override {
     if (refuse_now() || (largest_ > 0 && bytes > largest_)) return no();
     Result<Region> region = upstream_.reserve(bytes);
@@ -112,6 +122,7 @@ class RefusingMemory final : public MemoryResource {
   std::map<const std::byte*, Account> accounts_;
   std::int64_t countdown_ = 0;
   bool all_later_ = false;
+  std::int64_t filled_ = 0;  // bytes of will_fill
   std::int64_t largest_ = 0;
   std::int64_t commits_ = 0;
   std::int64_t returned_bytes_ = 0;

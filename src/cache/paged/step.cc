@@ -161,13 +161,30 @@ Status PagedStore::commit_memory(const PagedStep& step) noexcept {
   return {};
 }
 
+// Tells the memory of the pages from `touched` on: fresh ones, side by side in the buffers of each
+// layer, that the step is about to fill.
+void PagedStore::announce(std::size_t g, std::int64_t touched) noexcept {
+  const PagedGroup& shape = layout_.groups[g];
+  const Group& group = groups_[g];
+  const std::int64_t fresh = group.pool.touched() - touched;
+  if (fresh == 0) return;
+  for (std::int64_t layer = 0; layer < shape.num_layers(); ++layer) {
+    const std::int64_t k = layer * (group.k_buffer_bytes + group.v_buffer_bytes);
+    const std::int64_t v = k + group.k_buffer_bytes;
+    memory_.will_fill(group.region, k + touched * shape.k_page_bytes, fresh * shape.k_page_bytes);
+    memory_.will_fill(group.region, v + touched * shape.v_page_bytes, fresh * shape.v_page_bytes);
+  }
+}
+
 // REQUIRES: room for everything in every vector.
 void PagedStore::take_pages(PagedStep& step) noexcept {
   std::int64_t in_use = 0;
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     StepGroup& group = step.groups[g];
     PagePool& pool = groups_[g].pool;
+    const std::int64_t touched = pool.touched();
     for (std::int64_t i = 0; i < group.rooms.back().begin; ++i) group.pages.push_back(pool.take());
+    announce(g, touched);
     table_entries_ += group.rooms.back().begin;
     in_use += pool.held() + pool.reserved();
     std::int64_t row = 0;

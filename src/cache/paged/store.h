@@ -159,6 +159,7 @@ class PagedStore {
   void count_room(PagedStep& step) const;
   Status check_room(const PagedStep& step) const;
   Status commit_memory(const PagedStep& step) noexcept;
+  void announce(std::size_t group, std::int64_t touched) noexcept;
   void take_pages(PagedStep& step) noexcept;
   void keep(PagedStep& step, std::size_t i, std::int64_t accepted) noexcept;
   void store_tokens(const PagedStep& step, const StepSequence& entry,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvcache/memory.h"
+#include "support/refusing_memory.h"
 
 namespace kvcache::internal {
 namespace {
@@ -100,6 +101,36 @@ TEST_F(PagedStoreTest, BuffersOfLayersDoNotOverlap) {
     EXPECT_GE(store->v_rows(layer) - store->k_rows(layer), k_bytes);
     if (layer == 2) break;
     EXPECT_GE(store->k_rows(layer + 1) - store->v_rows(layer), v_bytes);
+  }
+}
+
+TEST(PagedStoreMemory, IsToldOfTheFreshPagesThatAStepFillsAndOfNoOthers) {
+  testing::RefusingMemory memory;
+  {
+    LayerSpec spec;
+    spec.num_kv_heads = 2;
+    spec.k_head_dim = 16;
+    spec.v_head_dim = 8;
+    const std::vector<LayerSpec> layers(3, spec);
+    PagedLayout layout = make_paged_layout(layers, 4, Layout::kHND).value();
+    const std::int64_t page_bytes = layout.page_bytes();
+    auto store = PagedStore::create(std::move(layout), 64, 0, memory).value();
+    const SequenceId a = store->open().value();
+    const auto add = [&](std::int64_t count) {
+      const Append append{a, count, {}};
+      auto step = store->reserve({&append, 1}).value();
+      for (auto& written : step->written) written = 1;
+      ASSERT_TRUE(store->commit(*step, {&count, 1}).ok());
+    };
+    add(41);  // 11 pages
+    EXPECT_EQ(memory.filled(), 11 * page_bytes);
+    add(3);  // the last page has room
+    EXPECT_EQ(memory.filled(), 11 * page_bytes);
+    ASSERT_TRUE(store->truncate(a, 4).ok());
+    add(40);  // ten pages that were used before
+    EXPECT_EQ(memory.filled(), 11 * page_bytes);
+    add(1);
+    EXPECT_EQ(memory.filled(), 12 * page_bytes);
   }
 }
 

@@ -45,9 +45,8 @@ constexpr int64_t kBlockRows = 60;           // of a cut of inputs: 120 KiB
 constexpr int64_t kPanelOuts = 64;           // of a cut of weights: 128 KiB
 static_assert(kPanelFloats >= kPanelOuts * kSumCut && kBlockRows % kTileRows == 0);
 constexpr int64_t kGroupInputs = 32;  // that share 8 bits
-// How far ahead few rows ask for weights, and into which level of cache: 3 the first, 2 the second.
+// How far ahead few rows ask for weights, into the second level of cache.
 constexpr int64_t kPrefetch = KVC_SIMD_BYTES == 64 ? 1024 : 512;  // bytes
-constexpr int kLevel = KVC_SIMD_BYTES == 64 ? 3 : 2;
 
 KVC_SIMD_FN int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -197,7 +196,7 @@ KVC_SIMD_FN void tile(const typename Over::Input* x, int64_t x_stride,
   for (; k + kLine<Stored> <= count; k += kLine<Stored>) {
     if (prefetch != 0) {
 #pragma GCC unroll 4
-      for (int o = 0; o < kOuts; ++o) __builtin_prefetch(weight.row[o] + k + prefetch, 0, kLevel);
+      for (int o = 0; o < kOuts; ++o) __builtin_prefetch(weight.row[o] + k + prefetch, 0, 2);
     }
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kLine<Stored>; i += Over::kStep) {

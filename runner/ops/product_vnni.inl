@@ -181,7 +181,7 @@ KVC_SIMD_FN void tile_as_stored(const SliceProduct& p, int64_t row, int64_t begi
   for (int64_t k = 0; k < count; k += kInputs, x += kStagedBytes) {
     if (prefetch != 0) {
 #pragma GCC unroll 4
-      for (int o = 0; o < kOuts; ++o) __builtin_prefetch(weight.row[o] + k + prefetch, 0, kLevel);
+      for (int o = 0; o < kOuts; ++o) __builtin_prefetch(weight.row[o] + k + prefetch, 0, 2);
     }
     typename Planes::Input inputs[kRows];
 #pragma GCC unroll 3

@@ -45,6 +45,29 @@ Status check_options(const DecodeModelOptions& options) {
   return {};
 }
 
+// Counts what is handed to more than one thread.
+class CountingExecutor final : public Executor {
+ public:
+  explicit CountingExecutor(Executor& threads) : threads_(threads) {}
+  void parallel_for(std::int64_t num_tasks, TaskFn fn, void* context) noexcept override {
+    if (num_tasks > 1) ++regions_;
+    threads_.parallel_for(num_tasks, fn, context);
+  }
+  std::int32_t concurrency() const noexcept override { return threads_.concurrency(); }
+  std::int64_t regions() const { return regions_; }
+
+ private:
+  Executor& threads_;
+  std::int64_t regions_ = 0;  // calls come from one thread
+};
+
+// What forward passes took by the clock asked for, and what of the wall clock's went where.
+struct Spent {
+  double seconds = 0;
+  double wall = 0, products = 0, attention = 0;
+  std::int64_t regions = 0;
+};
+
 // A model, its threads, and what both need to run.
 class Subject {
  public:
@@ -53,8 +76,9 @@ class Subject {
     if (options.threads > 0) {
       KVC_ASSIGN_OR_RETURN(pool, make_thread_pool(options.threads));
     }
-    KVC_ASSIGN_OR_RETURN(runner::Model model,
-                         runner::Model::random(options.config, options.weights, options.seed));
+    KVC_ASSIGN_OR_RETURN(
+        runner::Model model,
+        runner::Model::random(options.config, options.weights, options.seed, options.activations));
     return std::unique_ptr<Subject>(new Subject(options, std::move(model), std::move(pool)));
   }
 
@@ -113,14 +137,21 @@ class Subject {
     return model_.forward(tokens, store, state_, logits_, runner::LogitRows::kLast, {}, context());
   }
 
-  // Seconds of decoding `count` random tokens one by one.
-  Result<double> decode(std::int64_t count, KvStore& store) {
+  // Reads random tokens, `count` of them in steps of `step`.
+  Result<Spent> run(std::int64_t count, std::int64_t step, KvStore& store) {
     const std::vector<std::int32_t> tokens = random_tokens(count);
+    const runner::StepCounters before = state_.counters();
+    const std::int64_t regions = executor_.regions();
+    const double wall = seconds_now();
     const double start = meter().now();
-    for (const std::int32_t& token : tokens) {
-      KVC_RETURN_IF_ERROR(forward({&token, 1}, store));
+    for (std::int64_t done = 0; done < count; done += step) {
+      const std::int64_t now = std::min(step, count - done);
+      KVC_RETURN_IF_ERROR(forward({tokens.data() + done, static_cast<std::size_t>(now)}, store));
     }
-    return meter().now() - start;
+    const runner::StepCounters& after = state_.counters();
+    return Spent{meter().now() - start, seconds_now() - wall,
+                 after.product_seconds - before.product_seconds,
+                 after.attend_seconds - before.attend_seconds, executor_.regions() - regions};
   }
 
   // Logits of a short text, token by token in a cache against one pass without.
@@ -146,46 +177,71 @@ class Subject {
     return std::sqrt(difference / norm);
   }
 
-  Meter meter() const { return {context().executor, options_.clock}; }
+  Meter meter() { return {&executor_, options_.clock}; }
 
  private:
   Subject(const DecodeModelOptions& options, runner::Model model, std::unique_ptr<Executor> pool)
       : options_(options),
         model_(std::move(model)),
         pool_(std::move(pool)),
+        executor_(pool_ != nullptr ? *pool_ : default_executor()),
         random_(options.seed) {}
 
-  ExecContext context() const {
+  ExecContext context() {
     ExecContext context;
-    context.executor = pool_ != nullptr ? pool_.get() : &default_executor();
+    context.executor = &executor_;
     return context;
   }
 
   const DecodeModelOptions options_;
   const runner::Model model_;
   const std::unique_ptr<Executor> pool_;
+  CountingExecutor executor_;
   std::mt19937_64 random_;
   runner::ForwardState state_;
   std::vector<float> logits_;
 };
 
-Case summary(const std::string& name, const std::vector<double>& rates,
-             const std::vector<double>& roofs, double error, const DecodeModelOptions& options) {
-  std::vector<double> ratios;
-  for (std::size_t i = 0; i < rates.size(); ++i) ratios.push_back(rates[i] / roofs[i]);
-  const Spread spread = spread_of(rates);
-  Case result;
-  result.name = name;
-  result.achieved = spread.median;
-  result.roof = median(roofs);
-  result.ratio = median(ratios);
-  result.unit = "tokens/s";
-  result.error = error;
-  // Products of other weights round their other operand too.
-  result.tolerance = options.weights == WeightType::kF32 ? 1e-4 : 3e-2;
-  result.details = {{"least", spread.least}, {"most", spread.most}};
-  return result;
+double tolerance_of(const DecodeModelOptions& options) {
+  if (options.weights == WeightType::kF32) return 1e-4;
+  const bool coarse =
+      options.weights == WeightType::kInt8 && options.activations == runner::Activations::kInt8;
+  return coarse ? 1e-1 : 3e-2;  // products of other weights round their other operand too
 }
+
+// The turns of one case.
+struct Turns {
+  std::vector<double> rates, roofs, products, attention, rest, regions, of_read;
+
+  // `tokens` tokens in `passes` forward passes, beside a roof in tokens a second.
+  void add(const Spent& spent, double tokens, double passes, double roof) {
+    rates.push_back(tokens / spent.seconds);
+    roofs.push_back(roof);
+    products.push_back(spent.products / passes * 1e3);
+    attention.push_back(spent.attention / passes * 1e3);
+    rest.push_back((spent.wall - spent.products - spent.attention) / passes * 1e3);
+    regions.push_back(static_cast<double>(spent.regions) / passes);
+  }
+
+  Case summary(const std::string& name, double error, const DecodeModelOptions& options) const {
+    std::vector<double> ratios;
+    for (std::size_t i = 0; i < rates.size(); ++i) ratios.push_back(rates[i] / roofs[i]);
+    const Spread spread = spread_of(rates);
+    Case result;
+    result.name = name;
+    result.achieved = spread.median;
+    result.roof = median(roofs);
+    result.ratio = median(ratios);
+    result.unit = "tokens/s";
+    result.error = error;
+    result.tolerance = tolerance_of(options);
+    result.details = {{"least", spread.least},         {"most", spread.most},
+                      {"linear ms", median(products)}, {"attention ms", median(attention)},
+                      {"rest ms", median(rest)},       {"regions", median(regions)}};
+    if (!of_read.empty()) result.details.emplace_back("linear of read", median(of_read));
+    return result;
+  }
+};
 
 }  // namespace
 
@@ -255,46 +311,54 @@ Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
   };
   KVC_ASSIGN_OR_RETURN(const double error, subject->check());
 
+  constexpr double kBurst = 20e-3;  // seconds
+  const auto compute_rate = [&] {
+    if (options.weights == WeightType::kBF16 && kernels.dot_bf16 != nullptr) {
+      return dot_bf16_rate(kernels, meter, kBurst);
+    }
+    if (options.weights == WeightType::kInt8 && kernels.dot_int8 != nullptr) {
+      const bool once = options.activations == runner::Activations::kInt8;
+      return dot_int8_rate(kernels, meter, kBurst) / (once ? 1 : 2);
+    }
+    return fma_rate(kernels, meter, kBurst);
+  };
+
   std::vector<Case> cases;
-  std::vector<double> rates, roofs;
-  const bool dot = options.weights == WeightType::kBF16 && kernels.dot_bf16 != nullptr;
+  Turns prompt;
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
-    constexpr double kBurst = 20e-3;  // seconds
-    const double compute =
-        dot ? dot_bf16_rate(kernels, meter, kBurst) : fma_rate(kernels, meter, kBurst);
+    const double compute = compute_rate();
     KVC_ASSIGN_OR_RETURN(const auto store, subject->store(options.cache, options.prompt));
-    const std::vector<std::int32_t> tokens = subject->random_tokens(options.prompt);
-    const double start = meter.now();
-    KVC_RETURN_IF_ERROR(subject->forward(tokens, *store));
+    KVC_ASSIGN_OR_RETURN(const Spent spent, subject->run(options.prompt, options.prompt, *store));
     const auto count = static_cast<double>(options.prompt);
-    rates.push_back(count / (meter.now() - start));
-    roofs.push_back(count * compute / prompt_operations(options.config, options.prompt));
+    prompt.add(spent, count, 1,
+               count * compute / prompt_operations(options.config, options.prompt));
     advance();
   }
-  cases.push_back(
-      summary("prompt of " + std::to_string(options.prompt), rates, roofs, error, options));
+  cases.push_back(prompt.summary("prompt of " + std::to_string(options.prompt), error, options));
 
+  const auto weight_bytes =
+      static_cast<double>(decode_bytes(options.config, options.weights, options.kv_dtype, 0));
   for (const std::int64_t depth : options.depths) {
-    rates.clear();
-    roofs.clear();
+    Turns turns;
     const std::int64_t room = depth + options.tokens * (options.repeats + 1);
     KVC_ASSIGN_OR_RETURN(const auto store, subject->store(options.cache, room));
     KVC_RETURN_IF_ERROR(subject->fill(*store, depth));
-    KVC_ASSIGN_OR_RETURN(double seconds, subject->decode(options.tokens, *store));  // warms
+    KVC_ASSIGN_OR_RETURN(Spent spent, subject->run(options.tokens, 1, *store));  // warms
     for (int repeat = 0; repeat < options.repeats; ++repeat) {
       const double read =
           static_cast<double>(pages.bytes()) /
           read_seconds(kernels, {pages.data(), static_cast<std::size_t>(pages.bytes())}, meter);
       // Half of the tokens of this repeat are stored on average.
       const std::int64_t stored = store->length() + options.tokens / 2;
-      KVC_ASSIGN_OR_RETURN(seconds, subject->decode(options.tokens, *store));
-      rates.push_back(static_cast<double>(options.tokens) / seconds);
-      roofs.push_back(read / static_cast<double>(decode_bytes(options.config, options.weights,
-                                                              options.kv_dtype, stored)));
+      KVC_ASSIGN_OR_RETURN(spent, subject->run(options.tokens, 1, *store));
+      const auto count = static_cast<double>(options.tokens);
+      turns.add(spent, count, count,
+                read / static_cast<double>(decode_bytes(options.config, options.weights,
+                                                        options.kv_dtype, stored)));
+      turns.of_read.push_back(weight_bytes * count / spent.products / read);
       advance();
     }
-    cases.push_back(
-        summary("decode at depth " + std::to_string(depth), rates, roofs, error, options));
+    cases.push_back(turns.summary("decode at depth " + std::to_string(depth), error, options));
   }
   return cases;
 }

@@ -24,6 +24,7 @@ Result<runner::ModelConfig> model_shape(std::string_view name);
 struct DecodeModelOptions {
   runner::ModelConfig config;
   runner::WeightType weights = runner::WeightType::kBF16;
+  runner::Activations activations = runner::Activations::kInt16;  // of int8
   DType kv_dtype = DType::kF16;
   runner::StoreKind cache = runner::StoreKind::kDynamic;
   std::vector<std::int64_t> depths = {0, 4096, 16384};  // tokens stored before decoding
@@ -45,11 +46,14 @@ std::int64_t decode_bytes(const runner::ModelConfig& config, runner::WeightType 
 // the head for the last token alone, and attention.
 double prompt_operations(const runner::ModelConfig& config, std::int64_t tokens);
 
-// Tokens a second of the prompt, beside operations over the compute roof, and of decoding at each
-// depth, beside decode_bytes() over the read roof; roofs and cases take turns. Stored rows before
-// decoding are random. `error` is the relative root mean square of the logits of a short text
-// decoded token by token against one pass without a cache.
-// Errors: kInvalidArgument, kOutOfMemory, what the model reports.
+// Tokens a second of the prompt, beside operations over the compute roof (multiply-adds; of bf16
+// and int8 the dot instruction where there is one, halved for inputs of 16 bits), and of decoding
+// at each depth, beside decode_bytes() over the read roof; roofs and cases take turns. The details
+// say what a token (of a prompt: all of it) is made of: milliseconds in linear layers, in storing
+// and attending, and all that stands between; parallel regions; and what share of the read roof the
+// linear layers reach alone. Stored rows before decoding are random. `error` is the relative root
+// mean square of the logits of a short text decoded token by token against one pass without a
+// cache. Errors: kInvalidArgument, kOutOfMemory, what the model reports.
 Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
                                            const std::function<void(int, int)>& on_progress);
 

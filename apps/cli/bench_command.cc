@@ -18,6 +18,7 @@
 #include "bench/attention.h"
 #include "bench/decode_model.h"
 #include "bench/linear.h"
+#include "bench/peer.h"
 #include "bench/report.h"
 #include "bench/roofs.h"
 #include "runner/ops/product.h"
@@ -38,6 +39,17 @@ Layout parsed_layout(const std::string& name) {
   return name == "nhd" ? Layout::kNHD : Layout::kHND;
 }
 
+void add_activations(CLI::App& command, runner::Activations& activations) {
+  command
+      .add_option_function<std::string>(
+          "--activations",
+          [&activations](const std::string& name) {
+            activations = name == "int8" ? runner::Activations::kInt8 : runner::Activations::kInt16;
+          },
+          "What int8 weights are multiplied with: int16, or int8 (less exact)")
+      ->check(CLI::IsMember({"int16", "int8"}))
+      ->default_str("int16");
+}
 void add_dtype(CLI::App& command, std::string& dtype) {
   command.add_option("--dtype", dtype, "Type of the rows")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}))
@@ -71,8 +83,8 @@ std::string figure(double value) {
   return fmt::format("{:.{}f}", value, size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
 }
 
-std::string cases_table(const std::vector<bench::Case>& cases, bool answers) {
-  std::vector<std::vector<std::string>> rows = {{"case", "achieved", "roof", "unit", "ratio"}};
+std::string cases_table(const std::vector<bench::Case>& cases, bool answers, const char* beside) {
+  std::vector<std::vector<std::string>> rows = {{"case", "achieved", beside, "unit", "ratio"}};
   if (answers) rows[0].push_back("error");
   // What only some cases have stands behind what all have.
   const auto most =
@@ -93,11 +105,37 @@ std::string cases_table(const std::vector<bench::Case>& cases, bool answers) {
 }
 
 // Prints the cases, and returns the exit code: 1 where an answer was wrong.
-int print_cases(const std::vector<bench::Case>& cases, bool json, bool answers = true) {
-  fmt::print("{}", json ? bench::to_json(cases) + "\n" : cases_table(cases, answers));
+int print_cases(const std::vector<bench::Case>& cases, bool json, bool answers = true,
+                const char* beside = "roof") {
+  fmt::print("{}", json ? bench::to_json(cases) + "\n" : cases_table(cases, answers, beside));
   const Status status = bench::check_answers(cases);
   return status.ok() ? 0 : fail(status);
 }
+
+// --peer: another program in turn with ours.
+struct PeerFlags {
+  std::string command;
+
+  void add(CLI::App& app) {
+    app.add_option("--peer", command,
+                   "Run this by the shell after each turn of ours (--repeats turns), and print the "
+                   "ratios: it prints a number a case, or the --json of another build")
+        ->type_name("CMD");
+  }
+
+  // Prints what `measure(repeats)` gives, beside the roof or, by turns, beside the peer.
+  int run(int repeats, bool json, const std::function<Cases(int)>& measure) const {
+    if (command.empty()) {
+      const Cases cases = measure(repeats);
+      return cases.ok() ? print_cases(*cases, json) : fail(cases.status());
+    }
+    constexpr int kTurns = 7;
+    const Cases cases = bench::take_turns(
+        repeats > 0 ? repeats : kTurns, [&] { return measure(1); },
+        [&] { return bench::run_peer(command); });
+    return cases.ok() ? print_cases(*cases, json, true, "peer") : fail(cases.status());
+  }
+};
 
 struct AppendFlags {
   bench::AppendOptions options;
@@ -156,6 +194,7 @@ struct AttentionFlags {
   std::string layout = "hnd";
   std::string page_size = "contiguous";
   std::optional<std::uint64_t> seed;
+  PeerFlags peer;
   bool json = false;
 };
 
@@ -172,7 +211,7 @@ Result<std::vector<bench::AttentionShape>> shapes_of(AttentionFlags& flags) {
 Cases measure_attention(AttentionFlags& flags) {
   KVC_ASSIGN_OR_RETURN(const auto shapes, shapes_of(flags));
   flags.run.seed = flags.seed.value_or(std::random_device()());
-  if (!flags.json) {
+  if (!flags.json && flags.peer.command.empty()) {
     KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
     KVC_ASSIGN_OR_RETURN(std::string backend, selected_backend());
     if (!flags.shape.backend.empty()) backend = flags.shape.backend;
@@ -235,10 +274,13 @@ void add_attention(CLI::App& bench, const char* name, const char* about, std::in
       ->default_str("1024");
   add_clock(*command, flags->run.clock);
   command->add_option("--seed", flags->seed, "Of the random rows and queries [a fresh one]");
+  flags->peer.add(*command);
   add_json(*command, flags->json);
   command->callback([flags, exit_code] {
-    const Cases cases = measure_attention(*flags);
-    *exit_code = cases.ok() ? print_cases(*cases, flags->json) : fail(cases.status());
+    *exit_code = flags->peer.run(flags->run.repeats, flags->json, [&](int repeats) {
+      flags->run.repeats = repeats;
+      return measure_attention(*flags);
+    });
   });
 }
 
@@ -281,6 +323,7 @@ struct LinearFlags {
   bench::LinearOptions options;
   std::string shape = "llama-1b";
   std::vector<std::string> weights = {"f32", "bf16", "f16", "int8"};
+  PeerFlags peer;
   bool json = false;
 };
 
@@ -289,7 +332,7 @@ Cases measure_linear(LinearFlags& flags) {
   KVC_ASSIGN_OR_RETURN(options.config, bench::model_shape(flags.shape));
   options.types.clear();
   for (const std::string& name : flags.weights) options.types.push_back(parsed_weights(name));
-  if (!flags.json) {
+  if (!flags.json && flags.peer.command.empty()) {
     KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
     fmt::print(
         "{}; linear layers of {}, cold weights; products of {}.\n"
@@ -311,6 +354,7 @@ void add_linear(CLI::App& bench, int* exit_code) {
       ->delimiter(',')
       ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
       ->capture_default_str();
+  add_activations(*command, options.activations);
   command->add_option("--rows", options.rows, "Tokens of a step")
       ->delimiter(',')
       ->capture_default_str();
@@ -323,10 +367,13 @@ void add_linear(CLI::App& bench, int* exit_code) {
           "--ring-mib", [flags](std::int64_t mib) { flags->options.ring_bytes = mib << 20; },
           "Memory for weights at least [8 times the last cache]")
       ->check(CLI::Range(1, 1 << 20));
+  flags->peer.add(*command);
   add_json(*command, flags->json);
   command->callback([flags, exit_code] {
-    const Cases cases = measure_linear(*flags);
-    *exit_code = cases.ok() ? print_cases(*cases, flags->json) : fail(cases.status());
+    *exit_code = flags->peer.run(flags->options.repeats, flags->json, [&](int repeats) {
+      flags->options.repeats = repeats;
+      return measure_linear(*flags);
+    });
   });
 }
 
@@ -336,6 +383,7 @@ struct DecodeModelFlags {
   std::string weights = "bf16";
   std::string kv_dtype = "f16";
   std::string cache = "dynamic";
+  PeerFlags peer;
   bool json = false;
 };
 
@@ -345,7 +393,7 @@ Cases measure_model(DecodeModelFlags& flags) {
   KVC_ASSIGN_OR_RETURN(options.cache, runner::parse_store_kind(flags.cache));
   options.weights = parsed_weights(flags.weights);
   options.kv_dtype = parsed_dtype(flags.kv_dtype);
-  if (!flags.json) {
+  if (!flags.json && flags.peer.command.empty()) {
     fmt::print(
         "{} of random weights in {}, {} cache in {}. The roof of a prompt is operations, that of\n"
         "decoding the bytes of weights and rows.\n\n",
@@ -366,6 +414,7 @@ void add_decode_model(CLI::App& bench, int* exit_code) {
   command->add_option("--weights", flags->weights, "Type of the weights")
       ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
       ->capture_default_str();
+  add_activations(*command, options.activations);
   command->add_option("--kv-dtype", flags->kv_dtype, "Type of the stored rows")
       ->check(dtypes)
       ->capture_default_str();
@@ -381,10 +430,13 @@ void add_decode_model(CLI::App& bench, int* exit_code) {
       ->capture_default_str();
   command->add_option("--threads", options.threads, "Threads [those of the machine]");
   add_clock(*command, options.clock);
+  flags->peer.add(*command);
   add_json(*command, flags->json);
   command->callback([flags, exit_code] {
-    const Cases cases = measure_model(*flags);
-    *exit_code = cases.ok() ? print_cases(*cases, flags->json) : fail(cases.status());
+    *exit_code = flags->peer.run(flags->options.repeats, flags->json, [&](int repeats) {
+      flags->options.repeats = repeats;
+      return measure_model(*flags);
+    });
   });
 }
 

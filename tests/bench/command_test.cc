@@ -64,6 +64,19 @@ TEST(BenchCommand, APageSizeInHexadecimalIsThatSize) {
   EXPECT_THAT(ran.output, HasSubstr("pages of 16"));
 }
 
+TEST(BenchCommand, APeerIsRunInTurnAndTheRatiosPrinted) {
+  const Ran ran = run_bench(std::string(kSmall) + "--json --peer 'echo 0.5'");
+  ASSERT_EQ(ran.exit_code, 0) << ran.output;
+  const auto json = nlohmann::json::parse(ran.output);
+  EXPECT_EQ(json["cases"][0]["roof"], 0.5);
+  EXPECT_GT(json["cases"][0]["details"]["pair 2"], 0);  // --repeats 2
+  const Ran itself =
+      run_bench(std::string(kSmall) + "--peer '" + cli_path() + " bench " + kSmall + "--json'");
+  EXPECT_EQ(itself.exit_code, 0) << itself.output;
+  EXPECT_THAT(itself.output, HasSubstr("pair 2"));
+  EXPECT_EQ(run_bench(std::string(kSmall) + "--peer false").exit_code, 2);
+}
+
 TEST(BenchCommand, BadArgumentsAreRefusedInOneLine) {
   const Ran heads = run_bench("attention --heads 30");
   EXPECT_EQ(heads.exit_code, 2);

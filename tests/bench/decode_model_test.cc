@@ -1,6 +1,9 @@
 // Bytes and operations of a model, and a small one measured.
 #include "bench/decode_model.h"
 
+#include <map>
+#include <string>
+
 #include "bench/report.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -71,7 +74,14 @@ TEST(RunDecodeModel, MeasuresAndChecksEveryCacheAndType) {
       EXPECT_EQ((*cases)[0].name, "prompt of 20");
       EXPECT_EQ((*cases)[2].name, "decode at depth 40");
       EXPECT_TRUE(check_answers(*cases).ok()) << check_answers(*cases).to_string();
-      for (const Case& each : *cases) EXPECT_GT(each.achieved, 0);
+      for (const Case& each : *cases) {
+        EXPECT_GT(each.achieved, 0);
+        std::map<std::string, double> details(each.details.begin(), each.details.end());
+        // What a token, or a prompt, is made of.
+        EXPECT_GT(details["linear ms"], 0);
+        EXPECT_GT(details["attention ms"], 0);
+        EXPECT_GT(details["rest ms"], 0);
+      }
     }
   }
 }

@@ -36,6 +36,19 @@ TEST(RunLinear, MeasuresAndChecksEveryTypeAndNumberOfRows) {
   }
 }
 
+TEST(RunLinear, ActivationsOfEightBitsAreLessExact) {
+  LinearOptions options = tiny();
+  options.types = {runner::WeightType::kInt8};
+  const auto exact = run_linear(options, {});
+  options.activations = runner::Activations::kInt8;
+  const auto coarse = run_linear(options, {});
+  ASSERT_TRUE(exact.ok() && coarse.ok());
+  EXPECT_TRUE(check_answers(*coarse).ok()) << check_answers(*coarse).to_string();
+  for (std::size_t i = 0; i < coarse->size(); ++i) {
+    EXPECT_GT((*coarse)[i].error, 10 * (*exact)[i].error) << (*coarse)[i].name;
+  }
+}
+
 TEST(RunLinear, BadOptionsAreRefused) {
   LinearOptions options = tiny();
   options.rows = {0};

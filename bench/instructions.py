@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Instructions of ten cases, counted by callgrind: a guard where the clock is noise.
+
+    bench/instructions.py BUILD [AFTER]
+
+BUILD is a command line `kvcache`; with AFTER, another one, both are counted and compared, and the exit
+code is 1 where a case takes more than 1 % more instructions than before. Counted is what happens
+inside the kernels alone: attention's cuts, and linear layers with their rounding. Valgrind knows no
+AVX-512, so the cases are of `avx2` and `portable`.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+
+ATTENTION = r"(avx2|portable)::.*::attend_cut\("
+LINEAR = r"kvcache::runner::linear\(float const\*, long, (std::span|kvcache::runner::Weight)"
+HEADS = "--heads 8 --kv-heads 2 --threads 1 --repeats 1 --ring-mib 1 --seed 1"
+SHAPE = "--shape qwen2-0.5b --threads 1 --repeats 1 --ring-mib 1"
+CASES = {
+    "avx2 decode f32 x 128": (ATTENTION, f"attention --kv-len 1500 --dtype f32 --backend avx2 {HEADS}"),
+    "avx2 decode bf16 x 128": (ATTENTION, f"attention --kv-len 1500 --dtype bf16 --backend avx2 {HEADS}"),
+    "avx2 decode f16 x 64": (
+        ATTENTION, f"attention --kv-len 1500 --dtype f16 --head-dim 64 --backend avx2 {HEADS}"),
+    "avx2 decode bf16, pages of 16": (
+        ATTENTION, f"attention --kv-len 1500 --page-size 16 --backend avx2 {HEADS}"),
+    "avx2 64 over 1000, f32": (
+        ATTENTION, f"prefill --queries 64 --kv-len 1000 --dtype f32 --backend avx2 {HEADS}"),
+    "avx2 64 over 1000, bf16": (
+        ATTENTION, f"prefill --queries 64 --kv-len 1000 --dtype bf16 --backend avx2 {HEADS}"),
+    "portable decode bf16 x 128": (
+        ATTENTION, f"attention --kv-len 1500 --backend portable {HEADS}"),
+    "portable 64 over 1000, f32": (
+        ATTENTION, f"prefill --queries 64 --kv-len 1000 --dtype f32 --backend portable {HEADS}"),
+    "avx2 linear int8, 1 row": (LINEAR, f"linear --weights int8 --rows 1 {SHAPE}"),
+    "avx2 linear int8, 24 rows": (LINEAR, f"linear --weights int8 --rows 24 {SHAPE}"),
+}
+
+
+def inclusive(listing, pattern):
+    """Instructions of the costliest function that matches, calls of its own included."""
+    counts = [int(line.split()[0].replace(",", "")) for line in listing.splitlines()
+              if re.match(r"\s*[\d,]+ ", line) and re.search(pattern, line)]
+    if not counts:
+        raise SystemExit(f"callgrind: found no function like {pattern}, expected one: is it stripped?")
+    return max(counts)
+
+
+def count(binary, pattern, arguments):
+    with tempfile.NamedTemporaryFile() as out:
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out.name}", binary, "bench"]
+        ran = subprocess.run(command + arguments.split(), capture_output=True, text=True, check=False)
+        if ran.returncode != 0:
+            raise SystemExit(f"{binary} bench {arguments}: {ran.stdout}{ran.stderr}")
+        listing = subprocess.run(
+            ["callgrind_annotate", "--inclusive=yes", "--threshold=100", out.name],
+            capture_output=True, text=True, check=True)
+        return inclusive(listing.stdout, pattern)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("builds", nargs="+", metavar="BUILD")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    arguments = parser.parse_args()
+    if len(arguments.builds) > 2:
+        parser.error(f"builds: found {len(arguments.builds)}, expected one or two")
+    grown = False
+    print(f"{'instructions':<32}" + "".join(f"{name:>16}" for name in ("before", "after")[:len(arguments.builds)]))
+    for name, (pattern, case) in CASES.items():
+        if arguments.only not in name:
+            continue
+        counts = [count(build, pattern, case) for build in arguments.builds]
+        line = f"{name:<32}" + "".join(f"{number:>16,}" for number in counts)
+        if len(counts) == 2:
+            line += f"  {counts[1] / counts[0]:.3f}"
+            grown = grown or counts[1] > 1.01 * counts[0]
+        print(line, flush=True)
+    return 1 if grown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -20,24 +21,33 @@ using namespace nb::literals;
 namespace kvcache::python {
 namespace {
 
-std::int64_t append(PagedLayer& self, GivenArray key, GivenArray value) {
+constexpr std::int64_t kMostTokens = 1 << 30;  // of a page
+
+using PyMoment = nb::typed<nb::tuple, std::int64_t, std::int64_t>;
+
+PyMoment as_tuple(const Moment& moment) { return nb::make_tuple(moment.length, moment.epoch); }
+
+PyMoment append(PagedLayer& self, GivenArray key, GivenArray value) {
   const Array k("key", without_gradient("key_states", key));
   const Array v("value", without_gradient("value_states", value));
   const TensorView& key_rows = k.view("key");
   const TensorView& value_rows = v.view("value");
+  const Turn turn(self.turn());
   Status status;
   {
     const Unlocked unlocked(key_rows.num_elements() + value_rows.num_elements());
     status = self.append(key_rows, value_rows);
   }
   check(status);
-  return self.length();
+  return as_tuple(self.now());
 }
 
-LikeTensor attend(PagedLayer& self, GivenTensor query, float scale, bool causal, float softcap,
-                  std::int32_t window, GivenArray first_visible, GivenArray mask,
-                  GivenArray sinks) {
+TensorOrNone attend(PagedLayer& self, GivenTensor query, std::int64_t length, std::int64_t epoch,
+                    float scale, bool causal, float softcap, std::int32_t window,
+                    GivenArray first_visible, GivenArray mask, GivenArray sinks) {
   HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
+  const Turn turn(self.turn());
+  if (self.now() != Moment{length, epoch}) return nb::none();
   nb::object out = call.new_out(self.spec().v_head_dim);
   Status status;
   {
@@ -48,17 +58,38 @@ LikeTensor attend(PagedLayer& self, GivenTensor query, float scale, bool causal,
   return out;
 }
 
-void gather(PagedLayer& self, GivenArray key, GivenArray value) {
-  const Array k("key", key);
-  const Array v("value", value);
-  const MutableTensorView key_rows = k.writable("key");
-  const MutableTensorView value_rows = v.writable("value");
+AnyPair gather(PagedLayer& self, std::int64_t epoch) {
+  const Turn turn(self.turn());
+  if (epoch >= 0 && epoch != self.now().epoch) {
+    raise(PyExc_RuntimeError,
+          "rows of a paged layer: found rows that were cropped, reordered or reset since, expected "
+          "to be read before that");
+  }
+  const LayerSpec& spec = self.spec();
+  MutableTensorView key_rows;
+  MutableTensorView value_rows;
+  const auto rows = [&](DType dtype, std::int64_t dim, MutableTensorView* view) {
+    const std::int64_t shape[] = {self.batch(), spec.num_kv_heads, self.length(), dim};
+    return new_tensor(dtype, shape, 4, view);
+  };
+  nb::object key = rows(spec.k_format.dtype, spec.k_head_dim, &key_rows);
+  nb::object value = rows(spec.v_format.dtype, spec.v_head_dim, &value_rows);
   Status status;
   {
     const Unlocked unlocked(self.elements());
     status = self.gather(key_rows, value_rows);
   }
   check(status);
+  return nb::make_tuple(key, value);
+}
+
+// `call` of a layer, in turn.
+template <typename Call>
+auto in_turn(Call call) {
+  return [call](PagedLayer& self) {
+    const Turn turn(self.turn());
+    return call(self);
+  };
 }
 
 using Shape = nb::typed<nb::tuple, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
@@ -92,40 +123,63 @@ void bind_paged_layer(nb::module_& module) {
       .def(
           "__init__",
           [](PagedLayer* self, std::int64_t page_size, std::int64_t max_tokens, GivenDType dtype) {
+            if (page_size < 1 || page_size > kMostTokens || max_tokens < 1) {
+              raise(PyExc_ValueError, "page_size and max_tokens: found " +
+                                          std::to_string(page_size) + " and " +
+                                          std::to_string(max_tokens) +
+                                          ", expected at least 1, and pages of at most " +
+                                          std::to_string(kMostTokens));
+            }
             new (self) PagedLayer({page_size, max_tokens, dtype_from(dtype)});
           },
           "page_size"_a, "max_tokens"_a, "dtype"_a = nb::none())
       .def("append", &append, "key"_a, "value"_a,
            "Appends key [B, H, T, Dk] and value [B, H, T, Dv]; the first rows fix all but T.\n"
-           "S comes back.\n\n"
-           "Errors: ValueError for other shapes; RetryLater and NeverFits past max_tokens.")
-      .def("attend", &attend, "query"_a, "scale"_a, "causal"_a, "softcap"_a, "window"_a,
-           "first_visible"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
-           "Attention over all rows: see attend, without key and value.")
-      .def("gather", &gather, "key"_a, "value"_a,
-           "Copies all rows to key [B, H, S, Dk] and value [B, H, S, Dv].")
+           "(S, epoch) comes back: epochs end when rows do more than to be appended to.\n\n"
+           "Errors: ValueError for other shapes; RetryLater and NeverFits past max_tokens, "
+           "MemoryError.")
+      .def("attend", &attend, "query"_a, "length"_a, "epoch"_a, "scale"_a, "causal"_a, "softcap"_a,
+           "window"_a, "first_visible"_a = nb::none(), "mask"_a = nb::none(),
+           "sinks"_a = nb::none(),
+           "Attention over all rows: see attend, without key and value. None where these are not "
+           "the first\n`length` rows of that epoch.")
+      .def("gather", &gather, "epoch"_a = -1,
+           "Copies of all rows: key [B, H, S, Dk] and value [B, H, S, Dv].\n\n"
+           "Errors: RuntimeError once that epoch has ended; -1: whichever it is.")
       .def(
           "select",
           [](PagedLayer& self, GivenIds indices) {
-            check(self.select(int64_values("indices", indices)));
+            const std::vector<std::int64_t> values = int64_values("indices", indices);
+            const Turn turn(self.turn());
+            check(self.select(values));
           },
           "indices"_a,
           "Row i becomes what row indices[i] was; no row is copied.\n\nErrors: IndexError, and "
           "ValueError for none.")
       .def(
-          "rewind", [](PagedLayer& self, std::int64_t n) { check(self.rewind(n)); }, "n"_a,
-          "Drops the newest n rows.\n\nErrors: IndexError for more than there are.")
-      .def("reset", &PagedLayer::reset, "Length 0; the next rows may have any shape.")
-      .def(
-          "fork", [](PagedLayer& self) { return take(self.fork()); },
-          "A layer of the same rows, in the same pages until either side writes to them.")
-      .def_prop_ro("batch", &PagedLayer::batch, "B; 0 before the first rows.")
-      .def_prop_ro("length", &PagedLayer::length, "S, in tokens.")
-      .def_prop_ro("shapes", &shapes, "([B, H, S, Dk], [B, H, S, Dv]).")
-      .def_prop_ro("dtypes", &dtypes, "Names of the element types of keys and values.")
-      .def("nbytes", &PagedLayer::nbytes, "Bytes of the rows stored, those of forks included.")
-      .def("reserved_bytes", &PagedLayer::reserved_bytes, "Bytes held for them.")
-      .def("stats", &stats, "Counters, those of forks included.");
+          "rewind",
+          [](PagedLayer& self, std::int64_t n) {
+            const Turn turn(self.turn());
+            check(self.rewind(n));
+          },
+          "n"_a, "Drops the newest n rows.\n\nErrors: IndexError for more than there are.")
+      .def("reset", in_turn([](PagedLayer& self) { self.reset(); }),
+           "Length 0; the next rows may have any shape.")
+      .def("fork", in_turn([](PagedLayer& self) { return take(self.fork()); }),
+           "A layer of the same rows, in the same pages until either side writes to them.")
+      .def_prop_ro("batch", in_turn([](PagedLayer& self) { return self.batch(); }),
+                   "B; 0 before the first rows.")
+      .def_prop_ro("length", in_turn([](PagedLayer& self) { return self.length(); }),
+                   "S, in tokens.")
+      .def_prop_ro("now", in_turn([](PagedLayer& self) { return as_tuple(self.now()); }),
+                   "(S, epoch).")
+      .def_prop_ro("shapes", in_turn(shapes), "([B, H, S, Dk], [B, H, S, Dv]).")
+      .def_prop_ro("dtypes", in_turn(dtypes), "Names of the element types of keys and values.")
+      .def("nbytes", in_turn([](PagedLayer& self) { return self.nbytes(); }),
+           "Bytes of the rows stored, those of forks included.")
+      .def("reserved_bytes", in_turn([](PagedLayer& self) { return self.reserved_bytes(); }),
+           "Bytes held for them.")
+      .def("stats", in_turn(stats), "Counters, those of forks included.");
 }
 
 }  // namespace

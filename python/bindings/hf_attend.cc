@@ -1,5 +1,6 @@
 #include "python/bindings/hf_attend.h"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -18,6 +19,20 @@ namespace {
 // Elements below which waking another thread costs more than it saves: some 10 microseconds of
 // work.
 constexpr std::int64_t kShared = 1 << 16;
+
+// Floats of partial results for which a thread keeps its plan; scratch of larger calls goes with
+// them, as a thread may never see such a call again.
+constexpr std::int64_t kKept = 1 << 20;
+
+// The most partial results that attention over `view` spills: a row of every cut of 512 keys.
+std::int64_t partial_floats(const KvView& view, const TensorView& query) {
+  std::int64_t longest = 0;
+  for (std::int32_t seq = 0; seq < view.num_seqs; ++seq) {
+    longest = std::max(longest, total_length(view, seq));
+  }
+  const std::int64_t rows = times(times(query.shape[0], query.shape[1]), query.shape[2]);
+  return times(times(rows, longest / 512 + 1), std::int64_t{view.v_head_dim} + 2);
+}
 
 // An array [count] of one type, dense; None is none.
 Array list_of(const char* name, nb::handle object, Element element, std::int64_t count) {
@@ -103,7 +118,9 @@ Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
     part.first_visible = static_cast<const std::int32_t*>(first_visible_.raw().data);
   }
   thread_local std::vector<std::int32_t> qo_indptr;
-  thread_local AttentionPlan plan;
+  thread_local AttentionPlan kept;
+  AttentionPlan once;
+  AttentionPlan& plan = partial_floats(view, query) <= kKept ? kept : once;
   qo_indptr.resize(static_cast<std::size_t>(kv.num_seqs) + 1);
   for (std::int64_t seq = 0; seq <= kv.num_seqs; ++seq) {
     qo_indptr[static_cast<std::size_t>(seq)] = static_cast<std::int32_t>(seq * length);

@@ -1,8 +1,12 @@
 #include "python/bindings/hf_paged.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
+
+#include "python/bindings/hf_move.h"
+#include "python/bindings/turn.h"
 
 namespace kvcache::python {
 namespace {
@@ -74,20 +78,82 @@ Status append_each(PagedCache& cache, std::span<const SequenceId> seqs, const Te
   return {};
 }
 
+Status append_rows(PagedCache& cache, std::span<const SequenceId> seqs, const TensorView& key,
+                   const TensorView& value) {
+  TensorView packed_key;
+  TensorView packed_value;
+  return pack(key, &packed_key) && pack(value, &packed_value)
+             ? append_packed(cache, seqs, packed_key, packed_value)
+             : append_each(cache, seqs, key, value);
+}
+
+bool is_full(const Status& status) {
+  return status.code() == StatusCode::kRetryLater || status.code() == StatusCode::kNeverFits;
+}
+
+Status too_many(const Status& full, std::int64_t max_tokens) {
+  return Status(full.code(), "max_tokens: found more tokens than " + std::to_string(max_tokens) +
+                                 ", over the batch and in whole pages, expected at most that (" +
+                                 full.message() + ")");
+}
+
+constexpr std::int64_t kFirstTokens = 1024;  // that a layer's first pool has room for, at least
+constexpr std::int64_t kGrowth = 4;          // of pools: each row is copied a third of a time
+
 }  // namespace
 
 PagedLayer::~PagedLayer() { reset(); }
 
-Result<std::shared_ptr<PagedLayer::Pool>> PagedLayer::pool_for(const LayerSpec& spec) const {
-  if (pool_ != nullptr && spec == spec_) return pool_;
+std::int64_t PagedLayer::pages_for(std::int64_t batch, std::int64_t length) const noexcept {
+  return times(batch, (length - 1) / options_.page_size + 1);
+}
+
+std::int64_t PagedLayer::most_pages() const noexcept {
+  constexpr std::int64_t kSlots = std::numeric_limits<std::int32_t>::max();  // of a PagedCache
+  return (std::min(options_.max_tokens, kSlots - options_.page_size) - 1) / options_.page_size + 1;
+}
+
+Result<std::shared_ptr<PagedLayer::Pool>> PagedLayer::new_pool(const LayerSpec& spec,
+                                                               std::int64_t pages,
+                                                               std::int64_t fewest) const {
   CacheConfig config;
   config.layers = {spec};
   config.page_size = options_.page_size;
-  if (options_.page_size >= 1 && options_.max_tokens >= 1) {
-    config.num_pages = (options_.max_tokens - 1) / options_.page_size + 1;
+  config.num_pages = std::min(pages, most_pages());
+  Result<PagedCache> cache = PagedCache::create(config);
+  if (!cache.ok() && cache.status().code() == StatusCode::kOutOfMemory) {
+    config.num_pages = std::min(fewest, most_pages());
+    cache = PagedCache::create(config);
   }
-  KVC_ASSIGN_OR_RETURN(PagedCache cache, PagedCache::create(config));
-  return std::make_shared<Pool>(std::move(cache));
+  if (!cache.ok() && cache.status().code() == StatusCode::kOutOfMemory) {
+    const std::int64_t tokens = config.num_pages * config.page_size;
+    return Status(StatusCode::kOutOfMemory,
+                  "paged layer: found no address space for " +
+                      std::to_string(times(tokens, bytes_per_token(spec))) +
+                      " bytes of keys and "
+                      "values, " +
+                      std::to_string(tokens) + " tokens of " +
+                      std::to_string(bytes_per_token(spec)) +
+                      " bytes, expected as much below the limits of the process (ulimit -v); "
+                      "max_tokens, now " +
+                      std::to_string(options_.max_tokens) + ", bounds a layer");
+  }
+  KVC_RETURN_IF_ERROR(cache.status());
+  return std::make_shared<Pool>(std::move(*cache), config.num_pages);
+}
+
+Status PagedLayer::grow(std::int64_t tokens) {
+  const std::int64_t needed = pages_for(batch(), length() + tokens);
+  KVC_ASSIGN_OR_RETURN(std::shared_ptr<Pool> pool,
+                       new_pool(spec_, std::max(kGrowth * pool_->pages, 2 * needed), needed));
+  const std::shared_ptr<Pool> before = pool_;
+  const std::lock_guard lock(before->mutex);
+  KVC_ASSIGN_OR_RETURN(std::vector<SequenceId> moved,
+                       copy_sequences(before->cache, seqs_, &pool->cache));
+  release(seqs_);
+  seqs_ = std::move(moved);
+  pool_ = std::move(pool);
+  return {};
 }
 
 Status PagedLayer::append(const TensorView& key, const TensorView& value) {
@@ -116,46 +182,60 @@ Status PagedLayer::append(const TensorView& key, const TensorView& value) {
     }
   }
 
-  LayerSpec spec = spec_;
-  std::shared_ptr<Pool> pool = pool_;
-  if (seqs_.empty()) {
-    spec.num_kv_heads = key.shape[1];
-    spec.k_head_dim = key.shape[3];
-    spec.v_head_dim = value.shape[3];
-    spec.k_format.dtype = options_.dtype.value_or(key.dtype);
-    spec.v_format.dtype = options_.dtype.value_or(value.dtype);
-    KVC_ASSIGN_OR_RETURN(pool, pool_for(spec));
+  if (seqs_.empty()) return append_first(key, value);
+  const auto try_append = [&] {
+    const std::lock_guard lock(pool_->mutex);
+    return append_rows(pool_->cache, seqs_, key, value);
+  };
+  Status status = try_append();
+  if (is_full(status) && pool_->pages < most_pages()) {
+    KVC_RETURN_IF_ERROR(grow(key.shape[2]));
+    status = try_append();
   }
+  if (is_full(status)) return too_many(status, options_.max_tokens);
+  KVC_RETURN_IF_ERROR(status);
+  now_.length += key.shape[2];
+  return {};
+}
 
-  const std::lock_guard lock(pool->mutex);
+Status PagedLayer::append_first(const TensorView& key, const TensorView& value) {
+  LayerSpec spec;
+  spec.num_kv_heads = key.shape[1];
+  spec.k_head_dim = key.shape[3];
+  spec.v_head_dim = value.shape[3];
+  spec.k_format.dtype = options_.dtype.value_or(key.dtype);
+  spec.v_format.dtype = options_.dtype.value_or(value.dtype);
+  const std::int64_t needed = pages_for(key.shape[0], key.shape[2]);
+  if (pool_ != nullptr && spec == spec_ && pool_->pages >= needed) {
+    const Status status = append_first_to(pool_, spec, key, value);
+    if (!is_full(status)) return status;  // forks may hold its pages
+  }
+  const std::int64_t likely = std::max(pages_for(1, kFirstTokens), 2 * needed);
+  KVC_ASSIGN_OR_RETURN(const std::shared_ptr<Pool> pool, new_pool(spec, likely, needed));
+  const Status status = append_first_to(pool, spec, key, value);
+  return is_full(status) ? too_many(status, options_.max_tokens) : status;
+}
+
+Status PagedLayer::append_first_to(const std::shared_ptr<Pool>& pool, const LayerSpec& spec,
+                                   const TensorView& key, const TensorView& value) {
   std::vector<SequenceId> opened;
+  opened.reserve(static_cast<std::size_t>(key.shape[0]));
+  const std::lock_guard lock(pool->mutex);
   Status status;
-  if (seqs_.empty()) {
-    opened.reserve(static_cast<std::size_t>(key.shape[0]));
-    for (std::int64_t i = 0; i < key.shape[0] && status.ok(); ++i) {
-      Result<SequenceId> seq = pool->cache.open();
-      status = seq.status();
-      if (seq.ok()) opened.push_back(*seq);
-    }
+  for (std::int64_t i = 0; i < key.shape[0] && status.ok(); ++i) {
+    Result<SequenceId> seq = pool->cache.open();
+    status = seq.status();
+    if (seq.ok()) opened.push_back(*seq);
   }
-  if (status.ok()) {
-    const std::span<const SequenceId> seqs = seqs_.empty() ? opened : seqs_;
-    TensorView packed_key;
-    TensorView packed_value;
-    status = pack(key, &packed_key) && pack(value, &packed_value)
-                 ? append_packed(pool->cache, seqs, packed_key, packed_value)
-                 : append_each(pool->cache, seqs, key, value);
-  }
+  if (status.ok()) status = append_rows(pool->cache, opened, key, value);
   if (!status.ok()) {
     for (const SequenceId seq : opened) (void)pool->cache.release(seq);
     return status;
   }
-  if (seqs_.empty()) {
-    seqs_ = std::move(opened);
-    pool_ = std::move(pool);
-    spec_ = spec;
-  }
-  length_ += key.shape[2];
+  seqs_ = std::move(opened);
+  pool_ = pool;
+  spec_ = spec;
+  now_.length = key.shape[2];
   return {};
 }
 
@@ -175,7 +255,7 @@ Status PagedLayer::attend(const HfAttend& call) {
 Status PagedLayer::gather(const MutableTensorView& key, const MutableTensorView& value) {
   const auto fits = [&](const TensorView& rows, std::int64_t dim) {
     return rows.rank == 4 && rows.shape[0] == batch() && rows.shape[1] == spec_.num_kv_heads &&
-           rows.shape[2] == length_ && rows.shape[3] == dim;
+           rows.shape[2] == length() && rows.shape[3] == dim;
   };
   if (!fits(key, spec_.k_head_dim)) {
     return wrong_tensor("key", key, rows_of(batch(), spec_.num_kv_heads, spec_.k_head_dim));
@@ -214,12 +294,14 @@ Status PagedLayer::select(std::span<const std::int64_t> indices) {
   const std::lock_guard lock(pool_->mutex);
   if (indices.size() == seqs_.size()) {
     const TensorView beams(indices.data(), DType::kI64, {batch()});
-    return pool_->cache.reorder(seqs_, beams);
+    KVC_RETURN_IF_ERROR(pool_->cache.reorder(seqs_, beams));
+    ++now_.epoch;
+    return {};
   }
   std::vector<SequenceId> chosen;
   chosen.reserve(indices.size());
   for (const std::int64_t index : indices) {
-    Result<SequenceId> seq = pool_->cache.fork(seqs_[static_cast<std::size_t>(index)], length_);
+    Result<SequenceId> seq = pool_->cache.fork(seqs_[static_cast<std::size_t>(index)], length());
     if (!seq.ok()) {
       release(chosen);
       return seq.status();
@@ -228,18 +310,19 @@ Status PagedLayer::select(std::span<const std::int64_t> indices) {
   }
   release(seqs_);
   seqs_ = std::move(chosen);
+  ++now_.epoch;
   return {};
 }
 
 Status PagedLayer::rewind(std::int64_t n) {
-  if (n < 0 || n > length_) {
+  if (n < 0 || n > length()) {
     return Status(StatusCode::kOutOfRange,
-                  "n: found " + std::to_string(n) + ", expected 0 .. " + std::to_string(length_));
+                  "n: found " + std::to_string(n) + ", expected 0 .. " + std::to_string(length()));
   }
-  if (seqs_.empty()) return {};
+  if (seqs_.empty() || n == 0) return {};
   const std::lock_guard lock(pool_->mutex);
   for (const SequenceId seq : seqs_) KVC_RETURN_IF_ERROR(pool_->cache.rewind(seq, n));
-  length_ -= n;
+  now_ = {length() - n, now_.epoch + 1};
   return {};
 }
 
@@ -253,7 +336,7 @@ void PagedLayer::reset() noexcept {
     release(seqs_);
   }
   seqs_.clear();
-  length_ = 0;
+  now_ = {0, now_.epoch + 1};
 }
 
 Result<std::unique_ptr<PagedLayer>> PagedLayer::fork() {
@@ -264,7 +347,7 @@ Result<std::unique_ptr<PagedLayer>> PagedLayer::fork() {
   child->seqs_.reserve(seqs_.size());
   const std::lock_guard lock(pool_->mutex);
   for (const SequenceId seq : seqs_) {
-    Result<SequenceId> forked = pool_->cache.fork(seq, length_);
+    Result<SequenceId> forked = pool_->cache.fork(seq, length());
     if (!forked.ok()) {
       release(child->seqs_);
       child->seqs_.clear();
@@ -272,7 +355,7 @@ Result<std::unique_ptr<PagedLayer>> PagedLayer::fork() {
     }
     child->seqs_.push_back(*forked);
   }
-  child->length_ = length_;
+  child->now_ = now_;
   return child;
 }
 

@@ -22,12 +22,24 @@ namespace kvcache::python {
 
 struct PagedOptions {
   std::int64_t page_size = 64;        // tokens
-  std::int64_t max_tokens = 1 << 20;  // over the whole batch; address space, until it is filled
+  std::int64_t max_tokens = 1 << 20;  // over the whole batch
   std::optional<DType> dtype;         // default: that of the first update, K and V each its own
 };
 
-// Forks share a pool. Thread safety: one layer is used by one thread at a time; layers that share a
-// pool may be used by several, as the pool is locked while it changes.
+// Which rows a tensor that was handed out stands for: the first `length` of an epoch, which ends
+// when rows do more than to be appended to.
+struct Moment {
+  std::int64_t length = 0;
+  std::int64_t epoch = 0;
+
+  friend bool operator==(const Moment&, const Moment&) = default;
+};
+
+// Address space is reserved for what is likely. A layer that outgrows its pool copies its rows to
+// one of several times the size; its forks stay where they are.
+//
+// Thread safety: one layer is used by one thread at a time, who holds turn(). Layers that share a
+// pool may be used by several: the pool is locked while it changes.
 class PagedLayer {
  public:
   explicit PagedLayer(const PagedOptions& options) : options_(options) {}
@@ -35,8 +47,12 @@ class PagedLayer {
   PagedLayer& operator=(const PagedLayer&) = delete;
   ~PagedLayer();
 
+  // One call at a time on this layer, whether or not it holds the GIL.
+  std::recursive_mutex& turn() const noexcept { return turn_; }
+
   // Appends key [B, H, T, Dk] and value [B, H, T, Dv]. The first rows fix batch, heads and sizes;
-  // T == 0 changes nothing and fixes no shape.
+  // T == 0 changes nothing and fixes no shape. Errors: kInvalidArgument for other shapes,
+  // kRetryLater and kNeverFits past max_tokens, kOutOfMemory.
   Status append(const TensorView& key, const TensorView& value);
 
   // Attends to all rows. Errors: kInvalidArgument while there are none.
@@ -57,10 +73,11 @@ class PagedLayer {
   Result<std::unique_ptr<PagedLayer>> fork();
 
   std::int64_t batch() const noexcept { return static_cast<std::int64_t>(seqs_.size()); }
-  std::int64_t length() const noexcept { return length_; }
+  std::int64_t length() const noexcept { return now_.length; }
+  Moment now() const noexcept { return now_; }
   const LayerSpec& spec() const noexcept { return spec_; }
   std::int64_t elements() const noexcept {  // of K and V, in all rows
-    return batch() * length_ * spec_.num_kv_heads * (spec_.k_head_dim + spec_.v_head_dim);
+    return batch() * length() * spec_.num_kv_heads * (spec_.k_head_dim + spec_.v_head_dim);
   }
   PagedStats stats() const;             // of the pool, which forks share
   std::int64_t nbytes() const;          // likewise
@@ -70,18 +87,31 @@ class PagedLayer {
   struct Pool {
     std::mutex mutex;
     PagedCache cache;
-    explicit Pool(PagedCache made) : cache(std::move(made)) {}
+    const std::int64_t pages;  // that it has room for
+    Pool(PagedCache made, std::int64_t num_pages) : cache(std::move(made)), pages(num_pages) {}
   };
 
-  // A pool for rows of `spec`: the present one where it fits.
-  Result<std::shared_ptr<Pool>> pool_for(const LayerSpec& spec) const;
+  // Pages of `batch` sequences of that length, and the most that max_tokens allows.
+  std::int64_t pages_for(std::int64_t batch, std::int64_t length) const noexcept;
+  std::int64_t most_pages() const noexcept;
+  // A new pool of `pages`, or of `fewest` where there is no address space for so many.
+  Result<std::shared_ptr<Pool>> new_pool(const LayerSpec& spec, std::int64_t pages,
+                                         std::int64_t fewest) const;
+  // Moves the rows to a larger pool, with room for that many more tokens a sequence. Errors:
+  // kOutOfMemory; the rows then are where they were.
+  Status grow(std::int64_t tokens);
+  Status append_first(const TensorView& key, const TensorView& value);
+  // The same in that pool, for rows of `spec`.
+  Status append_first_to(const std::shared_ptr<Pool>& pool, const LayerSpec& spec,
+                         const TensorView& key, const TensorView& value);
   void release(std::span<const SequenceId> seqs) noexcept;
 
   PagedOptions options_;
   std::shared_ptr<Pool> pool_;
   LayerSpec spec_;
   std::vector<SequenceId> seqs_;  // [batch]; none before the first rows
-  std::int64_t length_ = 0;
+  Moment now_;
+  mutable std::recursive_mutex turn_;
 };
 
 }  // namespace kvcache::python

@@ -50,6 +50,7 @@ inline constexpr char kFirstPair[] = "tuple[kvcache.typing.ArrayT, kvcache.typin
 inline constexpr char kAttended[] =
     "kvcache.typing.ArrayT | tuple[kvcache.typing.ArrayT, kvcache.typing.ArrayT]";
 inline constexpr char kTensor[] = "kvcache.typing.TensorT";
+inline constexpr char kTensorOrNone[] = "kvcache.typing.TensorT | None";
 inline constexpr char kAny[] = "kvcache.typing.AnyArray";
 inline constexpr char kInt32[] = "numpy.typing.NDArray[numpy.int32]";
 inline constexpr char kFloat32[] = "numpy.typing.NDArray[numpy.float32]";
@@ -82,6 +83,7 @@ using Fetched =
 // What takes tensors of PyTorch alone.
 using GivenTensor = Given<said::kTensor>;
 using LikeTensor = Made<said::kTensor>;
+using TensorOrNone = Made<said::kTensorOrNone>;
 
 // Of the library whose array came in last.
 using AnyArray = Made<said::kAny>;

@@ -17,8 +17,9 @@ from transformers.utils import output_capturing
 
 from kvcache import _core
 from kvcache.hf._cache import NAME
-from kvcache.hf._layers import PagedRows, outside_graphs
+from kvcache.hf._layers import outside_graphs
 from kvcache.hf._masks import Mask, added_to_scores, attention_mask, padding_rule
+from kvcache.hf._rows import PagedRows, dense
 
 # Keywords that models hand to every attention and that cannot change its result.
 INERT = frozenset({"cache_position", "deterministic", "num_items_in_batch", "output_hidden_states",
@@ -86,7 +87,7 @@ def added_numbers(name, numbers):
 
 def dense_rows(name, rows):
     """A plain tensor whose rows are contiguous."""
-    rows = rows.gather() if type(rows) is PagedRows else _core.hf.without_gradient(name, rows)
+    rows = dense(_core.hf.without_gradient(name, rows))
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
@@ -131,10 +132,11 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
         scaling = query.shape[-1] ** -0.5
     arguments = (scaling, causal, softcap or 0.0, window, first_visible, mask, s_aux)
     if type(key) is PagedRows and type(value) is PagedRows and (
-            key.index < value.index and key.source == value.source):
-        layer = key.in_place()
-        if layer is not None:
-            return layer.rows.attend(query, *arguments), None
+            key.kv_index == 0 and value.kv_index == 1 and key.kv_source == value.kv_source):
+        rows, length, epoch = key.kv_source
+        out = rows.attend(query, length, epoch, *arguments)
+        if out is not None:
+            return out, None
     return _core.hf.attend(query, dense_rows("key", key), dense_rows("value", value),
                            *arguments), None
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 KINDS = ("dynamic", "static", "paged")
+RESERVED = 2048  # tokens of a head: address space; longer rows move to more of it, without a copy
 NAME = "kvcache"  # of our attention, as `attn_implementation`
 
 Kind: TypeAlias = Literal["dynamic", "static", "paged"]
@@ -30,10 +31,14 @@ class Options(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
+def layer_types(config):
+    """What each layer of the text decoder keeps."""
+    return get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0]
+
+
 def refuse_windows(config):
     """NotImplementedError, by name, for a config with layers that do not keep every row."""
-    decoder = config.get_text_config(decoder=True)
-    for index, kind in enumerate(get_layer_types_and_kwargs(decoder)[0]):
+    for index, kind in enumerate(layer_types(config)):
         if kind != "full_attention":
             raise NotImplementedError(f"config.layer_types[{index}]: found {kind}, expected "
                                       "full_attention")
@@ -77,14 +82,21 @@ class Settings:
         return self.config is not None and object.__getattribute__(
             self.config, "_attn_implementation_internal") == NAME
 
-    def new_layer(self):
+    def item_size(self):
+        """Bytes of a stored element; None: as the first rows have it."""
+        return None if self.dtype is None else _layers.DTYPES[self.dtype].itemsize
+
+    def new_rows(self):
+        """What holds the rows of one layer."""
         if self.kind == "paged":
-            rows = _core.hf.PagedLayer(self.page_size, self.max_tokens, self.dtype)
-            return _layers.PagedLayer(rows, self)
+            return _core.hf.PagedLayer(self.page_size, self.max_tokens, self.dtype)
         if self.kind == "static":
-            return _layers.ContiguousLayer(StaticKVCache(self.max_length, 1, dtype=self.dtype),
-                                           self.max_length)
-        return _layers.ContiguousLayer(DynamicKVCache(dtype=self.dtype))
+            return StaticKVCache(self.max_length, 1, dtype=self.dtype)
+        return DynamicKVCache(dtype=self.dtype, reserve_tokens=RESERVED)
+
+    def new_layer(self):
+        kind = _layers.PagedLayer if self.kind == "paged" else _layers.ContiguousLayer
+        return kind(self)
 
 
 class Cache(transformers.DynamicCache):
@@ -97,11 +109,11 @@ class Cache(transformers.DynamicCache):
         among forks and beams.
     max_length: tokens; static only, where it is required.
     page_size: tokens of a page; paged only.
-    max_tokens: tokens a paged layer can hold over its batch. Address space, not memory, until they
-        are there.
+    max_tokens: tokens a paged layer can hold over its batch. Address space is reserved for some of
+        them, and for more where there are more.
     dtype: of stored rows, a torch dtype; default: that of the first rows.
 
-    Layers appear as they are used. `copy.deepcopy` copies rows, or for "paged" shares pages until
+    A config says how many layers there are; more appear as they are used. `copy.deepcopy` copies rows, or for "paged" shares pages until
     one side writes. Encoder-decoder models take an `EncoderDecoderCache` of two of these.
 
     Errors: ValueError for a kind or option that does not exist, NotImplementedError for
@@ -116,6 +128,8 @@ class Cache(transformers.DynamicCache):
         self.settings.check()
         transformers.cache_utils.Cache.__init__(
             self, layer_class_to_replicate=self.settings.new_layer)
+        if config is not None:
+            self.layers = [self.settings.new_layer() for _ in layer_types(config)]
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """Tokens a layer can hold; -1 for none."""

@@ -2,7 +2,7 @@
 
 The kinds differ in where rows live. A contiguous layer hands its rows out as torch tensors over the
 same memory. A paged layer has no such tensor: it gathers a copy, or, under our attention, hands out
-`PagedRows`, which attention reads in place.
+`PagedRows` (see _rows.py), which attention reads in place.
 """
 
 import functools
@@ -11,6 +11,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcache import _core
+from kvcache.hf._rows import PagedRows, dense
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOOK_AHEAD = 16  # tokens
@@ -30,55 +31,27 @@ def outside_graphs(function):
     return call
 
 
-class PagedRows(torch.Tensor):
-    """The keys, or the values, of a paged layer as they are now: a tensor [B, H, S, D] in shape and
-    dtype, whose rows stay in their pages. Our attention reads them there; any other operation
-    gathers a copy first. RuntimeError once the layer's rows have moved on (`crop`,
-    `reorder_cache`, `reset` and the like); rows appended later do not show.
-    """
+def said(rows):
+    """A tensor's shape, for an error."""
+    return None if rows is None else list(rows.shape)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
 
-    @staticmethod
-    def __new__(cls, index, shape, dtype):
-        """Keys (index 0) or values (1), of no layer until `source` is set: (layer, length, epoch)."""
-        rows = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
-        rows.index = index
-        return rows
+class HalfReplaced:
+    """In the place of `rows` after `layer.keys = x` alone, or `layer.values = x`, where the other one
+    does not fit x: RuntimeError for all that needs both."""
 
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        args, kwargs = torch.utils._pytree.tree_map_only(
-            cls, lambda rows: rows.gather(), (args, kwargs or {}))
-        return func(*args, **kwargs)
+    def __init__(self, keys, values):
+        self.pair = keys, values
 
-    def in_place(self):
-        """The layer, if these are all the rows it has now; else None."""
-        layer, length, epoch = self.source
-        return layer if length == layer.rows.length and epoch == layer.epoch else None
-
-    def gather(self):
-        """A dense copy."""
-        layer, length, epoch = self.source
-        if epoch != layer.epoch:
-            raise RuntimeError("rows of a paged layer: found rows that were cropped, reordered or "
-                               "reset since, expected to be read before that")
-        return layer.gather()[self.index][:, :, :length]
-
-    def __repr__(self):
-        return f"PagedRows(shape={tuple(self.shape)}, dtype={self.dtype})"
-
-    def __deepcopy__(self, memo):
-        return self.gather()
-
-    def __reduce_ex__(self, protocol):
-        return self.gather().__reduce_ex__(protocol)
+    def __getattr__(self, name):
+        raise RuntimeError(f"layer: found keys {said(self.pair[0])} and values {said(self.pair[1])}, "
+                           "expected as many of both: set layer.keys and layer.values, or reset()")
 
 
 class Layer(CacheLayerMixin):
     """What the kinds share. `rows` holds the layer; batch, heads and head sizes are those of its
-    first rows, until `reset`. A kind adds `update`, `tensors`, `batch`, `get_seq_length`, `select`
-    and `copy_of_rows`.
+    first rows, until `reset`. A kind adds `update`, `tensors`, `append`, `batch`, `get_seq_length`,
+    `select` and `copy_of_rows`.
 
     update(key_states, value_states) appends [B, H, T, Dk] and [B, H, T, Dv]; all so far comes back.
     Errors: ValueError for another batch, heads or head size than before; NotImplementedError for
@@ -90,12 +63,14 @@ class Layer(CacheLayerMixin):
     is_croppable = True
     is_sliding = False
 
-    def __init__(self, rows, max_length=-1):
+    def __init__(self, settings):
         # Not CacheLayerMixin.__init__, which sets what are properties here.
-        self.rows = rows
-        self.max_length = max_length
+        self.settings = settings
+        self.rows = settings.new_rows()
 
     def __repr__(self):
+        if type(self.rows) is HalfReplaced:
+            return f"{type(self).__name__}(half replaced)"
         return f"{type(self).__name__}(length={self.get_seq_length()})"
 
     @property
@@ -111,13 +86,48 @@ class Layer(CacheLayerMixin):
 
     @property
     def keys(self):
-        """Keys so far, [B, H, S, Dk]; None before the first."""
-        return self.tensors()[0]
+        """Keys so far, [B, H, S, Dk]; None before the first.
+
+        Setting them replaces the rows of the layer by copies of them. Where there are others of them
+        than of the values, the layer waits until the values are set likewise: only `keys`, `values` and
+        `reset` can be used before. Errors: those of `update`; the layer is then as before.
+        """
+        return self.pair()[0]
+
+    @keys.setter
+    def keys(self, rows):
+        self.replace(rows, self.pair()[1], rows)
 
     @property
     def values(self):
-        """Values so far, [B, H, S, Dv]; None before the first."""
-        return self.tensors()[1]
+        """Values so far, [B, H, S, Dv]; None before the first. Setting them: see `keys`."""
+        return self.pair()[1]
+
+    @values.setter
+    def values(self, rows):
+        self.replace(self.pair()[0], rows, rows)
+
+    def pair(self):
+        """(keys, values), also while they do not fit one another."""
+        rows = self.rows
+        return rows.pair if type(rows) is HalfReplaced else self.tensors()
+
+    def replace(self, keys, values, given):
+        """(keys, values) instead of all rows; `given` is the one of them that is new."""
+        if given is not None and not isinstance(given, torch.Tensor):
+            raise TypeError(f"rows: found {type(given).__name__}, expected a torch.Tensor or None")
+        if given is not None and given.dim() != 4:
+            raise ValueError(f"rows: found shape {said(given)}, expected [batch, num_kv_heads, length, "
+                             "head_dim]")
+        if keys is None and values is None:
+            self.reset()
+        elif keys is None or values is None or keys.shape[:3] != values.shape[:3]:
+            self.rows = HalfReplaced(*(None if rows is None else dense(rows)
+                                       for rows in (keys, values)))
+        else:
+            fresh = self.settings.new_rows()
+            self.append(fresh, dense(keys), dense(values))
+            self.rows = fresh
 
     def lazy_initialization(self, key_states, value_states):
         """Nothing: the first rows fix the shape."""
@@ -128,7 +138,7 @@ class Layer(CacheLayerMixin):
 
     def get_max_length(self):
         """The capacity in tokens; -1 for none."""
-        return self.max_length
+        return self.settings.capacity()
 
     def offload(self):
         """Nothing: rows are in the memory of the CPU."""
@@ -138,6 +148,8 @@ class Layer(CacheLayerMixin):
 
     def reset(self):
         """Length 0; the next rows may have any shape."""
+        if type(self.rows) is HalfReplaced:
+            self.rows = self.settings.new_rows()
         self.rows.reset()
 
     def crop(self, tokens_to_remove):
@@ -191,7 +203,31 @@ class ContiguousLayer(Layer):
         value_states = _core.hf.without_gradient("value_states", value_states)
         if key_states.dim() == 4 and key_states.shape[2] == 0 and self.batch() == 0:
             return key_states, value_states  # nothing, which fixes no shape
-        return self.rows.update(key_states, value_states)
+        try:
+            return self.rows.update(key_states, value_states)
+        except MemoryError as error:
+            self.refuse_memory(key_states, value_states, error)
+
+    def append(self, rows, key_states, value_states):
+        key_states = _core.hf.without_gradient("keys", key_states)
+        value_states = _core.hf.without_gradient("values", value_states)
+        try:
+            rows.update(key_states, value_states)
+        except MemoryError as error:
+            self.refuse_memory(key_states, value_states, error)
+
+    def refuse_memory(self, key_states, value_states, error):
+        """MemoryError that says for what, and which option bounds it."""
+        static = self.settings.max_length
+        tokens = static or self.get_seq_length() + key_states.shape[2]
+        batch, heads = key_states.shape[:2]
+        size = self.settings.item_size() or key_states.element_size()
+        total = batch * heads * tokens * (key_states.shape[3] + value_states.shape[3]) * size
+        bound = ("max_length bounds it" if static else
+                 "kind=\"static\" with max_length, or kind=\"paged\" with max_tokens, bounds it")
+        raise MemoryError(f"{self.settings.kind} layer: found no memory for {total} bytes of keys and "
+                          f"values, {tokens} tokens of {batch} x {heads} heads, expected as much; "
+                          f"{bound} ({error})") from None
 
     def tensors(self):
         """(keys, values) over the layer's memory, or (None, None)."""
@@ -211,60 +247,61 @@ class ContiguousLayer(Layer):
         return self.rows.clone()
 
 
+def make_tensors(shapes, dtypes, length):
+    """(keys, values) of that many rows, of which they are told by `kv_source`."""
+    return tuple(PagedRows(index, (batch, heads, length, dim), DTYPES[dtype])
+                 for index, ((batch, heads, _, dim), dtype)
+                 in enumerate(zip(shapes, dtypes, strict=True)))
+
+
 class PagedLayer(Layer):
     """Rows in pages that forks and beams share. `settings.in_place()` says whether attention reads
     pages, so that `update` and `keys` may hand out `PagedRows`."""
 
-    def __init__(self, rows, settings):
-        super().__init__(rows)
-        self.settings = settings
-        self.epoch = 0  # raised by whatever does more than append
+    def __init__(self, settings):
+        super().__init__(settings)
         self.ahead = {}  # (keys, values) as they will be at a length, which stand for nothing yet
 
     @outside_graphs
     def update(self, key_states, value_states, *args, **kwargs):
         # Between two layers' turns all code leaves the processor's caches: what counts here is how
         # much of it is run, so there are few calls.
-        length = self.rows.append(key_states, value_states)
-        if length == 0 and self.rows.batch == 0:
+        rows = self.rows
+        now = length, epoch = rows.append(key_states, value_states)
+        if length == 0 and rows.batch == 0:
             return key_states, value_states  # nothing, which fixes no shape
         if not self.settings.in_place():
-            return self.gather()
-        if length not in self.ahead:
-            self.look_ahead(length)
-        keys, values = pair = self.ahead.pop(length)
-        keys.source = values.source = (self, length, self.epoch)
+            return tuple(states[:, :, :length] for states in rows.gather())
+        keys, values = pair = self.ahead.pop(now, None) or self.look_ahead(rows, length, epoch)
+        keys.kv_source = values.kv_source = (rows, length, epoch)
         return pair
+
+    def append(self, rows, key_states, value_states):
+        rows.append(key_states, value_states)
 
     def tensors(self):
         """(keys, values): rows in place under our attention, else gathered; or (None, None)."""
-        length = self.rows.length
-        if length == 0 and self.rows.batch == 0:
+        rows = self.rows
+        length, epoch = rows.now
+        if length == 0 and rows.batch == 0:
             return None, None
         if not self.settings.in_place():
-            return self.gather()
-        keys, values = pair = self.make_tensors(length)
-        keys.source = values.source = (self, length, self.epoch)
+            return rows.gather()
+        keys, values = pair = make_tensors(rows.shapes, rows.dtypes, length)
+        keys.kv_source = values.kv_source = (rows, length, epoch)
         return pair
 
-    def look_ahead(self, first):
-        """Makes the tensors of this length and of the next ones at once: reading PyTorch's code again
-        for every token would take longer than the rest of `update`."""
-        self.ahead = {length: self.make_tensors(length)
-                      for length in range(first, first + LOOK_AHEAD)}
-
-    def make_tensors(self, length):
-        """(keys, values) of that many rows, of which they are told by `source`."""
-        return tuple(PagedRows(index, (batch, heads, length, dim), DTYPES[dtype])
-                     for index, ((batch, heads, _, dim), dtype)
-                     in enumerate(zip(self.rows.shapes, self.rows.dtypes, strict=True)))
-
-    def gather(self):
-        """(keys, values): dense copies."""
-        keys, values = (torch.empty(shape, dtype=DTYPES[dtype])
-                        for shape, dtype in zip(self.rows.shapes, self.rows.dtypes, strict=True))
-        self.rows.gather(keys, values)
-        return keys, values
+    def look_ahead(self, rows, length, epoch):
+        """(keys, values) of that length. Those of the next ones are made at once: reading PyTorch's code
+        again for every token would take longer than the rest of `update`."""
+        shapes, dtypes = rows.shapes, rows.dtypes
+        if rows.now[1] != epoch:  # another thread changed the rows: nothing of them can be read
+            return make_tensors(shapes, dtypes, length)
+        ahead = {(later, epoch): make_tensors(shapes, dtypes, later)
+                 for later in range(length, length + LOOK_AHEAD)}
+        pair = ahead.pop((length, epoch))
+        self.ahead = ahead
+        return pair
 
     def batch(self):
         return self.rows.batch
@@ -272,19 +309,7 @@ class PagedLayer(Layer):
     def get_seq_length(self):
         return self.rows.length
 
-    def reset(self):
-        self.epoch += 1
-        self.ahead = {}
-        super().reset()
-
-    def crop(self, tokens_to_remove):
-        if tokens_to_remove < 0:
-            self.epoch += 1
-        super().crop(tokens_to_remove)
-
     def select(self, indices):
-        self.epoch += 1
-        self.ahead = {}
         self.rows.select(indices)
 
     def copy_of_rows(self):

@@ -45,6 +45,23 @@ class Enabled:
             across = Cache(self.config, self.kind, **options)
         return transformers.EncoderDecoderCache(cache, across)
 
+    def sized(self, generation_config, max_cache_length):
+        """The same with the length of a static cache: what `generate` is told, what `enable` was told,
+        or what this text needs."""
+        if self.kind != "static":
+            return self
+        length = generation_config.max_cache_len
+        if "max_length" not in self.options:
+            if generation_config.is_assistant:
+                # Its cache serves every round, and only the first one's length is known here.
+                return Enabled(self.config, "dynamic", self.options, ())
+            # Drafted tokens are written before it is known how many of them fit.
+            drafted = max(generation_config.prompt_lookup_num_tokens or 0,
+                          generation_config.num_assistant_tokens or 0)
+            length = max(length or 0, max_cache_length + drafted)
+        options = self.options if length is None else {**self.options, "max_length": length}
+        return Enabled(self.config, "static", options, ())
+
     def __call__(self, generation_config, model_kwargs, generation_mode, batch_size,
                  max_cache_length):
         """In the place of `GenerationMixin._prepare_cache_for_generation`."""
@@ -58,13 +75,7 @@ class Enabled:
                 raise TypeError(f"{CACHE}: found {type(given).__name__}, expected a transformers Cache")
             given._is_user_defined = True  # read by generate, which then returns it
         elif generation_config.use_cache is not False:
-            more = {}
-            if self.kind == "static" and "max_length" not in self.options:
-                # Drafted tokens are written before it is known how many of them fit.
-                drafted = max(generation_config.prompt_lookup_num_tokens or 0,
-                              generation_config.num_assistant_tokens or 0)
-                more["max_length"] = max_cache_length + drafted
-            model_kwargs[CACHE] = self.new_cache(**more)
+            model_kwargs[CACHE] = self.sized(generation_config, max_cache_length).new_cache()
             if generation_config.is_assistant:
                 model_kwargs[CACHE].activate_past_recording()
 

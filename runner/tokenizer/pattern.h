@@ -22,6 +22,7 @@ class Pattern {
 
   // REQUIRES: `text` is UTF-8, not empty.
   explicit Pattern(std::string text) : searched_(std::move(text)) {}
+  explicit Pattern(Regex regex) : searched_(std::move(regex)) {}
 
   // As Regex::find. A text is found from the left, without overlap.
   Status find(std::string_view text, std::vector<Span>* spans) const;
@@ -30,8 +31,6 @@ class Pattern {
   const std::string* text() const { return std::get_if<std::string>(&searched_); }
 
  private:
-  explicit Pattern(Regex regex) : searched_(std::move(regex)) {}
-
   std::variant<std::string, Regex> searched_;
 };
 

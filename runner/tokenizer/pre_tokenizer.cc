@@ -14,6 +14,10 @@ Result<PreTokenizer::Step> PreTokenizer::read_step(const JsonObject& component, 
     KVC_ASSIGN_OR_RETURN(Split split, Split::read(component));
     return Step(std::move(split));
   }
+  if (type == "Digits") {
+    KVC_ASSIGN_OR_RETURN(Split digits, Split::read_digits(component));
+    return Step(std::move(digits));
+  }
   if (type == "ByteLevel") {
     KVC_ASSIGN_OR_RETURN(ByteLevel byte_level, ByteLevel::read(component));
     return Step(std::move(byte_level));
@@ -33,7 +37,7 @@ Result<PreTokenizer::Step> PreTokenizer::read_step(const JsonObject& component, 
     }
     return Step(std::move(metaspace));
   }
-  return component.error(StatusCode::kUnsupported, "type", "Split, ByteLevel or Metaspace");
+  return component.error(StatusCode::kUnsupported, "type", "Split, Digits, ByteLevel or Metaspace");
 }
 
 Result<PreTokenizer> PreTokenizer::create(const JsonObject& root, const Normalizer& normalizer) {

@@ -13,7 +13,8 @@
 
 namespace kvcache::runner {
 
-// "pre_tokenizer" of tokenizer.json: null, Split, ByteLevel, Metaspace, or a Sequence of them.
+// "pre_tokenizer" of tokenizer.json: null, Split, Digits, ByteLevel, Metaspace, or a Sequence of
+// them.
 class PreTokenizer {
  public:
   // Errors: kUnsupported for anything else, by name, and for a prepend_scheme "first" whose meaning

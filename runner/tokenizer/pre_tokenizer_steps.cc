@@ -12,6 +12,10 @@ namespace {
 constexpr const char* kByteLevelPattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
+// What Digits takes for a digit: numeric characters of Unicode 17, which Rust's standard library
+// knows, while \p{N} of its patterns is of Unicode 16.
+constexpr const char* kDigit = R"([\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}])";
+
 // The spans a Split keeps, from those of its pattern: `behavior` of tokenizers'
 // NormalizedString::split.
 std::vector<Span> arrange(const std::vector<Span>& spans, Split::Behavior behavior) {
@@ -81,6 +85,14 @@ Result<Split> Split::read(const JsonObject& component) {
   KVC_ASSIGN_OR_RETURN(const bool invert, component.boolean("invert", false));
   KVC_ASSIGN_OR_RETURN(Pattern pattern, Pattern::read(component));
   return Split{std::move(pattern), *behavior, invert};
+}
+
+Result<Split> Split::read_digits(const JsonObject& component) {
+  KVC_RETURN_IF_ERROR(refuse_unknown_keys(component, {"type", "individual_digits"}));
+  KVC_ASSIGN_OR_RETURN(const bool individual, component.boolean("individual_digits"));
+  KVC_ASSIGN_OR_RETURN(
+      Regex digits, Regex::compile(kDigit + std::string(individual ? "" : "+"), component.where()));
+  return Split{Pattern(std::move(digits)), Behavior::kIsolated, false};
 }
 
 Status Split::apply(std::string_view piece, bool /*starts_text*/,

@@ -41,6 +41,8 @@ struct Split {
   bool invert = false;
 
   static Result<Split> read(const JsonObject& component);
+  // "Digits": cuts out numbers, or each of their characters.
+  static Result<Split> read_digits(const JsonObject& component);
   Status apply(std::string_view piece, bool starts_text, std::deque<std::string>* storage,
                std::vector<std::string_view>* pieces) const;
 };

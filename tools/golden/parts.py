@@ -15,6 +15,9 @@ ASCII = ["ab", "abab ab", " ab  ab ", "a-b--c", "--a--", "-", "", " ", "   ", "a
          "bxab", "x", "xx-y", "abcde edcba", "a\nb\r\n a", "\tab"]
 WIDE = ["é今", "a é 今", "e\u0301a", "\U0001f600ab\U0001f601", "\u0958x", SPACE, f"{SPACE}a b{SPACE}",
         "a\u3000b", "ÿ\u00a0ā", "q", "qq", "qéq", "aqb", "aqqb", "zqz", "ßqß"]
+# Digits takes numeric characters of Unicode 17, of which \U00011de3 and \U00016ff5 are new.
+NUMBERS = ["12", "123 12", "ab12ab1 b1", " 1 12-123", "½12½", "12½123", "1٣2", "Ⅷ12", "1²2", "1四2",
+           "1\U00011de32", "12\U00016ff53", "b1\U0001d7d81"]
 MARKED = ["<s>ab", "ab<s>", "ab <s> ab", "<s> <s>", "<l> a <l>", "a<r> b<r> ", "a \n<lr>\t b", "w",
           "aw w wb w", "w-w.w", "w_w 1w \u0301w w\u0301", "a n b", "n", "an nb n", "<l><r><lr>", "<r> <l>"]
 
@@ -82,6 +85,13 @@ def _pre_tokenizers():
     for pattern, behavior, invert in itertools.product(patterns, behaviors, [False, True]):
         yield f"split {behavior} {invert} at {pattern}", _file(pre_tokenizer={
             "type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert})
+    numbers = ["1", "2", "3", "Ġ", "ab1", "12", "23", "123", "Ġ1", "½", "12½"]
+    joined = {"merges": [["1", "2"], ["2", "3"], ["12", "3"], ["b", "1"], ["12", "½"], ["Ġ", "1"]]}
+    for individual in (False, True):
+        digits = {"type": "Digits", "individual_digits": individual}
+        for steps in ([digits], [digits, _byte_level(False, True)], [_byte_level(False, False), digits]):
+            yield f"digits {individual} of {len(steps)}, {steps[0]['type']} first", _file(
+                [*numbers, "b1"], joined, pre_tokenizer=_sequence("pretokenizers", *steps))
     for scheme, split in itertools.product(["always", "first", "never"], [False, True]):
         yield f"metaspace {scheme} {split}", _file(added=FLAGS,
                                                    pre_tokenizer=_metaspace(scheme, split))
@@ -158,6 +168,7 @@ def build(folder: pathlib.Path) -> str:
     for about, file in itertools.chain(_normalizers(), _pre_tokenizers(), _models(), _processors()):
         tokenizer = Tokenizer.from_str(json.dumps(file))
         texts = ASCII + WIDE + (MARKED if file["added_tokens"] else [])
+        texts += NUMBERS if "digits" in about else []
         parts.append({"about": about, "file": file,
                       "encode": [_encoded(tokenizer, text) for text in texts], "decode": []})
     for about, file in _decoders():

@@ -311,11 +311,16 @@ TEST(Tokenizer, PartsItDoesNotKnowAreRefusedByName) {
   EXPECT_EQ(refused("/version", "2.0"), "t: version: found \"2.0\", expected 1.0");
   EXPECT_EQ(refused("/normalizer", {{"type", "NFKC"}}),
             "t: normalizer: type: found \"NFKC\", expected NFC, Prepend or Replace");
-  EXPECT_EQ(refused("/pre_tokenizer", {{"type", "Digits"}}),
-            "t: pre_tokenizer: type: found \"Digits\", expected Split, ByteLevel or Metaspace");
+  EXPECT_EQ(refused("/pre_tokenizer", {{"type", "BertPreTokenizer"}}),
+            "t: pre_tokenizer: type: found \"BertPreTokenizer\", expected Split, Digits, "
+            "ByteLevel or Metaspace");
   EXPECT_EQ(refused("/pre_tokenizer/pretokenizers/0", {{"type", "Punctuation"}}),
             "t: pre_tokenizer: pretokenizers[0]: type: found \"Punctuation\", expected Split, "
-            "ByteLevel or Metaspace");
+            "Digits, ByteLevel or Metaspace");
+  EXPECT_EQ(
+      refused("/pre_tokenizer/pretokenizers/0", {{"type", "Digits"}}),
+      "t: pre_tokenizer: pretokenizers[0]: individual_digits: found nothing, expected true or "
+      "false");
   EXPECT_EQ(refused("/pre_tokenizer/pretokenizers/0/behavior", "Dropped"),
             "t: pre_tokenizer: pretokenizers[0]: behavior: found \"Dropped\", expected Removed, "
             "Isolated, MergedWithPrevious, MergedWithNext or Contiguous");

@@ -44,20 +44,24 @@ def running_median(values, width=9):
 
 def draw_compare(plt, data, picture):
     figure, (times, rows) = plt.subplots(1, 2, figsize=(11, 4.2))
+    turns = data.get("turns", 1)
     for run in data["runs"]:
         # The first entry is the prefill, which is not a step of one token.
         trace = run["trace"][1:]
         positions = [token["position"] for token in trace]
         look = {"color": COLOURS.get(run["cache"]), "linestyle": STYLES.get(run["cache"], "-"), "linewidth": 2}
         label = "without a cache" if run["cache"] == "none" else run["cache"]
-        times.plot(positions, running_median([token["ms"] for token in trace]), label=label, **look)
+        milliseconds = [token["ms"] for token in trace]
+        times.plot(positions, milliseconds if turns > 1 else running_median(milliseconds),
+                   label=label, **look)
         total, sums = run["trace"][0]["rows_computed"], []
         for token in trace:
             total += token["rows_computed"]
             sums.append(total)
         rows.plot(positions, sums, label=label, **look)
     times.set_title("Time of each token")
-    times.set_ylabel("milliseconds (running median of 9)")
+    times.set_ylabel("milliseconds " + (f"(least of {turns} turns)" if turns > 1
+                                        else "(running median of 9)"))
     rows.set_title("K/V rows each layer has computed so far")
     rows.set_ylabel("rows")
     for axes in (times, rows):

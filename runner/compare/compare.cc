@@ -81,25 +81,20 @@ Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
   return run;
 }
 
-}  // namespace
-
-Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tokenizer,
-                                        std::span<const std::int32_t> prompt,
-                                        GenerateOptions options,
-                                        const CompareCallbacks& callbacks) {
-  options.stop_at_eos = false;
-  // 16-bit rows magnify the order of sums: one path for any number of queries, with and without.
-  const DType rows = options.kv_dtype.value_or(model.default_kv_dtype());
-  if (rows != DType::kF32) options.attention.reproducible = true;
+// One turn of them all.
+Result<std::vector<CompareRun>> compare_once(const Model& model, const Tokenizer& tokenizer,
+                                             std::span<const std::int32_t> prompt,
+                                             GenerateOptions options, std::int64_t turn,
+                                             const CompareCallbacks& callbacks) {
   std::vector<CompareRun> runs;
   for (const StoreKind cache : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
                                 StoreKind::kPaged, StoreKind::kFunctional}) {
-    if (callbacks.on_run) callbacks.on_run(cache);
+    if (callbacks.on_run) callbacks.on_run(cache, turn);
     options.cache = cache;
     GenerateCallbacks progress;
     std::int64_t done = 0;
     progress.on_text = [&](std::string_view text) {
-      if (callbacks.on_text) callbacks.on_text(cache, text);
+      if (callbacks.on_text && turn == 0) callbacks.on_text(cache, text);
     };
     progress.on_token = [&](const TokenTrace&) {
       if (callbacks.on_progress) callbacks.on_progress(cache, ++done, options.max_tokens);
@@ -112,12 +107,55 @@ Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tok
     }
     runs.push_back(std::move(run));
   }
-  if (callbacks.on_run) callbacks.on_run(StoreKind::kBatching);
+  if (callbacks.on_run) callbacks.on_run(StoreKind::kBatching, turn);
   const auto prompts =
       batch_prompts(prompt, runs.front().generated.tokens, model.config().max_position_embeddings);
   KVC_ASSIGN_OR_RETURN(CompareRun batch,
                        compare_batch(model, tokenizer, prompts, options, callbacks));
   runs.push_back(std::move(batch));
+  return runs;
+}
+
+// Takes the shorter times of a later turn into `run`.
+void take_least(const CompareRun& later, CompareRun* run) {
+  GenerateResult& least = run->generated;
+  run->same_tokens =
+      run->same_tokens && later.same_tokens && later.generated.tokens == least.tokens;
+  run->max_logit_difference = std::max(run->max_logit_difference, later.max_logit_difference);
+  least.prefill_seconds = std::min(least.prefill_seconds, later.generated.prefill_seconds);
+  if (least.trace.empty()) {  // a batch
+    least.decode_seconds = std::min(least.decode_seconds, later.generated.decode_seconds);
+    return;
+  }
+  least.decode_seconds = 0;
+  const std::size_t tokens = std::min(least.trace.size(), later.generated.trace.size());
+  for (std::size_t i = 0; i < tokens; ++i) {
+    TokenTrace& token = least.trace[i];
+    token.seconds = std::min(token.seconds, later.generated.trace[i].seconds);
+    if (i > 0) least.decode_seconds += token.seconds;  // the first is of the prefill
+  }
+}
+
+}  // namespace
+
+Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tokenizer,
+                                        std::span<const std::int32_t> prompt,
+                                        GenerateOptions options, std::int64_t turns,
+                                        const CompareCallbacks& callbacks) {
+  options.stop_at_eos = false;
+  // 16-bit rows magnify the order of sums: one path for any number of queries, with and without.
+  const DType rows = options.kv_dtype.value_or(model.default_kv_dtype());
+  if (rows != DType::kF32) options.attention.reproducible = true;
+  std::vector<CompareRun> runs;
+  for (std::int64_t turn = 0; turn < turns; ++turn) {
+    KVC_ASSIGN_OR_RETURN(std::vector<CompareRun> once,
+                         compare_once(model, tokenizer, prompt, options, turn, callbacks));
+    if (turn == 0) {
+      runs = std::move(once);
+    } else {
+      for (std::size_t i = 0; i < runs.size(); ++i) take_least(once[i], &runs[i]);
+    }
+  }
   return runs;
 }
 

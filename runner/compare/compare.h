@@ -40,9 +40,10 @@ struct CompareRun {
   }
 };
 
+// `turn` counts from 0.
 struct CompareCallbacks {
-  std::function<void(StoreKind)> on_run;  // a run begins
-  std::function<void(StoreKind, std::string_view)> on_text;
+  std::function<void(StoreKind, std::int64_t turn)> on_run;  // a run begins
+  std::function<void(StoreKind, std::string_view)> on_text;  // in the first turn
   // Tokens; of a batch, requests.
   std::function<void(StoreKind, std::int64_t done, std::int64_t total)> on_progress;
 };
@@ -50,11 +51,15 @@ struct CompareCallbacks {
 // Runs none, dynamic, static, paged and functional, in this order, and then a running batch of
 // three prompts of different length: the prompt, and the prompt with the first third and the first
 // two thirds of its continuation. `options.cache` is not looked at, and the end-of-text token does
-// not end a run, so that all have max_tokens tokens or end at the context. Errors: those of
-// generate().
+// not end a run, so that all have max_tokens tokens or end at the context.
+//
+// All of it is done `turns` times, and seconds are the least of them, token by token (of a batch:
+// of its steps in all): what else the machine does only adds time. Runs whose tokens differ from
+// one turn to the next are not the same_tokens.
+// REQUIRES: turns >= 1. Errors: those of generate().
 Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tokenizer,
                                         std::span<const std::int32_t> prompt,
-                                        GenerateOptions options,
+                                        GenerateOptions options, std::int64_t turns = 1,
                                         const CompareCallbacks& callbacks = {});
 
 // K/V rows a layer computes for a prompt of p tokens and m new ones: the sum of n for

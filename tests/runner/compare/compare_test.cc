@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -16,14 +18,14 @@ namespace {
 class CompareTest : public ::testing::Test {
  protected:
   std::vector<CompareRun> run(std::int64_t prompt_tokens, GenerateOptions options,
-                              const CompareCallbacks& callbacks = {}) {
+                              const CompareCallbacks& callbacks = {}, std::int64_t turns = 1) {
     const auto model = Model::load(testing::golden_directory("qwen2_tied"));
     const auto tokenizer =
         Tokenizer::load(testing::golden_directory("qwen2_tied") + "/tokenizer.json");
     EXPECT_TRUE(model.ok() && tokenizer.ok());
     options.context.executor = &serial_executor();
     const auto prompt = testing::some_tokens(prompt_tokens, model->config().vocab_size);
-    auto runs = compare(*model, *tokenizer, prompt, options, callbacks);
+    auto runs = compare(*model, *tokenizer, prompt, options, turns, callbacks);
     EXPECT_TRUE(runs.ok()) << runs.status().to_string();
     return runs.ok() ? std::move(runs).value() : std::vector<CompareRun>();
   }
@@ -113,7 +115,10 @@ TEST_F(CompareTest, TellsOfEveryRunAndToken) {
   std::int64_t tokens = 0;
   std::int64_t requests = 0;
   CompareCallbacks callbacks;
-  callbacks.on_run = [&](StoreKind kind) { begun.push_back(kind); };
+  callbacks.on_run = [&](StoreKind kind, std::int64_t turn) {
+    EXPECT_EQ(turn, 0);
+    begun.push_back(kind);
+  };
   callbacks.on_progress = [&](StoreKind kind, std::int64_t done, std::int64_t total) {
     EXPECT_EQ(kind, begun.back());
     if (kind == StoreKind::kBatching) {
@@ -130,6 +135,37 @@ TEST_F(CompareTest, TellsOfEveryRunAndToken) {
                                            StoreKind::kFunctional, StoreKind::kBatching}));
   EXPECT_EQ(tokens, 25);
   EXPECT_EQ(requests, 3);
+}
+
+TEST_F(CompareTest, OfSeveralTurnsTheLeastTimesAreKeptAndTheWordsToldOnce) {
+  GenerateOptions options;
+  options.max_tokens = 5;
+  std::vector<std::int64_t> turns;
+  std::string text;
+  CompareCallbacks callbacks;
+  callbacks.on_run = [&](StoreKind, std::int64_t turn) { turns.push_back(turn); };
+  callbacks.on_text = [&](StoreKind kind, std::string_view piece) {
+    if (kind == StoreKind::kPaged) text += piece;
+  };
+  const auto runs = run(4, options, callbacks, 3);
+  EXPECT_EQ(turns.size(), 18u);
+  EXPECT_TRUE(std::is_sorted(turns.begin(), turns.end())) << "turns are not taken whole";
+  EXPECT_EQ(turns.back(), 2);
+  ASSERT_EQ(runs.size(), 6u);
+  EXPECT_EQ(text, runs[3].generated.text);
+  for (const CompareRun& one : std::span(runs).first(5)) {
+    const GenerateResult& result = one.generated;
+    EXPECT_TRUE(one.same_tokens);
+    EXPECT_EQ(result.decode_steps, 4);
+    EXPECT_EQ(result.counters.rows_computed, expected_rows_computed(one.cache, 4, 5));
+    ASSERT_EQ(result.trace.size(), 5u);
+    double sum = 0;
+    for (const TokenTrace& token : std::span(result.trace).subspan(1)) sum += token.seconds;
+    EXPECT_EQ(result.decode_seconds, sum);
+    EXPECT_EQ(result.prefill_seconds, result.trace[0].seconds);
+  }
+  EXPECT_TRUE(runs[5].same_tokens);
+  EXPECT_GT(runs[5].generated.decode_seconds, 0);
 }
 
 }  // namespace

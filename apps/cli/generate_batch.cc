@@ -70,15 +70,14 @@ std::vector<std::string> lines_with_text(std::string_view text) {
   return lines;
 }
 
-Status generate_batch(const runner::LoadedModel& loaded, const std::vector<std::string>& prompts,
+Status generate_batch(const runner::LoadedModel& loaded,
+                      const std::vector<std::vector<std::int32_t>>& prompts,
                       const runner::GenerateOptions& options, std::int64_t max_active, bool json) {
   KVC_ASSIGN_OR_RETURN(
       runner::RunningBatch batch,
       runner::RunningBatch::create(loaded.model, loaded.tokenizer, options, max_active));
   for (std::size_t i = 0; i < prompts.size(); ++i) {
-    KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens,
-                         loaded.tokenizer.encode(prompts[i]));
-    const auto added = batch.add(tokens);
+    const auto added = batch.add(prompts[i]);
     if (added.ok()) continue;
     return Status(added.status().code(),
                   "[" + std::to_string(i + 1) + "] " + added.status().message());

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "apps/cli/commands.h"
 #include "apps/cli/console.h"
@@ -22,6 +23,8 @@ struct Flags {
   std::string cache;  // empty: dynamic, or batching for several prompts
   std::optional<std::int64_t> max_active;
   runner::GenerateOptions options;
+  bool chat = false;
+  std::optional<std::string> system;
   bool json = false;
 };
 
@@ -76,6 +79,37 @@ Status check_batch_flags(const Flags& flags, bool batch) {
   return {};
 }
 
+// Turns a prompt into tokens, as it is or as a question in the form of the model's chat template.
+class PromptEncoder {
+ public:
+  static Result<PromptEncoder> create(const Flags& flags, const runner::LoadedModel& loaded) {
+    PromptEncoder made(loaded.tokenizer, flags.system);
+    if (flags.chat) {
+      KVC_ASSIGN_OR_RETURN(made.chat_, runner::ChatTemplate::load(loaded.directory));
+    } else if (const std::string path = runner::find_chat_template(loaded.directory);
+               !path.empty()) {
+      fmt::print(stderr,
+                 "{}: a chat template, which is not applied: the prompt goes in as it is (--chat "
+                 "asks by it)\n",
+                 path);
+    }
+    return made;
+  }
+
+  Result<std::vector<std::int32_t>> encode(const std::string& prompt) const {
+    if (!chat_) return tokenizer_->encode(prompt);
+    return tokenizer_->encode(chat_->ask(prompt, system_), false);
+  }
+
+ private:
+  PromptEncoder(const runner::Tokenizer& tokenizer, std::optional<std::string> system)
+      : tokenizer_(&tokenizer), system_(std::move(system)) {}
+
+  const runner::Tokenizer* tokenizer_;
+  std::optional<std::string> system_;
+  std::optional<runner::ChatTemplate> chat_;
+};
+
 Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string prompt, flags.prompt.read());
   KVC_RETURN_IF_ERROR(runner::check_options(flags.options));
@@ -90,15 +124,17 @@ Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
   flags.options.context = threads.context();
   KVC_ASSIGN_OR_RETURN(const runner::LoadedModel loaded, load(flags.model));
-  if (const std::string path = runner::find_chat_template(loaded.directory); !path.empty()) {
-    fmt::print(stderr, "{}: a chat template, which is not applied: the prompt goes in as it is\n",
-               path);
-  }
+  KVC_ASSIGN_OR_RETURN(const PromptEncoder encoder, PromptEncoder::create(flags, loaded));
   if (!batch.empty()) {
-    return generate_batch(loaded, batch, flags.options, flags.max_active.value_or(kMaxActive),
+    std::vector<std::vector<std::int32_t>> prompts;
+    for (const std::string& each : batch) {
+      KVC_ASSIGN_OR_RETURN(std::vector<std::int32_t> tokens, encoder.encode(each));
+      prompts.push_back(std::move(tokens));
+    }
+    return generate_batch(loaded, prompts, flags.options, flags.max_active.value_or(kMaxActive),
                           flags.json);
   }
-  KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, loaded.tokenizer.encode(prompt));
+  KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, encoder.encode(prompt));
 
   ProgressBar prefill("prefill");
   runner::GenerateCallbacks callbacks;
@@ -142,6 +178,14 @@ void add_generate(CLI::App& app, int* exit_code) {
       "line end\n"
       "included.");
   flags->prompt.add(*command);
+  auto* chat =
+      command->add_flag("--chat", flags->chat,
+                        "Ask: the prompt becomes a turn in the form of the model's chat template");
+  command
+      ->add_option("--system", flags->system,
+                   "The instruction before the question [that of the chat template]")
+      ->type_name("TEXT")
+      ->needs(chat);
   flags->model.add_model(*command);
   auto& options = flags->options;
   command->add_option("--max-tokens", options.max_tokens, "New tokens at the most")

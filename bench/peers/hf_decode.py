@@ -3,11 +3,11 @@
 
     bench/peers/hf_decode.py [--cases "4k,16k,64k,4 x 4k left-padded"] [--turns 3] [--tokens 4]
                              [--threads 2] [--kind paged] [--parts decode,overhead,update,memory]
-                             [--json FILE]
+                             [--model DIR] [--json FILE]
 
-Needs torch, transformers and the package kvcache. The model has the shape of Qwen2 0.5B (24 layers,
-14/2 heads x 64) with random weights in bf16; caches are filled with random rows, the same for
-all. Four parts:
+Needs torch, transformers and the package kvcache. The model is that of a directory, or has the shape of
+Qwen2 0.5B (24 layers, 14/2 heads x 64) with random weights, in bf16; caches are filled with random
+rows, the same for all. Four parts:
 
     decode    milliseconds of one token, in all and in cache.update + attention; theirs is the
               faster of sdpa and eager; a turn is some tokens of each, so that a busy minute hits
@@ -41,12 +41,13 @@ import kvcache.hf
 
 # (name, batch, rows, left-padded)
 CASES = {case[0]: case for case in (
+    ("64", 1, 64, False), ("1k", 1, 1024, False), ("7k", 1, 7168, False),
     ("4k", 1, 4096, False), ("16k", 1, 16384, False), ("64k", 1, 65536, False),
     ("4 x 4k left-padded", 4, 4096, True))}
+USUAL = ("4k", "16k", "64k", "4 x 4k left-padded")
 PARTS = ("decode", "overhead", "update", "memory")
 OURS = "kvcache"
 THEIRS = ("sdpa", "eager")
-LAYERS, KV_HEADS, DIM, VOCAB = 24, 2, 64, 151936
 # Relative root mean square between logits of ours and theirs, both in bf16.
 TOLERANCE = 5e-2
 
@@ -66,28 +67,32 @@ class Clock:
         return run
 
     @contextlib.contextmanager
-    def watching(self):
-        """Within it, the calls that models make pass through this clock."""
+    def watching(self, model):
+        """Within it, the calls that the model makes pass through this clock."""
+        modeling = sys.modules[type(model).__module__]
         attentions = transformers.AttentionInterface._global_mapping
         kept = {name: attentions[name] for name in (OURS, "sdpa")}
-        update, eager = cache_utils.Cache.update, modeling_qwen2.eager_attention_forward
+        update, eager = cache_utils.Cache.update, modeling.eager_attention_forward
         try:
             for name, call in kept.items():
                 attentions[name] = self.timed(call)
             cache_utils.Cache.update = self.timed(update)
-            modeling_qwen2.eager_attention_forward = self.timed(eager)
+            modeling.eager_attention_forward = self.timed(eager)
             yield
         finally:
             attentions.update(kept)
             cache_utils.Cache.update = update
-            modeling_qwen2.eager_attention_forward = eager
+            modeling.eager_attention_forward = eager
 
 
-def new_model(random):
-    """Qwen2 of 0.5 billion parameters in bf16, weights random or zero."""
+def new_model(directory, random):
+    """The model of a directory, or Qwen2 of 0.5 billion parameters, weights random or zero; in bf16."""
+    if directory:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.bfloat16, local_files_only=True).eval()
     config = transformers.Qwen2Config(
-        vocab_size=VOCAB, hidden_size=896, intermediate_size=4864, num_hidden_layers=LAYERS,
-        num_attention_heads=14, num_key_value_heads=KV_HEADS, max_position_embeddings=131072,
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+        num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=131072,
         tie_word_embeddings=True, dtype=torch.bfloat16)
     with torch.device("meta"):
         model = transformers.Qwen2ForCausalLM(config).to(torch.bfloat16)
@@ -117,14 +122,20 @@ def new_cache(model, way, kind):
     return transformers.DynamicCache(config=model.config)
 
 
-def random_rows(batch, rows, heads=KV_HEADS, dim=DIM):
+def rows_of(config, batch, rows):
+    """Random (keys, values) of one layer of a model."""
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return random_rows(batch, rows, config.num_key_value_heads, dim)
+
+
+def random_rows(batch, rows, heads, dim):
     """(keys, values), each [batch, heads, rows, dim] in bf16."""
     generator = torch.Generator().manual_seed(1)
     return tuple(torch.randn(batch, heads, rows, dim, generator=generator).to(torch.bfloat16)
                  for _ in "kv")
 
 
-def fill(cache, keys, values, layers=LAYERS):
+def fill(cache, keys, values, layers):
     """The same rows in every layer."""
     for layer in range(layers):
         cache.update(keys, values, layer)
@@ -146,7 +157,8 @@ class Way:
         _, self.batch, rows, padded = case
         self.model, self.name = model, name
         self.cache = new_cache(model, name, kind)
-        fill(self.cache, *(filling or random_rows(self.batch, rows)))
+        fill(self.cache, *(filling or rows_of(model.config, self.batch, rows)),
+             model.config.num_hidden_layers)
         self.mask = padding(self.batch, rows) if padded else None
         self.milliseconds, self.inside = [], []
 
@@ -161,7 +173,7 @@ class Way:
     def time_tokens(self, count):
         for _ in range(count):
             clock = Clock()
-            with clock.watching():
+            with clock.watching(self.model):
                 begin = time.perf_counter()
                 self.token()
                 self.milliseconds.append((time.perf_counter() - begin) * 1e3)
@@ -204,7 +216,8 @@ def overhead(model, arguments):
         way.time_tokens(3)
         way.inside.clear()
         way.time_tokens(max(40, arguments.turns * arguments.tokens))
-        times += [milliseconds * 1e3 / LAYERS for milliseconds in way.inside]
+        times += [milliseconds * 1e3 / model.config.num_hidden_layers
+                  for milliseconds in way.inside]
     return {f"{word}overhead us a layer": {name: pick(times) for name, times in found.items()}
             for word, pick in (("", statistics.median), ("min ", min))}
 
@@ -244,15 +257,15 @@ def status_bytes(field):
     return int(text.split(field + ":", 1)[1].split()[0]) * 1024
 
 
-def peak(case, name, kind):
+def peak(case, name, kind, directory):
     """Bytes above those held before the cache, at the worst moment of filling it and of 3 tokens.
 
     The rows that fill it are held before and all the time, as they are the measure's own and an
     allocation of the way measured must not take their place; nor may it take what malloc keeps.
     """
     with torch.no_grad():
-        model = new_model(random=False)
-        filling = random_rows(*case[1:3])
+        model = new_model(directory, random=False)
+        filling = rows_of(model.config, *case[1:3])
         Way(model, name, ("", case[1], 16, case[3]), kind).token()  # workspaces of the rest
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
@@ -270,7 +283,8 @@ def memory(case, arguments):
     for _ in range(arguments.turns):
         for name, peaks in found.items():
             command = [sys.executable, __file__, "--peak-of", name, "--cases", case[0],
-                       "--threads", str(arguments.threads), "--kind", arguments.kind]
+                       "--threads", str(arguments.threads), "--kind", arguments.kind,
+                       *(["--model", arguments.model] if arguments.model else [])]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
             peaks.append(int(done.stdout.split()[-1]) / 2 ** 20)
     return {"case": case[0],
@@ -282,9 +296,10 @@ def describe(result):
     if "ms" in result:
         ms, inside = result["ms"], result["inside ms"]
         cells = [f"{name} {ms[name]:.1f} ({inside[name]:.2f})" for name in (OURS, *THEIRS)]
+        speeds = ", ".join(f"{result['tokens/s'][name]:.1f}" for name in (OURS, *THEIRS))
         return (f"{result['case']}: ms a token (update + attention): {', '.join(cells)}; "
-                f"update + attention {result['inside ms ratio']:.1f}x, tokens/s "
-                f"{result['tokens/s'][OURS]:.1f}, {result['ms ratio']:.2f}x")
+                f"update + attention {result['inside ms ratio']:.1f}x, tokens/s {speeds}, "
+                f"{result['ms ratio']:.2f}x")
     return ", ".join(f"{key}: " + (value if isinstance(value, str) else ", ".join(
         f"{name} {number:.3g}" for name, number in value.items()))
         for key, value in result.items())
@@ -292,7 +307,8 @@ def describe(result):
 
 def parse(words):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--cases", default=",".join(USUAL))
+    parser.add_argument("--model", metavar="DIR", help="as Hugging Face writes it [random weights]")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=4, help="of each way in a turn")
@@ -313,7 +329,7 @@ def main():
     torch.set_num_threads(arguments.threads)
     cases = [CASES[name] for name in arguments.cases.split(",")]
     if arguments.peak_of:
-        print(peak(cases[0], arguments.peak_of, arguments.kind))
+        print(peak(cases[0], arguments.peak_of, arguments.kind, arguments.model))
         return
     here = kvcache.info()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, kvcache "
@@ -330,7 +346,7 @@ def main():
     with torch.no_grad():
         torch.manual_seed(0)
         if "decode" in parts or "overhead" in parts:
-            model = new_model(random=True)
+            model = new_model(arguments.model, random=True)
         if "decode" in parts:
             for case in cases:
                 report(decode(model, case, arguments))

@@ -24,7 +24,7 @@ Status run(const Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::vector<PrefetchChoice> prefetch, prefetch_choices());
   const std::int32_t threads = default_executor().concurrency();
   std::optional<runner::Model> model;
-  if (!flags.model.directory.empty()) {
+  if (!flags.model.model.empty()) {
     KVC_ASSIGN_OR_RETURN(model, load_model(flags.model));
   }
   if (flags.json) {
@@ -84,8 +84,8 @@ void add_info(CLI::App& app, int* exit_code) {
       "Version, processor, and the attention backends; of a model the bytes of its weights");
   auto flags = std::make_shared<Flags>();
   command
-      ->add_option("--model", flags->model.directory,
-                   "Model directory as Hugging Face writes it [none]")
+      ->add_option("--model", flags->model.model,
+                   "Model directory or name, as the other commands take it [none]")
       ->type_name("DIR");
   flags->model.add_weights(*command);
   command->add_flag("--json", flags->json, "Print one JSON object instead");

@@ -1,12 +1,22 @@
 #include "apps/cli/options.h"
 
+#include <filesystem>
+#include <string_view>
+
 #include "apps/cli/console.h"
 
 namespace kvcache::cli {
+namespace {
+
+// Models that do not ship, and are fetched by name.
+constexpr std::string_view kFetchedModels[] = {"smollm2"};
+
+}  // namespace
 
 void ModelFlags::add_model(CLI::App& app) {
-  app.add_option("--model", directory,
-                 "Model directory as Hugging Face writes it [the one that ships]")
+  app.add_option("--model", model,
+                 "Model directory as Hugging Face writes it, or the name of one that ships or was "
+                 "fetched: storyteller, smollm2 (./dev model smollm2) [storyteller]")
       ->type_name("DIR");
   add_weights(app);
 }
@@ -73,11 +83,28 @@ std::optional<DType> StorageFlags::parsed_dtype() const {
 }
 
 Result<std::string> model_directory(const ModelFlags& flags) {
-  if (!flags.directory.empty()) return flags.directory;
-  auto shipped = shared_file("models/storyteller");
-  if (shipped.ok()) return shipped;
-  return Status(StatusCode::kNotFound, "model: found none beside this program (" +
-                                           shipped.status().message() + "), expected --model DIR");
+  if (flags.model.empty()) {
+    auto shipped = shared_file("models/storyteller");
+    if (shipped.ok()) return shipped;
+    return Status(StatusCode::kNotFound, "model: found none beside this program (" +
+                                             shipped.status().message() +
+                                             "), expected --model DIR");
+  }
+  std::error_code error;
+  if (std::filesystem::exists(flags.model, error) || flags.model.find('/') != std::string::npos) {
+    return flags.model;
+  }
+  for (const char* folder : {"models/", "fetched/"}) {
+    auto found = shared_file(folder + flags.model);
+    if (found.ok()) return found;
+  }
+  for (const std::string_view name : kFetchedModels) {
+    if (flags.model != name) continue;
+    return Status(StatusCode::kNotFound, "model: found no " + flags.model +
+                                             " here yet, expected it fetched: ./dev model " +
+                                             flags.model);
+  }
+  return flags.model;
 }
 
 Result<runner::Model> load_model(const ModelFlags& flags) {

@@ -17,7 +17,7 @@ namespace kvcache::cli {
 
 // --model, --weights, --activations, --threads.
 struct ModelFlags {
-  std::string directory;  // empty: the model that ships
+  std::string model;  // a directory or a name; empty: the model that ships
   std::string weights = "auto";
   std::string activations = "int16";
   std::optional<int> threads;
@@ -49,6 +49,9 @@ struct StorageFlags {
   std::optional<DType> parsed_dtype() const;
 };
 
+// The directory meant by --model: a path that exists, or else the name of a model that ships
+// ("storyteller") or that `./dev model` has fetched ("smollm2"). What is neither is taken for a
+// path. Errors: kNotFound where a known name is not there.
 Result<std::string> model_directory(const ModelFlags& flags);
 Result<runner::Model> load_model(const ModelFlags& flags);
 Result<runner::LoadedModel> load(const ModelFlags& flags);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,7 @@ class CommandTest : public ::testing::Test {
   Ran run(const std::string& words, const std::string& to = "") {
     const std::string out = to.empty() ? directory_.path() + "/stdout" : to;
     const std::string error = directory_.path() + "/stderr";
-    const std::string command = testing::cli_path() + " " + words + " > " + out + " 2> " + error;
+    const std::string command = program_ + " " + words + " > " + out + " 2> " + error;
     const int state = std::system(command.c_str());
     Ran ran;
     ran.exit_code = WIFEXITED(state) ? WEXITSTATUS(state) : -1;
@@ -40,6 +41,7 @@ class CommandTest : public ::testing::Test {
   }
 
   const std::string model_ = " --model " + testing::golden_directory("qwen2_tied") + " ";
+  std::string program_ = testing::cli_path();
   test::TempDir directory_;
 };
 
@@ -63,6 +65,7 @@ TEST_F(CommandTest, BadWordsAndNumbersAreOneLineAndExitCodeTwo) {
            "generate --prompt x -f y",
            "compare --prompt x --max-tokens 0" + model_,
            "watch --prompt x --max-tokens 0" + model_,
+           "compare --prompt x --turns 0" + model_,
            "bench",
            "bench attention --page-size 0",
        }) {
@@ -78,6 +81,37 @@ TEST_F(CommandTest, BadWordsAndNumbersAreOneLineAndExitCodeTwo) {
   }
   EXPECT_NE(run("genrate").error.find("found genrate, expected one of generate"),
             std::string::npos);
+}
+
+TEST_F(CommandTest, AModelIsFoundByItsName) {
+  const std::string words = "generate --json --prompt x --max-tokens 2";
+  const Ran shipped = run(words);
+  const Ran named = run(words + " --model storyteller");
+  ASSERT_EQ(named.exit_code, 0) << named.error;
+  EXPECT_EQ(nlohmann::json::parse(named.out)["tokens"],
+            nlohmann::json::parse(shipped.out)["tokens"]);
+}
+
+TEST_F(CommandTest, AFetchedModelThatIsNotThereSaysHowToFetchIt) {
+  // A copy of the program elsewhere has no folder of models beside it, but one made here.
+  const std::filesystem::path bin = std::filesystem::path(directory_.path()) / "bin";
+  std::filesystem::create_directory(bin);
+  std::filesystem::copy_file(testing::cli_path(), bin / "kvcache");
+  program_ = (bin / "kvcache").string();
+  for (const char* command :
+       {"generate --prompt x", "compare", "watch --prompt x", "plan", "info"}) {
+    const Ran ran = run(std::string(command) + " --model smollm2");
+    EXPECT_EQ(ran.exit_code, 2) << command;
+    EXPECT_EQ(ran.error,
+              "kvcache: model: found no smollm2 here yet, expected it fetched: ./dev model "
+              "smollm2\n");
+  }
+  const auto fetched = bin.parent_path() / "share" / "kvcache" / "fetched";
+  std::filesystem::create_directories(fetched);
+  std::filesystem::create_directory_symlink(testing::golden_directory("qwen2_tied"),
+                                            fetched / "smollm2");
+  const Ran ran = run("generate --prompt x --max-tokens 2 --model smollm2");
+  EXPECT_EQ(ran.exit_code, 0) << ran.error;
 }
 
 TEST_F(CommandTest, HelpIsNoError) {
@@ -104,7 +138,7 @@ TEST_F(CommandTest, JsonIsAloneOnStdout) {
   for (const std::string& words :
        std::vector<std::string>{"info --json", "plan --json --context 100000" + model_,
                                 "compare --json --prompt x --max-tokens 1" + model_,
-                                "compare --json --prompt x --max-tokens 3" + model_}) {
+                                "compare --json --prompt x --turns 2 --max-tokens 3" + model_}) {
     const Ran ran = run(words);
     EXPECT_EQ(ran.exit_code, 0) << words << ": " << ran.error;
     EXPECT_FALSE(nlohmann::json::parse(ran.out, nullptr, false).is_discarded()) << ran.out;

@@ -318,7 +318,7 @@ TEST(Tokenizer, PartsItDoesNotKnowAreRefusedByName) {
             "t: pre_tokenizer: pretokenizers[0]: type: found \"Punctuation\", expected Split, "
             "Digits, ByteLevel or Metaspace");
   EXPECT_EQ(
-      refused("/pre_tokenizer/pretokenizers/0", {{"type", "Digits"}}),
+      corrupt("/pre_tokenizer/pretokenizers/0", {{"type", "Digits"}}),
       "t: pre_tokenizer: pretokenizers[0]: individual_digits: found nothing, expected true or "
       "false");
   EXPECT_EQ(refused("/pre_tokenizer/pretokenizers/0/behavior", "Dropped"),

@@ -105,9 +105,11 @@ int prefetch_row(std::int64_t row_bytes) noexcept {
 }
 
 Prefetch prefetch_table(std::uint32_t amd_family, std::uint32_t model, int row) noexcept {
-  // Zen 3 reads four streams of rows at the speed of memory by itself.
-  if (amd_family == 0x19 && (model < 0x10 || (model >= 0x20 && model < 0x60))) {
-    return Prefetch::kRuns;
+  const bool last = row + 1 == kNumPrefetchRows;
+  if (amd_family == 0x19) {
+    // Zen 3 reads four streams of rows at the speed of memory by itself, Zen 4 those of long rows.
+    const bool zen3 = model < 0x10 || (model >= 0x20 && model < 0x60);
+    return zen3 || last ? Prefetch::kRuns : Prefetch::kL2;
   }
   // Zen 5: the requests of short rows fit beside its own, those of long ones do not.
   if (amd_family == 0x1a) return row == 0 ? Prefetch::kL2 : Prefetch::kRuns;

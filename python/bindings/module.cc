@@ -25,6 +25,7 @@ NB_MODULE(_core, module) {
   bind_functional(module);
   bind_batching(module);
   bind_paged(module);
+  bind_paged_batch(module);
   bind_attention(module);
   bind_hf(module);
   bind_model(module);

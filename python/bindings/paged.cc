@@ -38,17 +38,6 @@ constexpr char kErrorType[] = "type[BaseException]";
 constexpr char kError[] = "BaseException";
 constexpr char kTraceback[] = "types.TracebackType";
 
-struct PyPaged {
-  PyConfig config;
-  PagedCache cache;
-  Framework framework = Framework::kNumpy;  // of the rows written last
-  std::int64_t last_count = 0;              // most new tokens of a sequence in the last step
-  mutable std::recursive_mutex mutex;
-
-  PyPaged(PyConfig given, PagedCache made) noexcept
-      : config(std::move(given)), cache(std::move(made)) {}
-};
-
 struct PyStep {
   nb::object owner;  // outlives the step
   PyPaged* cache = nullptr;

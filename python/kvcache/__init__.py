@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from kvcache import functional
 from kvcache._core import (Append, AttentionPlan, BatchingCache, BatchingKvCache, CacheConfig,
                            CachedAttention, CacheState, DynamicKVCache, FullCache, KVCache, KvView,
-                           LayerHandle, LayerSpec, LimitedMemory, Model, NeverFits, PagedCache,
-                           PageIndices, PlannedBytes, RetryLater, StaticKVCache, Step, ThreadPool,
-                           TinyKvFullCache, __version__, attend, finish, info, merge, plan_memory)
+                           LayerHandle, LayerSpec, LimitedMemory, Model, NeverFits, PagedBatch,
+                           PagedCache, PageIndices, PlannedBytes, RetryLater, StaticKVCache, Step,
+                           ThreadPool, TinyKvFullCache, __version__, attend, finish, info, merge,
+                           plan_memory)
 from kvcache.sequence_first import SequenceFirstCache
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def plan(kv: KV, qo_indptr: Ids | None = None, *, num_heads: int,
 __all__ = [
     "Append", "AttentionPlan", "BatchingCache", "BatchingKvCache", "CacheConfig", "CachedAttention",
     "CacheState", "DynamicKVCache", "FullCache", "KVCache", "KvView", "LayerHandle", "LayerSpec",
-    "LimitedMemory", "Model", "NeverFits", "PagedCache", "PageIndices", "PlannedBytes", "RetryLater",
-    "SequenceFirstCache", "StaticKVCache", "Step", "ThreadPool", "TinyKvFullCache", "__version__",
-    "attend", "finish", "functional", "info", "merge", "plan", "plan_memory"
+    "LimitedMemory", "Model", "NeverFits", "PagedBatch", "PagedCache", "PageIndices", "PlannedBytes",
+    "RetryLater", "SequenceFirstCache", "StaticKVCache", "Step", "ThreadPool", "TinyKvFullCache",
+    "__version__", "attend", "finish", "functional", "info", "merge", "plan", "plan_memory"
 ]

@@ -15,6 +15,11 @@ def values(array):
     return numpy.asarray(array)[:, 0, :, 0].tolist()
 
 
+def attend_batch(q, k, v):
+    """out [B, heads, L, D] of a batch q [B, heads, L, D], k and v [B, kv_heads, S, D]."""
+    return numpy.stack([attend(*rows)[0] for rows in zip(q, k, v)])
+
+
 def attend(q, k, v, *, scale=None, softcap=0, causal=True, window=0, sink_tokens=0, slopes=None,
            mask=None, sinks=None):
     """(out, lse) of one sequence in float64: q [heads, L, D], k and v [kv_heads, S, D]."""

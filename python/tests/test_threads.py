@@ -7,7 +7,7 @@ import numpy
 import pytest
 
 from kvcache import (AttentionPlan, BatchingCache, CacheConfig, DynamicKVCache, LimitedMemory, Model,
-                     PagedCache, ThreadPool, attend, functional)
+                     PagedBatch, PagedCache, ThreadPool, attend, functional)
 
 STORYTELLER = pathlib.Path(__file__).resolve().parents[2] / "models" / "storyteller"
 
@@ -72,6 +72,25 @@ def test_other_threads_run_while_a_call_is_long():
     done.set()
     watcher.join()
     assert seen > 100
+
+
+def test_threads_on_batches_of_one_cache_take_turns():
+    cache = PagedCache(CacheConfig.uniform(1, 4, 32, page_size=4, num_pages=4000))
+    batches = [PagedBatch(cache) for _ in range(3)]
+    new = rows(1, 0)
+
+    def work(batch):
+        for step in range(60):
+            batch.update(0, new, new)
+            if step % 10 == 9:
+                batch.fork().repeat(3)
+                batch.rewind(5)
+
+    run_together(*(lambda batch=batch: work(batch) for batch in batches))
+    assert [batch.lengths() for batch in batches] == [[30]] * 3
+    assert all((batch.gather(0)[0] == new).all() for batch in batches)
+    assert cache.stats()["sequences"] == 3
+    cache.check_invariants()
 
 
 def test_threads_on_one_cache_take_turns():

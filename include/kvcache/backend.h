@@ -25,7 +25,8 @@ struct BackendInfo {
 KVC_API Result<std::vector<BackendInfo>> backends();
 
 // The backend that runs when an attention call names none: KVCACHE_BACKEND, else the best that is
-// available. Errors: kUnavailable for a KVCACHE_BACKEND that is unknown or does not run here.
+// available. The environment is read once, by the first call that needs it.
+// Errors: kUnavailable for a KVCACHE_BACKEND that is unknown or does not run here.
 KVC_API Result<std::string> selected_backend();
 
 // What decode asks for ahead of reading it: "none", the first lines of "runs" of rows (of pages),

@@ -39,9 +39,13 @@ std::string backend_name() { return take(selected_backend()); }
 
 void bind_info(nb::module_& module) {
   module.attr("__version__") = version();
+  // Reads the environment now, under the GIL, where no thread of Python's can change it meanwhile.
+  (void)selected_backend();
   module.def("info", &info,
              "The version, the processor, the backend that attention uses when none is named, and "
-             "all backends of\nthis build with the reason why each can or cannot run here.\n\n"
+             "all backends of\nthis build with the reason why each can or cannot run here. "
+             "KVCACHE_BACKEND is "
+             "read when kvcache is imported.\n\n"
              "Errors: OSError for a KVCACHE_BACKEND that is unknown or does not run here.");
 }
 

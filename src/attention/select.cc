@@ -1,7 +1,6 @@
 #include "attention/select.h"
 
 #include <cstdlib>
-#include <cstring>
 #include <string>
 
 #include "attention/calibrate.h"
@@ -9,16 +8,26 @@
 
 namespace kvcache::internal {
 
+Environment& environment() {
+  const auto read = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  // Never destroyed: threads may plan to the very end.
+  static Environment& once = *new Environment{read("KVCACHE_BACKEND"), read("KVCACHE_PREFETCH")};
+  return once;
+}
+
 Status select_backend(const char* name, const Backend** backend) {
   std::int32_t count = 0;
   const Backend* backends = all_backends(&count);
 
   const char* asked_by = "options.backend";
   if (name == nullptr) {
-    name = std::getenv("KVCACHE_BACKEND");
+    name = environment().backend.c_str();
     asked_by = "KVCACHE_BACKEND";
   }
-  if (name == nullptr || *name == '\0') {
+  if (*name == '\0') {
     for (std::int32_t i = 0; i < count; ++i) {
       if (backends[i].available) {
         *backend = &backends[i];
@@ -63,12 +72,12 @@ const char* name_of(Prefetch level) noexcept {
 }
 
 Status named_prefetch(Prefetch* level, bool* named) {
-  const char* name = std::getenv("KVCACHE_PREFETCH");
-  *named = name != nullptr && *name != '\0';
+  const std::string& name = environment().prefetch;
+  *named = !name.empty();
   if (!*named) return {};
   for (const Prefetch known :
        {Prefetch::kNone, Prefetch::kRuns, Prefetch::kL1, Prefetch::kL2, Prefetch::kL3}) {
-    if (std::strcmp(name, name_of(known)) != 0) continue;
+    if (name != name_of(known)) continue;
     *level = known;
     return {};
   }

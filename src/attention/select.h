@@ -2,10 +2,22 @@
 #ifndef KVCACHE_SRC_ATTENTION_SELECT_H_
 #define KVCACHE_SRC_ATTENTION_SELECT_H_
 
+#include <string>
+
 #include "kernels/kernel_table.h"
 #include "kvcache/status.h"
 
 namespace kvcache::internal {
+
+// What the process's environment asks for; "" for nothing.
+struct Environment {
+  std::string backend;   // KVCACHE_BACKEND
+  std::string prefetch;  // KVCACHE_PREFETCH
+};
+
+// Read by the first call and never again: beside a thread that changes the environment no later
+// read is safe. Tests put another in its place. May throw bad_alloc.
+Environment& environment();
 
 // `name`, else the environment's KVCACHE_BACKEND, else the best that is available. May throw
 // bad_alloc while it builds a message.

@@ -1,7 +1,6 @@
 #include "kvcache/backend.h"
 
-#include <cstdlib>
-
+#include "attention/select.h"
 #include "gtest/gtest.h"
 
 namespace kvcache {
@@ -24,21 +23,21 @@ TEST(Backends, TheBestAvailableIsSelected) {
 }
 
 TEST(Backends, AnUnknownNameInTheEnvironmentIsAnError) {
-  ::setenv("KVCACHE_BACKEND", "abacus", 1);
+  internal::environment().backend = "abacus";
   const Result<std::string> selected = selected_backend();
   const Result<std::vector<BackendInfo>> all = backends();
-  ::unsetenv("KVCACHE_BACKEND");
+  internal::environment().backend.clear();
   EXPECT_EQ(selected.status().code(), StatusCode::kUnavailable);
   ASSERT_TRUE(all.ok());
   for (const BackendInfo& info : all.value()) EXPECT_FALSE(info.selected);
 }
 
 TEST(Backends, AnUnknownPrefetchLevelInTheEnvironmentIsAnError) {
-  ::setenv("KVCACHE_PREFETCH", "l2", 1);
+  internal::environment().prefetch = "l2";
   const auto named = prefetch_choices();
-  ::setenv("KVCACHE_PREFETCH", "far", 1);
+  internal::environment().prefetch = "far";
   const auto unknown = prefetch_choices();
-  ::unsetenv("KVCACHE_PREFETCH");
+  internal::environment().prefetch.clear();
   ASSERT_TRUE(named.ok());
   for (const PrefetchChoice& choice : *named) {
     EXPECT_EQ(choice.level, "l2");

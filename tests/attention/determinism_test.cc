@@ -1,8 +1,8 @@
 // The bits of a query row depend on its query, the keys it sees, the options, the storage format
 // and the backend: on nothing else.
 #include <algorithm>
-#include <cstdlib>
 
+#include "attention/select.h"
 #include "support/random_attention.h"
 
 namespace kvcache::testing {
@@ -45,9 +45,9 @@ TEST_P(AttentionBits, ThePrefetchLevelDoesNotMatter) {
     c.storage.page_size = page_size;
     const Attended expected = c.run(GetParam());
     for (const char* level : {"none", "runs", "l1", "l2", "l3"}) {
-      ::setenv("KVCACHE_PREFETCH", level, 1);
+      internal::environment().prefetch = level;
       const Attended found = c.run(GetParam());
-      ::unsetenv("KVCACHE_PREFETCH");
+      internal::environment().prefetch.clear();
       expect_same_bits(found, expected, level);
     }
   }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "attention/select.h"
 #include "support/random_attention.h"
@@ -341,16 +342,28 @@ TEST(PlanMemory, PlanningTheSameShapeAndRunningAllocateNothing) {
   }
 }
 
+// Puts another environment in the place of the process's, for its lifetime.
+class GivenEnvironment {
+ public:
+  explicit GivenEnvironment(internal::Environment given)
+      : before_(std::exchange(internal::environment(), std::move(given))) {}
+  ~GivenEnvironment() { internal::environment() = before_; }
+
+ private:
+  internal::Environment before_;
+};
+
 TEST(SelectBackend, TheEnvironmentNamesOne) {
   const internal::Backend* backend = nullptr;
-  ::setenv("KVCACHE_BACKEND", "portable", 1);
-  ASSERT_TRUE(internal::select_backend(nullptr, &backend).ok());
-  EXPECT_STREQ(backend->name, "portable");
-  ASSERT_TRUE(internal::select_backend("reference", &backend).ok());
-  EXPECT_STREQ(backend->name, "reference");
-  ::setenv("KVCACHE_BACKEND", "abacus", 1);
+  {
+    const GivenEnvironment portable({"portable", ""});
+    ASSERT_TRUE(internal::select_backend(nullptr, &backend).ok());
+    EXPECT_STREQ(backend->name, "portable");
+    ASSERT_TRUE(internal::select_backend("reference", &backend).ok());
+    EXPECT_STREQ(backend->name, "reference");
+  }
+  const GivenEnvironment unknown({"abacus", ""});
   const Status status = internal::select_backend(nullptr, &backend);
-  ::unsetenv("KVCACHE_BACKEND");
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_NE(status.message().find("KVCACHE_BACKEND: found \"abacus\""), std::string::npos);
   EXPECT_STREQ(backend->name, "reference");
@@ -360,24 +373,42 @@ TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
   const internal::Backend* backend = internal::find_backend("portable");
   internal::Prefetch level = internal::Prefetch::kNone;
   for (const char* name : {"l1", "l2", "l3", "runs", "none"}) {
-    ::setenv("KVCACHE_PREFETCH", name, 1);
+    const GivenEnvironment given({"", name});
     ASSERT_TRUE(internal::select_prefetch(*backend, 256, 1 << 30, &level).ok());
     EXPECT_STREQ(internal::name_of(level), name);
   }
-  ::setenv("KVCACHE_PREFETCH", "l4", 1);
-  const Status status = internal::select_prefetch(*backend, 256, 1 << 30, &level);
-  internal::Plan plan;
-  const std::vector<std::int32_t> indptr = {0, 1};
-  const KvRowsData data({7}, 2, 8, 8);
-  const KvStorage storage(data, {});
-  const Status planned = plan.plan(storage.view(), indptr, 2, {}, {});
-  ::unsetenv("KVCACHE_PREFETCH");
-  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
-  EXPECT_NE(status.message().find("KVCACHE_PREFETCH: found \"l4\", expected one of none, runs"),
-            std::string::npos);
-  EXPECT_EQ(level, internal::Prefetch::kNone);
-  EXPECT_EQ(planned.code(), StatusCode::kUnavailable);
+  {
+    const GivenEnvironment unknown({"", "l4"});
+    const Status status = internal::select_prefetch(*backend, 256, 1 << 30, &level);
+    internal::Plan plan;
+    const std::vector<std::int32_t> indptr = {0, 1};
+    const KvRowsData data({7}, 2, 8, 8);
+    const KvStorage storage(data, {});
+    EXPECT_EQ(plan.plan(storage.view(), indptr, 2, {}, {}).code(), StatusCode::kUnavailable);
+    EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+    EXPECT_NE(status.message().find("KVCACHE_PREFETCH: found \"l4\", expected one of none, runs"),
+              std::string::npos);
+    EXPECT_EQ(level, internal::Prefetch::kNone);
+  }
   EXPECT_TRUE(internal::select_prefetch(*backend, 256, 1 << 30, &level).ok());
+}
+
+// A plan beside a thread that calls setenv would read memory that setenv frees.
+TEST(Environment, IsReadOnce) {
+  const internal::Environment before = internal::environment();
+  ::setenv("KVCACHE_BACKEND", "abacus", 1);
+  ::setenv("KVCACHE_PREFETCH", "l4", 1);
+  const internal::Backend* backend = nullptr;
+  internal::Prefetch level = internal::Prefetch::kNone;
+  const Status selected = internal::select_backend(nullptr, &backend);
+  bool named = false;
+  const Status prefetched = internal::named_prefetch(&level, &named);
+  ::unsetenv("KVCACHE_BACKEND");
+  ::unsetenv("KVCACHE_PREFETCH");
+  EXPECT_TRUE(selected.ok()) << selected.to_string();
+  EXPECT_TRUE(prefetched.ok()) << prefetched.to_string();
+  EXPECT_EQ(internal::environment().backend, before.backend);
+  EXPECT_EQ(internal::environment().prefetch, before.prefetch);
 }
 
 }  // namespace

@@ -9,7 +9,8 @@
 //   out = sum_j exp(s_j) v_j / sum_j exp(s_j),        lse = ln sum_j exp(s_j)
 // Query head h reads KV head h / (num_heads / num_kv_heads). A row that sees no key gives 0 and
 // lse = -inf. Scores and sums are float32 whatever the storage; a NaN or infinite row reaches only
-// the queries that see it.
+// the queries that see it. The sum of exp(s_j - max_j s_j) v_j is taken before it is divided:
+// values within a factor of S of the largest float32 (3.4e38) can make it infinite.
 #ifndef KVCACHE_ATTENTION_H_
 #define KVCACHE_ATTENTION_H_
 
@@ -87,9 +88,11 @@ class KVC_API AttentionPlan {
   // q [total_q, num_heads, k_head_dim], out [total_q, num_heads, v_head_dim], lse
   // [total_q, num_heads] float32 or undefined. A dense q [B, num_heads, L, D] (out likewise, lse
   // [B, num_heads, L]) is taken where every sequence has L queries. q and out may be f32, f16 or
-  // bf16. Allocates nothing. `options` are those of plan(), but pointers and scale may differ.
-  // Errors: kInvalidArgument if the view, the shapes or the options are not the planned ones, or
-  // the executor runs more at once than that of plan().
+  // bf16. out may lie on q, row on row; apart from that out and lse share no memory with each
+  // other, with themselves (as broadcast tensors do) or with anything that is read. Allocates
+  // nothing. `options` are those of plan(), but pointers and scale may differ. Errors:
+  // kInvalidArgument if the view, the shapes or the options are not the planned ones, if memory is
+  // shared, or if the executor runs more at once than that of plan().
   Status run(const TensorView& q, const KvView& kv, const MutableTensorView& out,
              const MutableTensorView& lse = {}, const AttentionOptions& options = {},
              const ExecContext& context = {});
@@ -116,13 +119,15 @@ KVC_API Status attend(const TensorView& q, std::span<const std::int32_t> qo_indp
 // Joins attention over two disjoint sets of keys into attention over their union:
 //   lse = ln(exp(lse_a) + exp(lse_b)),  out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b.
 // out [..., D] float32 and lse [...] float32 with the same leading axes; two empty parts give
-// (0, -inf). The result may alias either part.
+// (0, -inf). out and lse may lie on those of either part, row on row, and share no memory
+// otherwise. Errors: kInvalidArgument.
 KVC_API Status merge(const TensorView& out_a, const TensorView& lse_a, const TensorView& out_b,
                      const TensorView& lse_b, const MutableTensorView& out,
                      const MutableTensorView& lse);
 
 // Applies learned sinks to merged parts, in place: out / (1 + exp(sink - lse)).
-// out [total_q, num_heads, D] float32, lse [total_q, num_heads] float32, sinks [num_heads].
+// out [total_q, num_heads, D] float32, lse [total_q, num_heads] float32, sinks [num_heads], none in
+// the memory of another. Errors: kInvalidArgument.
 KVC_API Status finish(const MutableTensorView& out, const TensorView& lse,
                       std::span<const float> sinks);
 

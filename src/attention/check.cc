@@ -4,8 +4,10 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "base/checked_math.h"
+#include "tensor/overlap.h"
 #include "tensor/strides.h"
 
 namespace kvcache::internal {
@@ -86,6 +88,123 @@ Status check_part(const KvView& kv, std::int32_t index) {
   if (part.v == nullptr) return bad(part_field(index, "v"), "null", "rows");
   for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
     KVC_RETURN_IF_ERROR(check_sequence(index, part, seq));
+  }
+  return {};
+}
+
+// Whether `out` lies on q row by row: each row is read before its result is written.
+bool is_on_rows_of(const TensorView& out, const TensorView& q) {
+  if (out.data != q.data || out.dtype != q.dtype || out.rank != q.rank) return false;
+  const int dim = q.rank - 1;
+  if (out.shape[dim] > q.shape[dim]) return false;
+  for (int axis = 0; axis < q.rank; ++axis) {
+    if (out.strides[axis] != q.strides[axis] && out.shape[axis] > 1) return false;
+  }
+  return true;
+}
+
+// K or V of a part, as overlaps_rows() reads it.
+struct StoredRows {
+  const void* data;
+  DType dtype;
+  std::int64_t page_stride, head_stride, token_stride, dim;
+};
+
+// Whether `view` shares memory with a row of the part that some sequence has.
+bool overlaps_rows(const TensorView& view, const KvView& kv, const KvPart& part,
+                   const StoredRows& rows) {
+  TensorView page(rows.data, rows.dtype, {1, kv.num_kv_heads, 1, rows.dim});
+  page.strides[0] = rows.page_stride;
+  page.strides[1] = rows.head_stride;
+  page.strides[2] = rows.token_stride;
+  page.strides[3] = 1;
+  const auto at_page = [&](std::int64_t index) {
+    return static_cast<const std::byte*>(rows.data) +
+           index * rows.page_stride * size_of(rows.dtype);
+  };
+  const auto pages_of = [&](std::int32_t seq) {
+    return ceil_div(part.lengths[seq], part.page_size);
+  };
+
+  // All pages between the lowest and the highest first.
+  std::int64_t lowest = std::numeric_limits<std::int64_t>::max();
+  std::int64_t highest = -1;
+  std::int64_t tokens = 0;
+  for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
+    if (part.lengths[seq] == 0) continue;
+    tokens = std::max<std::int64_t>(tokens, std::min(part.lengths[seq], part.page_size));
+    if (part.block_table == nullptr) {
+      lowest = std::min<std::int64_t>(lowest, seq);
+      highest = std::max<std::int64_t>(highest, seq);
+      continue;
+    }
+    const std::int32_t* const table = part.block_table + seq * part.block_table_stride;
+    const auto [low, high] = std::minmax_element(table, table + pages_of(seq));
+    lowest = std::min<std::int64_t>(lowest, *low);
+    highest = std::max<std::int64_t>(highest, *high);
+  }
+  if (highest < 0) return false;
+  page.data = at_page(lowest);
+  page.shape[0] = highest - lowest + 1;
+  page.shape[2] = tokens;
+  if (!intersect(byte_span(view), byte_span(page))) return false;
+
+  page.shape[0] = 1;
+  for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
+    const std::int64_t pages = part.lengths[seq] == 0 ? 0 : pages_of(seq);
+    for (std::int64_t i = 0; i < pages; ++i) {
+      page.data = at_page(
+          part.block_table == nullptr ? seq : part.block_table[seq * part.block_table_stride + i]);
+      page.shape[2] =
+          std::min<std::int64_t>(part.page_size, part.lengths[seq] - i * part.page_size);
+      if (overlap(view, page)) return true;
+    }
+  }
+  return false;
+}
+
+bool overlaps_rows(const TensorView& view, const KvView& kv) {
+  for (std::int32_t p = 0; p < kv.num_parts; ++p) {
+    const KvPart& part = kv.parts[p];
+    if (overlaps_rows(view, kv, part,
+                      {part.k, part.k_format.dtype, part.k_page_stride, part.k_head_stride,
+                       part.k_token_stride, kv.k_head_dim}) ||
+        overlaps_rows(view, kv, part,
+                      {part.v, part.v_format.dtype, part.v_page_stride, part.v_head_stride,
+                       part.v_token_stride, kv.v_head_dim})) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// What is written to, against all that is read: results appear while others are still computed.
+Status check_results(const TensorView& q, const KvView& kv, const TensorView& out,
+                     const TensorView& lse, std::int64_t num_heads,
+                     const AttentionOptions& options) {
+  const auto shared = [](const char* name, const char* with, const char* or_else = "") {
+    return bad(name, std::string("memory of ") + with, std::string(or_else) + "memory of its own");
+  };
+  if (overlaps_itself(out)) return bad("out", "elements that share memory", "each in its own");
+  if (!is_on_rows_of(out, q) && overlap(out, q)) return shared("out", "q", "q itself or ");
+  if (overlaps_rows(out, kv)) return shared("out", "the keys and values");
+  if (lse.defined()) {
+    if (overlaps_itself(lse)) return bad("lse", "elements that share memory", "each in its own");
+    if (overlap(lse, out)) return shared("lse", "out");
+    if (overlap(lse, q)) return shared("lse", "q");
+    if (overlaps_rows(lse, kv)) return shared("lse", "the keys and values");
+  }
+  const auto values = [num_heads](const float* data) {
+    return data == nullptr ? TensorView() : TensorView(data, DType::kF32, {num_heads});
+  };
+  const std::pair<const char*, TensorView> read[] = {
+      {"the mask", options.mask},
+      {"the ALiBi slopes", values(options.alibi_slopes)},
+      {"the sinks", values(options.sinks)}};
+  for (const auto& [with, view] : read) {
+    if (!view.defined()) continue;
+    if (overlap(out, view)) return shared("out", with);
+    if (lse.defined() && overlap(lse, view)) return shared("lse", with);
   }
   return {};
 }
@@ -250,6 +369,7 @@ Status bind_problem(const TensorView& q, std::span<const std::int32_t> qo_indptr
       KVC_RETURN_IF_ERROR(expect_shape("lse", lse, {qo_indptr.back(), num_heads}));
     }
   }
+  KVC_RETURN_IF_ERROR(check_results(q, kv, out, lse, num_heads, options));
 
   *problem = AttentionProblem();
   problem->kv = kv;

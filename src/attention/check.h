@@ -38,7 +38,8 @@ Status check_options(const AttentionOptions& options);
 Status check_mask(const TensorView& mask, const KvView& kv, std::span<const std::int32_t> qo_indptr,
                   std::int64_t num_heads);
 
-// Shapes and types of q, out and lse; then fills `problem`, which points to what it is given.
+// Shapes and types of q, out and lse, and that nothing is written to that is read (out may be q);
+// then fills `problem`, which points to what it is given.
 // REQUIRES: the checks above passed.
 Status bind_problem(const TensorView& q, std::span<const std::int32_t> qo_indptr, const KvView& kv,
                     const MutableTensorView& out, const MutableTensorView& lse,

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "tensor/overlap.h"
 #include "tensor/strides.h"
 
 namespace kvcache::internal {
@@ -40,6 +41,39 @@ Status expect_part(const char* out_name, const TensorView& out, const char* lse_
   return expect_shape(lse_name, lse, out.shape, out.rank - 1);
 }
 
+// One tensor, row on row.
+bool is_same(const TensorView& a, const TensorView& b) {
+  if (a.data != b.data) return false;
+  for (int axis = 0; axis < a.rank; ++axis) {
+    if (a.strides[axis] != b.strides[axis] && a.shape[axis] > 1) return false;
+  }
+  return true;
+}
+
+struct Named {
+  const char* name;
+  const TensorView& tensor;
+};
+
+// A result shares no memory with what is read, but may be it.
+Status expect_apart(const Named& result, const Named& read, bool may_be_same) {
+  if ((may_be_same && is_same(result.tensor, read.tensor)) ||
+      !overlap(result.tensor, read.tensor)) {
+    return {};
+  }
+  return Status(StatusCode::kInvalidArgument,
+                std::string(result.name) + ": found memory of " + read.name + ", expected " +
+                    (may_be_same ? std::string(read.name) + " itself or " : "") +
+                    "memory of its own");
+}
+
+Status expect_single(const Named& result) {
+  if (!overlaps_itself(result.tensor)) return {};
+  return Status(
+      StatusCode::kInvalidArgument,
+      std::string(result.name) + ": found elements that share memory, expected each in its own");
+}
+
 }  // namespace
 
 Status merge_parts(const TensorView& out_a, const TensorView& lse_a, const TensorView& out_b,
@@ -50,6 +84,17 @@ Status merge_parts(const TensorView& out_a, const TensorView& lse_a, const Tenso
   KVC_RETURN_IF_ERROR(expect_part("out", out, "lse", lse));
   KVC_RETURN_IF_ERROR(expect_shape("out_b", out_b, out_a.shape, out_a.rank));
   KVC_RETURN_IF_ERROR(expect_shape("out", out, out_a.shape, out_a.rank));
+  const Named outs[] = {{"out_a", out_a}, {"out_b", out_b}};
+  const Named lses[] = {{"lse_a", lse_a}, {"lse_b", lse_b}};
+  KVC_RETURN_IF_ERROR(expect_single({"out", out}));
+  KVC_RETURN_IF_ERROR(expect_single({"lse", lse}));
+  KVC_RETURN_IF_ERROR(expect_apart({"lse", lse}, {"out", out}, false));
+  for (int i = 0; i < 2; ++i) {
+    KVC_RETURN_IF_ERROR(expect_apart({"out", out}, outs[i], true));
+    KVC_RETURN_IF_ERROR(expect_apart({"out", out}, lses[i], false));
+    KVC_RETURN_IF_ERROR(expect_apart({"lse", lse}, lses[i], true));
+    KVC_RETURN_IF_ERROR(expect_apart({"lse", lse}, outs[i], false));
+  }
   if (lse_a.num_elements() == 0) return {};
 
   const int axes = lse_a.rank;
@@ -90,6 +135,10 @@ Status finish_parts(const MutableTensorView& out, const TensorView& lse,
                                                     ", expected " + std::to_string(out.shape[1]) +
                                                     " (one per head)");
   }
+  const TensorView given(sinks.data(), DType::kF32, {out.shape[1]});
+  KVC_RETURN_IF_ERROR(expect_single({"out", out}));
+  KVC_RETURN_IF_ERROR(expect_apart({"out", out}, {"lse", lse}, false));
+  KVC_RETURN_IF_ERROR(expect_apart({"out", out}, {"sinks", given}, false));
   if (lse.num_elements() == 0) return {};
   std::int64_t index[kMaxRank] = {0, 0, 0, 0};
   do {

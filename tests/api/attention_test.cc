@@ -80,6 +80,42 @@ TEST(MergeTest, ShapesAreChecked) {
   expect_error(merge(half, lse, out, lse, out.mutable_view(), lse.mutable_view()), "out_a");
 }
 
+TEST(MergeTest, TheResultIsAPartOrApartFromBoth) {
+  float memory[128] = {};
+  const auto out = [&](std::int64_t at) {
+    return MutableTensorView(memory + at, DType::kF32, {2, 3, 4});
+  };
+  const auto lse = [&](std::int64_t at) {
+    return MutableTensorView(memory + at, DType::kF32, {2, 3});
+  };
+  const auto merged = [&](const MutableTensorView& to, const MutableTensorView& to_lse) {
+    return merge(out(0), lse(24), out(30), lse(54), to, to_lse);
+  };
+  EXPECT_TRUE(merged(out(0), lse(24)).ok());
+  EXPECT_TRUE(merged(out(30), lse(24)).ok());
+  EXPECT_TRUE(merged(out(60), lse(84)).ok());
+  expect_error(merged(out(4), lse(84)),
+               "out: found memory of out_a, expected out_a itself or memory of its own");
+  expect_error(merged(out(60), lse(55)),
+               "lse: found memory of lse_b, expected lse_b itself or memory of its own");
+  expect_error(merged(out(60), lse(28)), "lse: found memory of lse_a");
+  expect_error(merged(out(60), lse(30)), "lse: found memory of out_b, expected memory of its own");
+  expect_error(merged(out(60), lse(62)), "lse: found memory of out, expected memory of its own");
+  MutableTensorView folded = out(60);
+  folded.strides[0] = 4;
+  expect_error(merged(folded, lse(84)), "out: found elements that share memory");
+}
+
+TEST(FinishTest, NothingReadIsWrittenTo) {
+  float memory[64] = {};
+  const MutableTensorView out(memory, DType::kF32, {2, 3, 4});
+  const TensorView lse(memory + 24, DType::kF32, {2, 3});
+  EXPECT_TRUE(finish(out, lse, std::span(memory + 30, 3)).ok());
+  expect_error(finish(out, lse, std::span(memory + 22, 3)), "out: found memory of sinks");
+  expect_error(finish(out, TensorView(memory + 20, DType::kF32, {2, 3}), std::span(memory + 30, 3)),
+               "out: found memory of lse");
+}
+
 TEST(FinishTest, SinksAreOnePerHead) {
   HostTensor out(DType::kF32, {2, 3, 4});
   const HostTensor lse(DType::kF32, {2, 3});

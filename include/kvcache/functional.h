@@ -22,7 +22,8 @@ namespace functional {
 // state (a branch) copies that layer's rows first. Copying a CacheState copies a reference.
 //
 // Rows below a state's length are never rewritten: tensors that update() and get() return are valid
-// while any state of the history lives. Hold one to keep them.
+// while the state lives that they are the rows of. Hold it to keep them. The memory of a layer goes
+// with the last state that has rows there: a branch that is dropped costs nothing.
 //
 // Thread safety: a state never changes, and may be read, copied and destroyed on any thread, while
 // others of its history are updated too. Updates of one history are serialised by the caller.
@@ -35,8 +36,8 @@ class KVC_API CacheState {
   std::int64_t max_seq_len() const noexcept;
   std::int64_t num_layers() const noexcept;
 
-  // Bytes of this state's rows; bytes held for all of its history; bytes that branches of its
-  // history copied.
+  // Bytes of this state's rows; bytes held for all states of its history; bytes that branches of
+  // its history copied.
   std::int64_t nbytes() const noexcept;
   std::int64_t reserved_bytes() const noexcept;
   std::int64_t copied_bytes() const noexcept;

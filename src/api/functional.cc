@@ -33,7 +33,7 @@ struct CacheState::Impl {
     if (!reset) history->leave();
   }
 
-  std::shared_ptr<History> history;
+  std::shared_ptr<History> history;    // outlives the buffers
   std::vector<History::Layer> layers;  // [num_layers]
   bool reset = false;
   std::int64_t position = 0;
@@ -52,7 +52,8 @@ struct StateAccess {
 
   static const Impl* of(const CacheState& state) noexcept { return state.impl_.get(); }
   static Status check(const CacheState& state, std::int64_t layer);
-  static Result<CacheState> empty(std::shared_ptr<History> history, bool reset);
+  static Result<CacheState> empty(std::shared_ptr<History> history);
+  static Result<CacheState> reset(const CacheState& state);
   static Status check_rows(const Impl& impl, std::int64_t layer, const TensorView& k,
                            const TensorView& v);
   static Result<Step> append(const CacheState& state, std::int64_t layer, const TensorView& k,
@@ -90,9 +91,15 @@ Status StateAccess::check(const CacheState& state, std::int64_t layer) {
                                              ", expected 0 .. " + std::to_string(end - 1));
 }
 
-Result<CacheState> StateAccess::empty(std::shared_ptr<History> history, bool reset) {
+Result<CacheState> StateAccess::empty(std::shared_ptr<History> history) {
   std::vector<History::Layer> layers(static_cast<std::size_t>(history->options().num_layers));
-  return CacheState(std::make_shared<const Impl>(std::move(history), std::move(layers), reset));
+  return CacheState(std::make_shared<const Impl>(std::move(history), std::move(layers), false));
+}
+
+Result<CacheState> StateAccess::reset(const CacheState& state) {
+  std::vector<History::Layer> layers = of(state)->layers;  // for their buffers
+  for (History::Layer& layer : layers) layer.length = 0;
+  return CacheState(std::make_shared<const Impl>(of(state)->history, std::move(layers), true));
 }
 
 Status StateAccess::check_rows(const Impl& impl, std::int64_t layer, const TensorView& k,
@@ -118,13 +125,15 @@ Result<StateAccess::Step> StateAccess::append(const CacheState& state, std::int6
   const Impl& from = *of(state);
   Step step;
   step.history = from.history;
-  if (from.reset && !step.history->take_over()) {
+  std::vector<History::Layer> layers = from.layers;
+  if (from.reset && !step.history->take_over(layers)) {
     step.history = std::make_shared<History>(from.history->options());
+    layers.assign(layers.size(), {});
   }
-  const auto next = std::make_shared<Impl>(step.history, from.layers, false);
-  const History::Layer& old = from.layers[static_cast<std::size_t>(layer)];
-  KVC_ASSIGN_OR_RETURN(step.appended, step.history->append(layer, old, k, v, context));
-  next->layers[static_cast<std::size_t>(layer)] = step.appended.layer;
+  const auto next = std::make_shared<Impl>(step.history, std::move(layers), false);
+  History::Layer& old = next->layers[static_cast<std::size_t>(layer)];
+  KVC_ASSIGN_OR_RETURN(step.appended, step.history->append(old, k, v, context));
+  old = step.appended.layer;
   next->position = std::max(next->position, step.appended.layer.length);
   step.state = CacheState(next);
   return step;
@@ -183,7 +192,7 @@ Result<CacheState> init(const InitOptions& options) {
       return invalid("max_seq_len", std::to_string(options.max_seq_len),
                      "a layer of at most 2^62 bytes");
     }
-    return StateAccess::empty(std::make_shared<History>(history), false);
+    return StateAccess::empty(std::make_shared<History>(history));
   });
 }
 
@@ -219,7 +228,7 @@ Result<std::int64_t> seq_length(const CacheState& state, std::int64_t layer) {
 Result<CacheState> reset(const CacheState& state) {
   return at_door([&]() -> Result<CacheState> {
     KVC_RETURN_IF_ERROR(StateAccess::check(state, 0));
-    return StateAccess::empty(StateAccess::of(state)->history, true);
+    return StateAccess::reset(state);
   });
 }
 

@@ -160,24 +160,47 @@ TEST_P(Section2, ABranchAlsoCopiesWhereTheFirstUpdatesStateIsGone) {
   EXPECT_GT(other.state.copied_bytes(), 0);
 }
 
-TEST_P(Section2, ViewsStayValidWhileAnyStateOfTheHistoryLives) {
+TEST_P(Section2, ViewsStayValidWhileTheirStateOrOneThatWentOnFromItLives) {
   RefusingMemory memory;
   fn::InitOptions with_memory = options();
   with_memory.memory = &memory;
   KeyValueView first, second;
-  fn::CacheState last;
+  fn::CacheState held, last;
   {
     const fn::CacheState start = put(fn::init(with_memory).value(), {1}).state;
-    first = put(start, {2}).rows;
+    fn::Updated one = put(start, {2});
+    first = one.rows;
+    held = std::move(one.state);
     const fn::Updated branch = put(start, {3});
     second = branch.rows;
     last = put(branch.state, {4}, 1).state;
   }
   EXPECT_EQ(memory.regions(), 3);
-  EXPECT_EQ(values(first.key), (Floats{1, 2}));  // of a buffer that no living state uses
+  EXPECT_EQ(values(first.key), (Floats{1, 2}));
+  EXPECT_EQ(values(second.value), (Floats{1, 3}));  // of a state that `last` went on from
+  held = {};
+  EXPECT_EQ(memory.regions(), 2);
   EXPECT_EQ(values(second.value), (Floats{1, 3}));
   last = {};
   EXPECT_EQ(memory.regions(), 0);
+}
+
+TEST_P(Section2, BranchesThatAreDroppedCostNoMemory) {
+  RefusingMemory memory;
+  fn::InitOptions with_memory = options();
+  with_memory.memory = &memory;
+  const fn::CacheState trunk = put(put(fn::init(with_memory).value(), {1, 2}).state, {5}, 1).state;
+  const fn::CacheState ahead = put(trunk, {3}).state;
+  const std::int64_t regions = memory.regions(), reserved = ahead.reserved_bytes();
+  for (int i = 0; i < 20; ++i) {
+    const fn::CacheState branch = put(put(trunk, {4.0 + i}).state, {9}).state;
+    EXPECT_EQ(memory.regions(), regions + 1);
+    EXPECT_EQ(keys(branch), (Floats{1, 2, 4.0f + static_cast<float>(i), 9}));
+  }
+  EXPECT_EQ(memory.regions(), regions);
+  EXPECT_EQ(ahead.reserved_bytes(), reserved);
+  EXPECT_EQ(memory.committed(), reserved);
+  EXPECT_EQ(keys(ahead), (Floats{1, 2, 3}));
 }
 
 TEST_P(Section2, CapacityIsPerLayerAndPastItIsAnError) {
@@ -272,10 +295,12 @@ TEST_P(Section2, ReuseKeepsOneBufferALayerAndReturnsTheBranches) {
     empty = fn::reset(other).value();
     EXPECT_EQ(memory.regions(), 2);
   }
-  EXPECT_EQ(memory.regions(), 2);
+  EXPECT_EQ(memory.regions(), 1);  // that of `other`, which the empty state holds on to
+  memory.refuse(1, true);
   const fn::CacheState fresh = put(empty, {4}).state;
   EXPECT_EQ(memory.regions(), 1);
   EXPECT_EQ(fresh.reserved_bytes(), memory.committed());
+  memory.refuse(0);
 }
 
 // --- build_cached_attention. ---

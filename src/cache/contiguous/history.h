@@ -3,8 +3,8 @@
 // A buffer holds one layer at its full capacity and never moves. Every state of the history knows,
 // for each layer, a buffer and how many of its rows are its own. The rows of a buffer are claimed
 // in order: a state whose length is what has been claimed goes forward in place; any other would
-// overwrite rows that views may show, so it continues in a buffer of its own. Buffers live as long
-// as the history does.
+// overwrite rows that views may show, so it continues in a buffer of its own. A buffer lives as
+// long as the states that have it.
 #ifndef KVCACHE_SRC_CACHE_CONTIGUOUS_HISTORY_H_
 #define KVCACHE_SRC_CACHE_CONTIGUOUS_HISTORY_H_
 
@@ -32,21 +32,26 @@ class History {
     MemoryResource* memory = nullptr;
   };
 
+  // REQUIRES: the history outlives it.
   struct Buffer {
+    explicit Buffer(History& of) noexcept : history(of) {}
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { history.reserved_.fetch_sub(rows.committed_bytes(), std::memory_order_relaxed); }
+
+    History& history;
     ContiguousLayer rows;
     KeyValueView all;          // max_seq_len rows
     std::int64_t claimed = 0;  // rows that some state of the history has or had
   };
 
-  // A layer of a state.
+  // A layer of a state. Without a buffer it is empty; with one it may be.
   struct Layer {
-    Buffer* buffer = nullptr;  // null: empty
+    std::shared_ptr<Buffer> buffer;
     std::int64_t length = 0;
   };
 
-  // May throw bad_alloc.
-  explicit History(const Options& options)
-      : options_(options), buffers_(static_cast<std::size_t>(options.num_layers)) {}
+  explicit History(const Options& options) noexcept : options_(options) {}
 
   const Options& options() const noexcept { return options_; }
   std::int64_t reserved_bytes() const noexcept { return reserved_.load(std::memory_order_relaxed); }
@@ -62,13 +67,12 @@ class History {
 
   // --- Changes, serialised by the caller. ---
 
-  // Begins another history in the same memory; false if a state is alive.
-  bool take_over() noexcept;
+  // Begins another history in the buffers of `layers`, which are empty; false if a state is alive.
+  bool take_over(const std::vector<Layer>& layers) noexcept;
 
   // What append() did, for take_back().
   struct Appended {
-    Layer layer;  // as it is now
-    std::int64_t layer_idx = 0;
+    Layer layer;              // as it is now
     std::int64_t before = 0;  // rows that were claimed of the buffer
     std::int64_t copied = 0;  // bytes
     bool branched = false;    // into a buffer that was made for it
@@ -76,17 +80,16 @@ class History {
 
   // Appends k and v behind the rows of `from`. Errors: kOutOfMemory, unchanged. May throw
   // bad_alloc, unchanged. REQUIRES: shapes that fit, T >= 1, room within max_seq_len.
-  Result<Appended> append(std::int64_t layer_idx, const Layer& from, const TensorView& k,
-                          const TensorView& v, const ExecContext& context);
+  Result<Appended> append(const Layer& from, const TensorView& k, const TensorView& v,
+                          const ExecContext& context);
 
   // REQUIRES: nothing was appended since.
   void take_back(const Appended& appended) noexcept;
 
  private:
-  Result<std::unique_ptr<Buffer>> make_buffer() const;
+  Result<std::shared_ptr<Buffer>> make_buffer();
 
   Options options_;
-  std::vector<std::vector<std::unique_ptr<Buffer>>> buffers_;  // [num_layers][...]
   std::atomic<std::int64_t> live_{0};
   std::atomic<std::int64_t> reserved_{0};
   std::atomic<std::int64_t> copied_{0};

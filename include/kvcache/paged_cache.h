@@ -140,7 +140,8 @@ class KVC_API PagedCache {
 
   // Stores the step's rows of one layer: k [num_new_tokens, num_kv_heads, k_head_dim] and v
   // likewise (in both layouts), sequences in the order of the appends, converted to the layer's
-  // format. May be repeated; the last one counts.
+  // format. May be repeated; the last one counts. Errors: kInvalidArgument for shapes and types,
+  // and for rows that lie in this cache's own pages.
   Status write(Step& step, std::int64_t layer, const TensorView& k, const TensorView& v,
                const ExecContext& context = {});
 
@@ -156,7 +157,8 @@ class KVC_API PagedCache {
   // accepted count outside 0 .. count; the step then stays open.
   Status commit(Step& step, std::span<const std::int64_t> accepted = {});
 
-  // Everything as before reserve(); ends the step.
+  // Everything as before reserve(); ends the step. The memory of pages that the step was the first
+  // to take stays committed for later ones: reserved_bytes() may be higher than before.
   Status rollback(Step& step);
 
   // A new sequence of the first `length` tokens of `seq`. Shares pages, copies none; a shared tail

@@ -9,6 +9,7 @@
 #include "cache/paged/rows.h"
 #include "cache/paged/store.h"
 #include "cache/paged/tables.h"
+#include "tensor/overlap.h"
 #include "tensor/strides.h"
 
 namespace kvcache {
@@ -134,6 +135,13 @@ Status expect_rows(const char* name, const TensorView& rows, std::int64_t tokens
   return internal::expect_shape(name, rows, {tokens, heads, dim});
 }
 
+Status expect_outside(const PagedStore& store, const char* name, const TensorView& rows) {
+  if (!store.owns(rows)) return {};
+  return Status(
+      StatusCode::kInvalidArgument,
+      std::string(name) + ": found rows of this cache itself, expected memory outside of it");
+}
+
 }  // namespace
 
 CacheConfig CacheConfig::uniform(std::int64_t num_layers, std::int64_t num_kv_heads,
@@ -219,6 +227,8 @@ Status PagedCache::write(Step& step, std::int64_t layer, const TensorView& k, co
         expect_rows("k", k, open->num_new_tokens, spec.num_kv_heads, spec.k_head_dim));
     KVC_RETURN_IF_ERROR(
         expect_rows("v", v, open->num_new_tokens, spec.num_kv_heads, spec.v_head_dim));
+    KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "k", k));
+    KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "v", v));
     internal::write_rows(*impl_->store, *open, layer, k, v, context);
     return {};
   });
@@ -330,6 +340,18 @@ Status PagedCache::gather(std::int64_t layer, SequenceId seq, const MutableTenso
     const std::int64_t second = head_first ? found->length : spec.num_kv_heads;
     KVC_RETURN_IF_ERROR(expect_rows("key", key, first, second, spec.k_head_dim));
     KVC_RETURN_IF_ERROR(expect_rows("value", value, first, second, spec.v_head_dim));
+    KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "key", key));
+    KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "value", value));
+    for (const MutableTensorView* rows : {&key, &value}) {
+      if (!internal::overlaps_itself(*rows)) continue;
+      return Status(StatusCode::kInvalidArgument,
+                    std::string(rows == &key ? "key" : "value") +
+                        ": found elements that share memory, expected each in its own");
+    }
+    if (internal::overlap(key, value)) {
+      return Status(StatusCode::kInvalidArgument,
+                    "value: found memory of key, expected memory of its own");
+    }
     internal::gather_rows(*impl_->store, *found, layer, key, value, context);
     return {};
   });

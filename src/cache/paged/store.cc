@@ -6,6 +6,7 @@
 
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "tensor/overlap.h"
 
 namespace kvcache::internal {
 namespace {
@@ -224,6 +225,14 @@ Status PagedStore::reorder(std::span<const SequenceId> ids,
     }
   }
   return {};
+}
+
+bool PagedStore::owns(const TensorView& rows) const noexcept {
+  const ByteSpan span = byte_span(rows);
+  return std::any_of(groups_.begin(), groups_.end(), [&](const Group& group) {
+    return intersect(span, {reinterpret_cast<std::uintptr_t>(group.region.data),
+                            static_cast<std::uint64_t>(group.region.bytes)});
+  });
 }
 
 std::byte* PagedStore::k_rows(std::int64_t layer) const noexcept {

@@ -23,6 +23,7 @@
 #include "kvcache/memory.h"
 #include "kvcache/paged_cache.h"
 #include "kvcache/status.h"
+#include "kvcache/tensor_view.h"
 
 namespace kvcache::internal {
 
@@ -120,6 +121,8 @@ class PagedStore {
   std::byte* k_rows(std::int64_t layer) const noexcept;
   std::byte* v_rows(std::int64_t layer) const noexcept;
   Device device() const noexcept { return memory_.device(); }
+  // Whether a tensor lies, in part or whole, in memory of the pages.
+  bool owns(const TensorView& rows) const noexcept;
 
   std::int64_t free_pages(std::int64_t group) const noexcept;
   PagedStats stats() const noexcept;

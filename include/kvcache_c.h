@@ -4,9 +4,10 @@
  * kv_view.h and paged_cache.h. What a call returns is a status; KVC_OK is 0. A failing call leaves
  * everything as if it had not been made, and kvc_last_message() says what was found and expected.
  *
- * Structs begin with struct_size, their sizeof where the caller was compiled: they may grow at
- * their end, and a field that is 0 or null means what its comment says. A size that this library
- * does not know is accepted as long as what lies beyond its own is 0.
+ * Structs begin with struct_size, their sizeof where the caller was compiled: they grow at their
+ * end alone, and a field that is 0 or null means what its comment says. What a caller of an earlier
+ * version does not have is read as 0 and not written; a larger size than this library's is accepted
+ * as long as what lies beyond its own is 0. Sizes below those of version 0.1.0 are refused.
  *
  * Handles are opaque; what creates one says what frees it, and freeing null does nothing.
  *
@@ -136,6 +137,9 @@ typedef struct kvc_attention_options {
   const float* sinks;        /* [num_heads] or null */
   const kvc_tensor* mask;    /* float32 [B or 1, num_heads or 1, L, S_max] or null */
   const char* backend;       /* null: KVCACHE_BACKEND, else the best */
+  /* Since 0.2.0. */
+  int32_t separate_prefixes; /* 1: sequences that begin with the same pages read them each */
+  int32_t reserved;          /* 0 */
 } kvc_attention_options;
 
 /* q [total_q, num_heads, k_head_dim], whose rows of sequence i are qo_indptr[i] .. qo_indptr[i+1]:
@@ -180,6 +184,23 @@ typedef struct kvc_layer_spec {
   int64_t v_head_dim;
 } kvc_layer_spec;
 
+/* Where pages live: the host's own memory. The struct is copied; `self` must outlive the caches
+ * that use it. Calls for one cache come one at a time; caches on different threads may share one.
+ * What reserve and commit return is KVC_OK, or anything else for "no": then nothing has changed,
+ * and the call that needed it is KVC_OUT_OF_MEMORY. reserve   address space for `bytes`, aligned to
+ * 4096, that reads as zeros; none is counted yet commit    asks, before they are first touched, for
+ * `bytes` more of the region to become content decommit  takes back what a commit granted release
+ * ends a region of `bytes`, `committed` being what is left of its commits */
+typedef struct kvc_memory {
+  uint32_t struct_size;
+  int32_t reserved; /* 0 */
+  void* self;       /* handed back to each of them */
+  kvc_status (*reserve)(void* self, int64_t bytes, void** region);
+  kvc_status (*commit)(void* self, void* region, int64_t bytes);
+  void (*decommit)(void* self, void* region, int64_t bytes);
+  void (*release)(void* self, void* region, int64_t bytes, int64_t committed);
+} kvc_memory;
+
 typedef struct kvc_paged_config {
   uint32_t struct_size;
   int32_t layout; /* of the tokens within a page */
@@ -188,6 +209,8 @@ typedef struct kvc_paged_config {
   int64_t page_size;    /* tokens; 0: 16 */
   int64_t num_pages;    /* in each group; 0: as many as budget_bytes allows */
   int64_t budget_bytes; /* 0: as many as num_pages needs */
+  /* Since 0.2.0. */
+  const kvc_memory* memory; /* null: the system's */
 } kvc_paged_config;
 
 typedef struct kvc_append {

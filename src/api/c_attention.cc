@@ -13,6 +13,7 @@ using kvcache::internal::c_call;
 using kvcache::internal::dtype_of;
 using kvcache::internal::expect_array;
 using kvcache::internal::expect_not_null;
+using kvcache::internal::expect_unused;
 using kvcache::internal::ForeignExecutor;
 using kvcache::internal::read_struct;
 using kvcache::internal::tensor_of;
@@ -60,6 +61,8 @@ Status options_of(const kvc_attention_options* options, AttentionOptions* to) {
   to->sinks = from.sinks;
   KVC_ASSIGN_OR_RETURN(to->mask, tensor_of("options.mask", from.mask, true));
   to->backend = from.backend;
+  to->share_prefixes = from.separate_prefixes == 0;
+  KVC_RETURN_IF_ERROR(expect_unused("options.reserved", from.reserved));
   return {};
 }
 

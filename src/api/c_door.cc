@@ -36,21 +36,38 @@ Status expect_array(const char* name, const void* array, std::int64_t count) {
   return count == 0 ? Status() : expect_not_null(name, array);
 }
 
-Status check_struct_size(const char* name, const void* from, std::uint32_t struct_size,
-                         std::size_t known) {
-  if (struct_size < known || struct_size > kMaxStructSize) {
-    return Status(StatusCode::kInvalidArgument, std::string(name) + ".struct_size: found " +
-                                                    std::to_string(struct_size) + ", expected " +
-                                                    std::to_string(known));
-  }
+std::uint32_t struct_size_of(const void* given) noexcept {
+  std::uint32_t size = 0;
+  std::memcpy(&size, given, sizeof(size));
+  return size;
+}
+
+Status check_struct_size(const char* name, std::uint32_t struct_size, std::size_t least,
+                         std::size_t ours) {
+  if (struct_size >= least && struct_size <= kMaxStructSize) return {};
+  return Status(StatusCode::kInvalidArgument,
+                std::string(name) + ".struct_size: found " + std::to_string(struct_size) +
+                    ", expected " + std::to_string(ours) +
+                    (least < ours ? ", or " + std::to_string(least) + " of version 0.1.0" : ""));
+}
+
+Status check_beyond(const char* name, const void* from, std::uint32_t struct_size,
+                    std::size_t ours) {
+  if (struct_size <= ours) return {};
   const auto* bytes = static_cast<const std::byte*>(from);
-  if (!std::all_of(bytes + known, bytes + struct_size,
-                   [](std::byte byte) { return byte == std::byte{0}; })) {
-    return Status(StatusCode::kUnsupported,
-                  std::string(name) + ": found fields beyond byte " + std::to_string(known) +
-                      " that are not 0, expected a library that knows them");
+  if (std::all_of(bytes + ours, bytes + struct_size,
+                  [](std::byte byte) { return byte == std::byte{0}; })) {
+    return {};
   }
-  return {};
+  return Status(StatusCode::kUnsupported,
+                std::string(name) + ": found fields beyond byte " + std::to_string(ours) +
+                    " that are not 0, expected a library that knows them");
+}
+
+Status expect_unused(const char* name, std::int32_t reserved) {
+  if (reserved == 0) return {};
+  return Status(StatusCode::kUnsupported,
+                std::string(name) + ": found " + std::to_string(reserved) + ", expected 0");
 }
 
 Result<DType> dtype_of(const char* name, std::int32_t dtype) {
@@ -94,6 +111,45 @@ Status ForeignExecutor::adopt(const kvc_executor* executor) {
   if (host_.parallel_for == nullptr) return expect_not_null("executor.parallel_for", nullptr);
   adopted_ = true;
   return {};
+}
+
+Status ForeignMemory::adopt(const kvc_memory* memory) {
+  KVC_RETURN_IF_ERROR(read_struct("memory", memory, &host_));
+  KVC_RETURN_IF_ERROR(expect_unused("memory.reserved", host_.reserved));
+  if (host_.reserve == nullptr) return expect_not_null("memory.reserve", nullptr);
+  if (host_.commit == nullptr) return expect_not_null("memory.commit", nullptr);
+  if (host_.decommit == nullptr) return expect_not_null("memory.decommit", nullptr);
+  if (host_.release == nullptr) return expect_not_null("memory.release", nullptr);
+  return {};
+}
+
+Result<Region> ForeignMemory::reserve(std::int64_t bytes) noexcept {
+  constexpr std::uintptr_t kAlignment = 4096;
+  void* data = nullptr;
+  if (host_.reserve(host_.self, bytes, &data) != KVC_OK || data == nullptr) {
+    return make_status(StatusCode::kOutOfMemory, [bytes] {
+      return "memory.reserve: found no " + std::to_string(bytes) + " bytes";
+    });
+  }
+  const Region region{static_cast<std::byte*>(data), bytes};
+  if (reinterpret_cast<std::uintptr_t>(data) % kAlignment == 0) return region;
+  release(region, 0);
+  return make_status(StatusCode::kInvalidArgument, [] {
+    return "memory.reserve: found an address between pages, expected a multiple of 4096";
+  });
+}
+
+Status ForeignMemory::commit(const Region& region, std::int64_t bytes) noexcept {
+  if (host_.commit(host_.self, region.data, bytes) == KVC_OK) return {};
+  return make_status(StatusCode::kOutOfMemory, [bytes] {
+    return "memory.commit: found no " + std::to_string(bytes) + " bytes more";
+  });
+}
+
+Result<Region> ForeignMemory::grow(const Region&, const RowSpan&, const RowSpan&, std::int64_t,
+                                   std::int64_t*) noexcept {
+  return make_status(StatusCode::kUnsupported,
+                     [] { return "memory: found growth, expected regions of one size"; });
 }
 
 Status make_view(const char* name, kvc_view** view, Result<OwnedKvView> owned) {

@@ -16,6 +16,7 @@
 #include "kvcache/attention.h"
 #include "kvcache/executor.h"
 #include "kvcache/kv_view.h"
+#include "kvcache/memory.h"
 #include "kvcache/status.h"
 #include "kvcache/tensor_view.h"
 #include "kvcache_c.h"
@@ -43,33 +44,52 @@ Status expect_not_null(const char* name, const void* pointer);
 // Checks a count that goes with an array.
 Status expect_array(const char* name, const void* array, std::int64_t count);
 
+// What the least caller has of a struct: its size in version 0.1.0, or in that which brought it.
+template <typename Struct>
+inline constexpr std::size_t kLeastSize = sizeof(Struct);
+template <>
+inline constexpr std::size_t kLeastSize<kvc_attention_options> = offsetof(kvc_attention_options,
+                                                                          separate_prefixes);
+template <>
+inline constexpr std::size_t kLeastSize<kvc_paged_config> = offsetof(kvc_paged_config, memory);
+
 // Larger than any struct will grow: what lies beyond is not a size but a mistake.
 inline constexpr std::uint32_t kMaxStructSize = 4096;
 
-Status check_struct_size(const char* name, const void* from, std::uint32_t struct_size,
-                         std::size_t known);
+std::uint32_t struct_size_of(const void* given) noexcept;
 
-// A copy of the caller's struct, which may be larger than ours if the rest of it is 0.
+Status check_struct_size(const char* name, std::uint32_t struct_size, std::size_t least,
+                         std::size_t ours);
+
+// Checks that what a larger struct has beyond ours is 0.
+Status check_beyond(const char* name, const void* from, std::uint32_t struct_size,
+                    std::size_t ours);
+
+// A copy of the caller's struct: what a smaller one lacks is 0, and so is what a larger one has
+// beyond ours.
 template <typename Struct>
 Status read_struct(const char* name, const Struct* from, Struct* to) {
   static_assert(std::is_trivially_copyable_v<Struct>);
   KVC_RETURN_IF_ERROR(expect_not_null(name, from));
-  std::uint32_t struct_size = 0;
-  std::memcpy(&struct_size, from, sizeof(struct_size));
-  KVC_RETURN_IF_ERROR(check_struct_size(name, from, struct_size, sizeof(Struct)));
-  std::memcpy(to, from, sizeof(Struct));
+  const std::uint32_t size = struct_size_of(from);
+  KVC_RETURN_IF_ERROR(check_struct_size(name, size, kLeastSize<Struct>, sizeof(Struct)));
+  KVC_RETURN_IF_ERROR(check_beyond(name, from, size, sizeof(Struct)));
+  *to = {};
+  std::memcpy(to, from, std::min<std::size_t>(size, sizeof(Struct)));
   return {};
 }
 
-// A struct that is written: nothing but its struct_size is looked at, and what is beyond ours is
-// left as it is.
+// Writes a struct of the caller's: as much of ours as theirs has room for. Nothing but their
+// struct_size is looked at, and it and what they have beyond ours stay as they are.
 template <typename Struct>
-Status expect_written_struct(const char* name, const Struct* to) {
+Status write_struct(const char* name, Struct ours, Struct* to) {
+  static_assert(std::is_trivially_copyable_v<Struct>);
   KVC_RETURN_IF_ERROR(expect_not_null(name, to));
-  if (to->struct_size >= sizeof(Struct) && to->struct_size <= kMaxStructSize) return {};
-  return Status(StatusCode::kInvalidArgument, std::string(name) + ".struct_size: found " +
-                                                  std::to_string(to->struct_size) + ", expected " +
-                                                  std::to_string(sizeof(Struct)));
+  ours.struct_size = struct_size_of(to);
+  KVC_RETURN_IF_ERROR(
+      check_struct_size(name, ours.struct_size, kLeastSize<Struct>, sizeof(Struct)));
+  std::memcpy(to, &ours, std::min<std::size_t>(ours.struct_size, sizeof(Struct)));
+  return {};
 }
 
 // Calls fn(i, element) for every element of an array whose elements have the size of the first.
@@ -77,10 +97,9 @@ template <typename Struct, typename Fn>
 Status for_each_struct(const char* name, const Struct* array, std::int64_t count, Fn&& fn) {
   KVC_RETURN_IF_ERROR(expect_array(name, array, count));
   const auto* bytes = reinterpret_cast<const std::byte*>(array);
-  const std::size_t stride = count == 0 ? 0 : array->struct_size;
+  const std::size_t stride = count == 0 ? 0 : struct_size_of(array);
   for (std::int64_t i = 0; i < count; ++i, bytes += stride) {
-    std::uint32_t struct_size = 0;
-    std::memcpy(&struct_size, bytes, sizeof(struct_size));
+    const std::uint32_t struct_size = struct_size_of(bytes);
     if (struct_size != stride) {
       return Status(StatusCode::kInvalidArgument,
                     std::string(name) + ": found struct_size " + std::to_string(struct_size) +
@@ -92,6 +111,9 @@ Status for_each_struct(const char* name, const Struct* array, std::int64_t count
   }
   return {};
 }
+
+// Checks a field that has no meaning yet.
+Status expect_unused(const char* name, std::int32_t reserved);
 
 Result<DType> dtype_of(const char* name, std::int32_t dtype);
 
@@ -115,6 +137,27 @@ class ForeignExecutor final : public Executor {
  private:
   kvc_executor host_ = {};
   bool adopted_ = false;
+};
+
+// The host's memory as ours, for caches whose pages never move to a larger region.
+class ForeignMemory final : public MemoryResource {
+ public:
+  Status adopt(const kvc_memory* memory);
+
+  Result<Region> reserve(std::int64_t bytes) noexcept override;
+  Status commit(const Region& region, std::int64_t bytes) noexcept override;
+  void decommit(const Region& region, std::int64_t bytes, std::int64_t,
+                std::int64_t) noexcept override {
+    host_.decommit(host_.self, region.data, bytes);
+  }
+  Result<Region> grow(const Region&, const RowSpan&, const RowSpan&, std::int64_t,
+                      std::int64_t*) noexcept override;
+  void release(const Region& region, std::int64_t committed) noexcept override {
+    host_.release(host_.self, region.data, region.bytes, committed);
+  }
+
+ private:
+  kvc_memory host_ = {};
 };
 
 // kvc_view_create and what a cache hands out end here.

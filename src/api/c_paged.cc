@@ -16,12 +16,12 @@ using kvcache::internal::c_call;
 using kvcache::internal::dtype_of;
 using kvcache::internal::expect_array;
 using kvcache::internal::expect_not_null;
-using kvcache::internal::expect_written_struct;
 using kvcache::internal::for_each_struct;
 using kvcache::internal::ForeignExecutor;
 using kvcache::internal::make_view;
 using kvcache::internal::read_struct;
 using kvcache::internal::tensor_of;
+using kvcache::internal::write_struct;
 
 struct kvc_step {
   PagedCache::Step step;
@@ -30,6 +30,15 @@ struct kvc_step {
 namespace {
 
 static_assert(sizeof(SequenceId) == sizeof(std::int64_t));
+
+// A cache, and the host's memory that it lives in, for all who share it.
+struct CacheAndMemory {
+  CacheAndMemory(std::unique_ptr<kvcache::internal::ForeignMemory> lent, PagedCache made) noexcept
+      : memory(std::move(lent)), cache(std::move(made)) {}
+
+  std::unique_ptr<kvcache::internal::ForeignMemory> memory;  // null: the system's
+  PagedCache cache;
+};
 
 std::vector<SequenceId> ids_of(const std::int64_t* seqs, std::int64_t count) {
   std::vector<SequenceId> ids;
@@ -90,9 +99,15 @@ kvc_status kvc_paged_create(const kvc_paged_config* config, kvc_paged** cache) {
           wanted.layers.push_back(spec);
           return {};
         }));
+    std::unique_ptr<kvcache::internal::ForeignMemory> memory;
+    if (from.memory != nullptr) {
+      memory = std::make_unique<kvcache::internal::ForeignMemory>();
+      KVC_RETURN_IF_ERROR(memory->adopt(from.memory));
+      wanted.memory = memory.get();
+    }
     KVC_ASSIGN_OR_RETURN(PagedCache made, PagedCache::create(wanted));
-    auto shared = std::make_shared<PagedCache>(std::move(made));
-    *cache = std::make_unique<kvc_paged>(kvc_paged{std::move(shared)}).release();
+    const auto shared = std::make_shared<CacheAndMemory>(std::move(memory), std::move(made));
+    *cache = std::make_unique<kvc_paged>(kvc_paged{{shared, &shared->cache}}).release();
     return {};
   });
 }
@@ -281,8 +296,6 @@ kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats) {
   return c_call([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
     kvc_paged_stats ours = {};
-    KVC_RETURN_IF_ERROR(expect_written_struct("stats", stats));
-    ours.struct_size = stats->struct_size;
     const kvcache::PagedStats found = cache->cache->stats();
     ours.pages_total = found.pages_total;
     ours.pages_held = found.pages_held;
@@ -294,7 +307,6 @@ kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats) {
     ours.open_steps = found.open_steps;
     ours.nbytes = cache->cache->nbytes();
     ours.reserved_bytes = cache->cache->reserved_bytes();
-    *stats = ours;
-    return {};
+    return write_struct("stats", ours, stats);
   });
 }

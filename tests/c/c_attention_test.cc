@@ -403,6 +403,7 @@ TEST(CHeader, CSeesTheStructsAsCppDoes) {
                                              sizeof(kvc_attention_options),
                                              sizeof(kvc_paged_config),
                                              sizeof(kvc_paged_stats),
+                                             sizeof(kvc_memory),
                                              offsetof(kvc_part, positions_stride),
                                              offsetof(kvc_tensor, strides)};
   std::vector<std::size_t> seen(expected.size());

@@ -15,6 +15,7 @@ size_t header_test_sizes(size_t* sizes, size_t room) {
                          sizeof(kvc_attention_options),
                          sizeof(kvc_paged_config),
                          sizeof(kvc_paged_stats),
+                         sizeof(kvc_memory),
                          offsetof(kvc_part, positions_stride),
                          offsetof(kvc_tensor, strides)};
   const size_t count = sizeof(seen) / sizeof(seen[0]);

@@ -301,9 +301,9 @@ std::string Array::describe() const {
 }
 
 const TensorView& Array::view(const char* name) const {
-  if (is_core(element_)) return raw_;
+  if (element_ <= Element::kBF16) return raw_;
   raise(PyExc_ValueError, std::string(name) + ": found " + describe() +
-                              ", expected float32, float16, bfloat16, int32 or int64");
+                              ", expected float32, float16 or bfloat16");
 }
 
 MutableTensorView Array::writable(const char* name) const {
@@ -327,7 +327,7 @@ Indices::Indices(const char* name, nb::handle object) {
     if (scalar_ == -1 && PyErr_Occurred() != nullptr) {
       PyErr_Clear();
       raise(PyExc_ValueError,
-            std::string(name) + ": found " + text_of(object) + ", expected an int64");
+            std::string(name) + ": found " + found_word(object) + ", expected an int64");
     }
     view_ = TensorView(&scalar_, DType::kI64, {});
     return;
@@ -467,10 +467,36 @@ std::vector<float> additive_values(const Array& array, const char* name, TensorV
 
 Array number_array(const char* name, nb::handle object) {
   if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) return Array(name, object);
-  return Array(name, numpy().asarray(object, numpy_dtype(DType::kF32)));
+  const nb::object array = numpy().asarray(object);
+  const nb::object dtype = array.attr("dtype");
+  const std::string kind = text_of(nb::object(dtype.attr("kind")));
+  if (kind != "f" && kind != "i" && kind != "u") {  // text and booleans would convert, too
+    raise(PyExc_ValueError,
+          std::string(name) + ": found a list of " + text_of(dtype) + ", expected numbers");
+  }
+  return Array(name, array.attr("astype")(numpy_dtype(DType::kF32)));
 }
 
 // --- Words. ---
+
+std::string found_word(nb::handle object) {
+  if (!nb::isinstance<nb::str>(object) && !PyLong_Check(object.ptr()) &&
+      !PyFloat_Check(object.ptr()) && !PyType_Check(object.ptr()) && !object.is_none()) {
+    return nb::type_name(object.type()).c_str();
+  }
+  constexpr std::size_t kMost = 60;
+  std::string word;
+  try {
+    word = text_of(object);
+  } catch (nb::python_error&) {  // an int of too many digits
+    PyErr_Clear();
+    return nb::type_name(object.type()).c_str();
+  }
+  if (word.size() <= kMost) return word;
+  std::size_t cut = kMost;
+  while ((static_cast<unsigned char>(word[cut]) & 0xc0) == 0x80) --cut;  // not within a character
+  return word.substr(0, cut) + "...";
+}
 
 std::optional<DType> dtype_from(nb::handle object, const char* name) {
   if (object.is_none()) return {};
@@ -488,14 +514,15 @@ std::optional<DType> dtype_from(nb::handle object, const char* name) {
     if (text == python_name(dtype) || text == name_of(dtype)) return dtype;
   }
   raise(PyExc_ValueError,
-        std::string(name) + ": found " + text + ", expected float32, float16 or bfloat16");
+        std::string(name) + ": found " + found_word(object) +
+            ", expected float32, float16 or bfloat16");
 }
 
 Layout layout_from(nb::handle object) {
-  const std::string text = text_of(object);
+  const std::string text = nb::isinstance<nb::str>(object) ? nb::cast<std::string>(object) : "";
   if (text == "hnd" || text == "HND") return Layout::kHND;
   if (text == "nhd" || text == "NHD") return Layout::kNHD;
-  raise(PyExc_ValueError, "layout: found " + text + ", expected hnd or nhd");
+  raise(PyExc_ValueError, "layout: found " + found_word(object) + ", expected hnd or nhd");
 }
 
 }  // namespace kvcache::python

@@ -39,7 +39,7 @@ class Array {
   // a gradient; NotImplementedError for another device.
   Array(const char* name, nanobind::handle object);
 
-  // A core tensor: ValueError for an element type that the core does not know.
+  // A tensor of numbers: ValueError for elements that are not float32, float16 or bfloat16.
   const TensorView& view(const char* name) const;
   // For writing: ValueError for a read-only array, too.
   MutableTensorView writable(const char* name) const;
@@ -107,6 +107,10 @@ std::vector<float> additive_values(const Array& array, const char* name, TensorV
 TensorView with_leading_axes(TensorView view) noexcept;
 // An array, or a list of numbers made one.
 Array number_array(const char* name, nanobind::handle object);
+
+// A word that was given, for an error: a string or a number as it is, cut where it is long; anything
+// else by its type, since a tensor's own words are all of its elements.
+std::string found_word(nanobind::handle object);
 
 // "f32", "float32", numpy.float16, torch.bfloat16, ml_dtypes.bfloat16, ...; None is none.
 std::optional<DType> dtype_from(nanobind::handle object, const char* name = "dtype");

@@ -65,7 +65,7 @@ void set_rules(AttentionOptions* core, std::optional<float> scale, std::optional
 Attended attend(FirstArray q, GivenKv kv, GivenIds qo_indptr, std::int64_t layer,
                 GivenLayout layout, GivenArray out, GivenLse lse, std::optional<float> scale,
                 std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenArray mask,
+                std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenMask mask,
                 GivenNumbers sinks, bool partial, bool reproducible,
                 const std::optional<std::string>& backend, GivenExecutor executor) {
   const Array query("q", q);
@@ -92,6 +92,12 @@ Attended attend(FirstArray q, GivenKv kv, GivenIds qo_indptr, std::int64_t layer
   return results.give();
 }
 
+// For a mask that is the word "causal".
+void expect_causal(const AttentionOptions& options) {
+  if (options.causal) return;
+  raise(PyExc_ValueError, "mask: found causal beside causal=False, expected one of the two");
+}
+
 // --- Plans. ---
 
 struct PyPlan {
@@ -105,7 +111,7 @@ struct PyPlan {
 void plan_again(PyPlan& self, GivenKv kv, GivenIds qo_indptr, std::int64_t num_heads,
                 std::int64_t layer, GivenLayout layout, std::optional<float> scale,
                 std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenArray mask,
+                std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenMask mask,
                 GivenNumbers sinks, bool partial, bool reproducible,
                 const std::optional<std::string>& backend, GivenExecutor executor) {
   const KvArgument rows(kv, layer, layout_from(layout));
@@ -137,7 +143,7 @@ void plan_again(PyPlan& self, GivenKv kv, GivenIds qo_indptr, std::int64_t num_h
 }
 
 Attended run(PyPlan& self, FirstArray q, GivenKv kv, std::int64_t layer, GivenLayout layout,
-             GivenArray out, GivenLse lse, GivenArray mask, GivenExecutor executor) {
+             GivenArray out, GivenLse lse, GivenMask mask, GivenExecutor executor) {
   const Array query("q", q);
   expect_query(query);
   const KvArgument rows(kv, layer, layout_from(layout));
@@ -152,7 +158,8 @@ Attended run(PyPlan& self, FirstArray q, GivenKv kv, std::int64_t layer, GivenLa
   {
     const Turn turn(self.mutex);
     AttentionOptions options = self.options.core;
-    if (own_mask.core.mask.defined()) {
+    if (own_mask.names_causal) expect_causal(options);
+    if (own_mask.core.mask.defined() || own_mask.names_causal) {
       options.mask = own_mask.core.mask;
     } else {
       self.options.mask_array.expect_memory("mask");
@@ -236,7 +243,8 @@ constexpr const char* kOptionsDoc =
     "of L over S keys\nsees key j if j <= i + (S - L). window: keys less than window positions "
     "back, the query's own included,\nand the first sink_tokens positions; 0 or None for none. "
     "alibi_slopes [num_heads]. mask: float32 [B or 1,\nnum_heads or 1, L, S] (or [L, S]) added to "
-    "the scores, -inf unseen; booleans say True for seen; other\nfloating types are converted. "
+    "the scores, -inf unseen; booleans say True for seen; other\nfloating types are converted; the "
+    "word \"causal\" is the rule of causal=True. "
     "sinks [num_heads]: learned sink logits, out / (1 + exp(sink - lse)). partial:\nleave sinks to "
     "finish(), because results will be merged; out is then float32. reproducible: one path for\n"
     "every query count. backend: a name of info()[\"backends\"].";
@@ -257,6 +265,12 @@ void Options::set_sinks(nb::handle object, std::int64_t num_heads) {
 
 void Options::set_mask(nb::handle object) {
   if (object.is_none()) return;
+  if (nb::isinstance<nb::str>(object)) {
+    (void)take(Mask::named(nb::cast<std::string>(object)));
+    expect_causal(core);
+    names_causal = true;
+    return;
+  }
   Array array("mask", object);
   TensorView mask = with_leading_axes(array.raw());
   if (array.raw().rank < 2) {
@@ -311,7 +325,8 @@ void bind_attention(nb::module_& module) {
           "Query head h reads KV head h // (num_heads // num_kv_heads).\n\n"
           "Returns out, shaped like q with v_head_dim, of q's type and library; (out, lse) if lse "
           "is True or an array:\nfloat32 natural logarithms [B, num_heads, L] or [total_q, "
-          "num_heads]. `out` and `lse` may be given, and are\nwritten to. A query that sees no key "
+          "num_heads]. `out` and `lse` may be given, and are\nwritten to: they share no memory with "
+          "one another or with what is read, but `out` may be q itself. A query that\nsees no key "
           "gives 0 and -inf.\n\n") +
       kOptionsDoc +
       "\n\nErrors: ValueError for shapes, types and options; KeyError for a layer never populated; "
@@ -363,7 +378,8 @@ void bind_attention(nb::module_& module) {
              "lse"_a = nb::none(),
              "Joins attention over two disjoint sets of keys, each a pair (out, lse), into "
              "attention over their union:\n(out, lse). out [..., D] and lse [...] are float32. The "
-             "result may alias either part.\n\nErrors: ValueError for shapes and types.");
+             "result may be either part itself, and shares no memory otherwise.\n\nErrors: "
+             "ValueError for shapes, types and shared memory.");
   module.def("finish", &finish, "out"_a.none(), "lse"_a.none(), "sinks"_a.none(),
              "Applies learned sinks to merged parts, in place: out / (1 + exp(sink - lse)). "
              "Returns out.\n\nout [total_q, num_heads, D] float32, lse [total_q, num_heads] "

@@ -119,7 +119,7 @@ BatchFetched update_and_fetch(PyBatching& self, FirstArray key, GivenArray value
 LikeFirst attend(PyBatching& self, FirstArray q, GivenArray key, GivenArray value,
                  std::int64_t layer, GivenArray out, std::optional<float> scale,
                  std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                 std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenArray mask,
+                 std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenMask mask,
                  GivenNumbers sinks, bool reproducible, const std::optional<std::string>& backend,
                  GivenExecutor executor) {
   const Array query("q", q);

@@ -38,7 +38,7 @@ Axes axes_of(Layout layout) { return layout == Layout::kHND ? Axes{1, 2} : Axes{
   raise(PyExc_ValueError, name + ": found " + found + ", expected " + expected);
 }
 
-void expect_rows(const char* name, const Array& array) {
+void expect_rows(const char* name, const Array& array, Layout layout) {
   const TensorView& rows = array.view(name);
   if (rows.rank != 4 || !is_floating(rows.dtype)) {
     invalid(name, array.describe(), "float32, float16 or bfloat16 of four axes");
@@ -49,6 +49,9 @@ void expect_rows(const char* name, const Array& array) {
   }
   for (int axis = 0; axis < 4; ++axis) {
     if (rows.shape[axis] > kMaxInt32) invalid(name, array.describe(), "extents below 2^31");
+  }
+  for (int axis : {axes_of(layout).head, 3}) {
+    if (rows.shape[axis] == 0) invalid(name, array.describe(), "heads of at least one element");
   }
 }
 
@@ -65,7 +68,7 @@ KvPart part_of(const KeyValueView& rows, Layout layout) {
   part.v_page_stride = rows.value.strides[0];
   part.v_head_stride = rows.value.strides[axes.head];
   part.v_token_stride = rows.value.strides[axes.token];
-  part.page_size = static_cast<std::int32_t>(std::max<std::int64_t>(1, rows.key.shape[axes.token]));
+  part.page_size = static_cast<std::int32_t>(rows.key.shape[axes.token]);
   return part;
 }
 
@@ -98,8 +101,8 @@ struct GivenRows {
   GivenRows(nb::handle key, nb::handle value, Layout layout) {
     arrays.emplace_back("key", key);
     arrays.emplace_back("value", value);
-    expect_rows("key", arrays[0]);
-    expect_rows("value", arrays[1]);
+    expect_rows("key", arrays[0], layout);
+    expect_rows("value", arrays[1], layout);
     rows = {arrays[0].raw(), arrays[1].raw()};
     const Axes axes = axes_of(layout);
     for (int axis : {0, axes.head, axes.token}) {
@@ -143,6 +146,11 @@ void set_block_table(nb::handle object, const KeyValueView& rows, Tables* tables
             "one for each of the " + std::to_string(ids.shape[0]) + " rows of block_table");
   }
   for (std::size_t seq = 0; seq < tables->lengths.size(); ++seq) {
+    if (tables->lengths[seq] == 0) continue;
+    if (part.page_size == 0) {
+      invalid("lengths[" + std::to_string(seq) + "]", std::to_string(tables->lengths[seq]),
+              "0, because a page of key has no rows");
+    }
     const std::int64_t pages =
         (std::int64_t{tables->lengths[seq]} + part.page_size - 1) / part.page_size;
     if (pages > ids.shape[1]) {
@@ -175,6 +183,14 @@ PyKvView make_view(nb::handle key, nb::handle value, nb::handle layout_name, nb:
     if (length >= 0 && (!block_table.is_none() || length <= longest)) continue;
     invalid("lengths[" + std::to_string(i) + "]", std::to_string(length),
             "0 .. " + std::to_string(block_table.is_none() ? longest : kMaxInt32));
+  }
+  for (const auto& [name, values] : {std::pair{"first_position", &tables->first_position},
+                                     {"first_visible", &tables->first_visible}}) {
+    for (std::size_t i = 0; i < values->size(); ++i) {
+      if ((*values)[i] >= 0) continue;
+      invalid(std::string(name) + "[" + std::to_string(i) + "]", std::to_string((*values)[i]),
+              "at least 0");
+    }
   }
   if (!block_table.is_none()) {
     set_block_table(block_table, pair.rows, tables.get());

@@ -159,12 +159,21 @@ void reorder(PyCache& self, GivenIds beam_idx) {
   change_all(self, [&](Cache& cache) { return cache.reorder(rows.view()); });
 }
 
-void repeat(PyCache& self, std::int64_t n) {
-  change_all(self, [n](Cache& cache) { return cache.batch_repeat_interleave(n); });
+// The names of the sources, under which the core does not know its arguments.
+void expect_at_least(const char* name, std::int64_t found, std::int64_t least) {
+  if (found >= least) return;
+  raise(PyExc_ValueError, std::string(name) + ": found " + std::to_string(found) +
+                              ", expected at least " + std::to_string(least));
 }
 
-void crop(PyCache& self, std::int64_t n) {
-  change_all(self, [n](Cache& cache) { return cache.crop(n); });
+void repeat(PyCache& self, std::int64_t repeats) {
+  expect_at_least("repeats", repeats, 1);
+  change_all(self, [=](Cache& cache) { return cache.batch_repeat_interleave(repeats); });
+}
+
+void crop(PyCache& self, std::int64_t max_length) {
+  expect_at_least("max_length", max_length, 0);
+  change_all(self, [=](Cache& cache) { return cache.crop(max_length); });
 }
 
 void truncate(PyCache& self, std::int64_t n) {
@@ -325,11 +334,11 @@ void bind_base(nb::module_& module) {
            "batch size their\nnumber.\n\nErrors: IndexError for an index outside the batch, "
            "ValueError for none.")
       .def("reorder", &reorder, "beam_idx"_a.none(), "batch_select under the name of beam search.")
-      .def("batch_repeat_interleave", &repeat, "n"_a,
-           "Rows a, b become a, a, b, b for n = 2.\n\nErrors: ValueError for n < 1.")
-      .def("crop", &crop, "n"_a,
-           "Keeps the most recent n tokens of each layer; 0 empties.\n\nErrors: ValueError for "
-           "n < 0.")
+      .def("batch_repeat_interleave", &repeat, "repeats"_a,
+           "Rows a, b become a, a, b, b for 2.\n\nErrors: ValueError for less than 1.")
+      .def("crop", &crop, "max_length"_a,
+           "Keeps the most recent max_length tokens of each layer; 0 empties.\n\nErrors: ValueError "
+           "for less than 0.")
       .def("truncate", &truncate, "n"_a,
            "Keeps the first n tokens of each layer.\n\nErrors: ValueError for n < 0.")
       .def("rewind", &rewind, "n"_a,
@@ -416,7 +425,10 @@ void bind_kinds(nb::module_& module) {
                 Kind::kStatic, StaticCache::create(max_cache_len, num_layers, setup.options)));
           },
           "max_cache_len"_a, "num_layers"_a, nb::kw_only(), "dtype"_a = nb::none(),
-          "layout"_a = "hnd", "memory"_a.none() = nb::none());
+          "layout"_a = "hnd", "memory"_a.none() = nb::none())
+      .def_prop_ro(
+          "max_cache_len", [](const PyStatic& self) { return *self.cache->max_length(); },
+          "Tokens a layer can hold.");
   nb::class_<PyFull, PyCache>(module, "FullCache",
                               "A dynamic cache of one layer, for use inside an attention layer.")
       .def(

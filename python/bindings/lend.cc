@@ -146,7 +146,8 @@ Int32Array array_of(const std::vector<std::int32_t>& values, std::int64_t rows) 
   nb::object array = new_array(Framework::kNumpy, DType::kI32, shape, rows < 0 ? 1 : 2);
   const Array out("array", array);
   if (count > 0) {
-    std::memcpy(out.writable("array").data, values.data(), values.size() * sizeof(std::int32_t));
+    std::memcpy(const_cast<void*>(out.raw().data), values.data(),
+                values.size() * sizeof(std::int32_t));
   }
   return array;
 }

@@ -37,11 +37,16 @@ class SequenceFirstCache:
         Errors: ValueError for shapes and types, and for [B, T, D] after [B, T, H, D] or the other
         way round, as long as there are rows.
         """
+        for name, rows in (("key", key), ("value", value)):
+            if not hasattr(rows, "shape"):
+                raise TypeError(f"{name}: found {type(rows).__name__}, expected an array")
+            if len(rows.shape) not in (3, 4):
+                raise ValueError(f"{name}: found shape {tuple(rows.shape)}, expected [B, T, H, D] or "
+                                 "[B, T, D]")
         one_head = len(key.shape) == 3
-        rank = 3 if one_head else 4
-        if len(value.shape) != rank:
-            raise ValueError(f"value: found shape {tuple(value.shape)}, expected {rank} axes as in "
-                             f"key {tuple(key.shape)}")
+        if len(value.shape) != len(key.shape):
+            raise ValueError(f"value: found shape {tuple(value.shape)}, expected {len(key.shape)} "
+                             f"axes as in key {tuple(key.shape)}")
         if self._cache.seq_length() > 0 and one_head != self._one_head:
             raise ValueError(f"key: found shape {tuple(key.shape)}, expected "
                              f"{'[B, T, D]' if self._one_head else '[B, T, H, D]'} as before")

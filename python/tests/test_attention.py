@@ -17,6 +17,77 @@ def random(*shape, seed=0):
     return numpy.random.default_rng(seed).standard_normal(shape, numpy.float32)
 
 
+def test_results_share_no_memory_with_what_is_read():
+    buffer, k = random(1, 2, 201, 64), random(1, 2, 300, 64, seed=1)
+    q, expected = buffer[:, :, :200].copy(), None
+    expected = attend(q, (k, k))
+    for out in (buffer[:, :, 1:], buffer[:, ::-1, :200], buffer[:, :, :200].swapaxes(0, 1)[:1]):
+        if out.shape == q.shape:
+            with pytest.raises(ValueError, match="^out: found memory of q, expected q itself or "):
+                attend(buffer[:, :, :200], (k, k), out=out)
+    value = random(1, 2, 300, 64, seed=2)
+    with pytest.raises(ValueError, match="^out: found memory of the keys and values"):
+        attend(q, (k, value), out=value[:, :, 50:250])
+    with pytest.raises(ValueError, match="^lse: found memory of out"):
+        attend(q, (k, k), out=expected, lse=expected[..., 0])
+    with pytest.raises(ValueError, match="^lse: found memory of the keys and values"):
+        attend(q, (k, value), lse=k[:, :, 100:, 0])
+    again = q.copy()
+    assert numpy.array_equal(attend(again, (k, k), out=again), attend(q, (k, k)))
+    fused = numpy.concatenate([q, numpy.zeros((1, 2, 200, 65), "f4")], 3)
+    out, lse = attend(fused[..., :64], (k, k), out=fused[..., 64:128], lse=fused[..., 128])
+    assert numpy.array_equal(out, attend(q, (k, k))) and numpy.isfinite(lse).all()
+
+
+@pytest.mark.parametrize("bad", [["1.5"], [True], [1j], [None], "1"])
+def test_numbers_for_heads_are_numbers(bad):
+    for name in ("sinks", "alibi_slopes"):
+        with pytest.raises((ValueError, TypeError), match=f"^{name}: found "):
+            attend(tokens(1), (K, V), **{name: bad})
+
+
+@pytest.mark.parametrize("dtype", ["i4", "i8", "u1", "i2", "c8"])
+def test_masks_of_other_types_are_refused(dtype):
+    mask = numpy.ones((1, 1, 1, 3), dtype)
+    batch = kvcache.BatchingCache(1)
+    batch.add_request(kvcache.FullCache(), 0)
+    planned = AttentionPlan()
+    planned.plan((K, V), [0, 1], num_heads=1)
+    for call in (lambda: attend(tokens(1), (K, V), mask=mask),
+                 lambda: planned.plan((K, V), [0, 1], num_heads=1, mask=mask),
+                 lambda: planned.run(tokens(1), (K, V), mask=mask),
+                 lambda: batch.attend(tokens(1), tokens(1), tokens(1), mask=mask[..., :1]),
+                 lambda: batch.update_and_fetch(tokens(1), tokens(1), mask=mask[..., :1])):
+        with pytest.raises(ValueError, match="^mask: found .*, expected floating numbers or booleans"):
+            call()
+    assert batch.seq_length(0) == 0
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i8", "?", "c8"])
+def test_types_of_rows_are_said_once(dtype):
+    rows, good = numpy.ones((1, 1, 2, 4), dtype), numpy.ones((1, 1, 2, 4), numpy.float32)
+    said = "expected float32, float16 or bfloat16"
+    for call in (lambda: DynamicKVCache().update(rows, good), lambda: attend(good, (rows, good)),
+                 lambda: kvcache.BatchingCache(1).update_and_fetch(good, rows),
+                 lambda: kvcache.functional.update(kvcache.functional.init(
+                     batch_size=1, num_layers=1, num_heads=1, head_dim=4), 0, rows, good)):
+        with pytest.raises(ValueError, match=rf"^\w+: found \[1, 1, 2, 4\] \w+, {said}"):
+            call()
+
+
+def test_errors_do_not_print_whole_arrays():
+    many = numpy.zeros((1, 1, 100, 100), numpy.float32)
+    for call in (lambda: attend(many, (many, many), layout=many),
+                 lambda: DynamicKVCache(dtype=many),
+                 lambda: DynamicKVCache().batch_select(many),
+                 lambda: attend(many, (many, many), sinks=many),
+                 lambda: attend(many, (many, many), mask="m" * 5000),
+                 lambda: DynamicKVCache(layout="x" * 5000)):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            call()
+        assert len(str(caught.value)) < 200
+
+
 def test_grouped_heads_read_their_own_kv_head():
     q = numpy.ones((1, 4, 1, 1), numpy.float32)
     k = numpy.array([[0, LN3], [LN3, 0]], numpy.float32).reshape(1, 2, 2, 1)

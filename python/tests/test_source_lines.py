@@ -63,6 +63,57 @@ def test_lucid_names_are_on_the_abstract_base():
     assert DynamicKVCache().get_seq_length(layer_idx=0) == 0
 
 
+def test_arguments_have_the_names_of_the_sources():
+    cache = StaticKVCache(max_cache_len=8, num_layers=1)
+    assert cache.max_cache_len == 8
+    cache.update(key=rows(1, 2, 3, 4), value=rows(1, 2, 3, 4), layer_idx=0, cache_position=None)
+    cache.batch_repeat_interleave(repeats=2)
+    cache.reorder_cache(beam_idx=[1, 0])
+    cache.batch_select_indices(indices=[0])
+    cache.crop(max_length=2)
+    assert cache.get_seq_length(layer_idx=0) == 2
+    with pytest.raises(ValueError, match="^max_length: found -1, expected at least 0$"):
+        cache.crop(-1)
+    with pytest.raises(ValueError, match="^repeats: found 0, expected at least 1$"):
+        cache.batch_repeat_interleave(0)
+    state = init(batch_size=1, num_layers=1, num_heads=2, head_dim=4, max_seq_len=4, type="float32")
+    state, _, _ = update(cache=state, layer_idx=0, new_k=rows(1, 2, 1, 4), new_v=rows(1, 2, 1, 4))
+    assert get(cache=state, layer_idx=0)[0].shape == (1, 2, 1, 4)
+    assert seq_length(cache=state, layer_idx=0) == 1 and reset(cache=state).position == 0
+    q = rows(1, 2, 1, 4)
+    attention = build_cached_attention(num_heads=2, head_dim=4, layer_idx=0)
+    attention(q=q, k=q, v=q, cache=state)
+    prefilled = TinyKvFullCache()
+    prefilled.update_and_fetch(key=q, value=q, mask_length=1, mask="causal")
+    prefilled.rewind(n=0)
+    batch = BatchingKvCache(max_active_requests=1, max_seq_len=4)
+    batch.add_request(prefilled=prefilled, id=0)
+    batch.update_and_fetch(key=q, value=q, mask_length=1, mask="causal")
+    batch.rewind(id=0, n=1)
+    batch.remove_request(id=0)
+    first = SequenceFirstCache()
+    first.update(key=q, value=q)
+
+
+def test_a_mask_named_causal_is_the_rule_everywhere():
+    q, k, v = rows(1, 2, 3, 4), rows(1, 2, 5, 4, seed=1), rows(1, 2, 5, 4, seed=2)
+    expected = kvcache.attend(q, (k, v))
+    assert numpy.array_equal(kvcache.attend(q, (k, v), mask="causal"), expected)
+    plan = kvcache.AttentionPlan()
+    plan.plan((k, v), [0, 3], num_heads=2)
+    assert numpy.array_equal(plan.run(q, (k, v), mask="causal"), expected)
+    batch = BatchingKvCache(1)
+    batch.add_request(TinyKvFullCache(), 0)
+    assert numpy.array_equal(batch.attend(q, q, q, mask="causal"), kvcache.attend(q, (q, q)))
+    with pytest.raises(ValueError, match="mask: found causal beside causal=False"):
+        kvcache.attend(q, (k, v), causal=False, mask="causal")
+    plan.plan((k, v), [0, 3], num_heads=2, causal=False)
+    with pytest.raises(ValueError, match="mask: found causal beside causal=False"):
+        plan.run(q, (k, v), mask="causal")
+    with pytest.raises(ValueError, match="mask: found"):
+        kvcache.attend(q, (k, v), mask="sliding")
+
+
 def test_edifice_functions():
     cache = init(batch_size=1, num_layers=2, num_heads=8, head_dim=64, max_seq_len=16, type="float32")
     new_k, new_v, layer_idx = rows(1, 8, 3, 64), rows(1, 8, 3, 64, seed=1), 0
@@ -118,6 +169,10 @@ def test_explainer_sequence_first_cache():
     assert cache.get_cache() == {"key": None, "value": None}
     key, value = cache.update(rows(2, 3, 8), rows(2, 3, 8))
     assert key.shape == value.shape == cache.get_cache()["key"].shape == (2, 3, 8)
+    with pytest.raises(ValueError, match=r"^key: found shape \(2, 3\), expected \[B, T, H, D\] or "):
+        cache.update(rows(2, 3), rows(2, 3))
+    with pytest.raises(TypeError, match="^key: found list, expected an array"):
+        cache.update([1.0], [1.0])
     with pytest.raises(ValueError, match=r"\[B, T, D\] as before"):
         cache.update(rows(2, 1, 4, 8), rows(2, 1, 4, 8))
 

@@ -10,8 +10,11 @@ inline namespace v0 {
 Result<Mask> Mask::named(std::string_view name) {
   return internal::at_door([&]() -> Result<Mask> {
     if (name == "causal") return causal();
+    constexpr std::size_t kShown = 60;
+    const std::string shown =
+        std::string(name.substr(0, kShown)) + (name.size() > kShown ? "..." : "");
     return Status(StatusCode::kInvalidArgument,
-                  "mask: found \"" + std::string(name) + "\", expected \"causal\" or a tensor");
+                  "mask: found \"" + shown + "\", expected \"causal\" or a tensor");
   });
 }
 

@@ -302,8 +302,8 @@ std::string Array::describe() const {
 
 const TensorView& Array::view(const char* name) const {
   if (element_ <= Element::kBF16) return raw_;
-  raise(PyExc_ValueError, std::string(name) + ": found " + describe() +
-                              ", expected float32, float16 or bfloat16");
+  raise(PyExc_ValueError,
+        std::string(name) + ": found " + describe() + ", expected float32, float16 or bfloat16");
 }
 
 MutableTensorView Array::writable(const char* name) const {
@@ -513,9 +513,8 @@ std::optional<DType> dtype_from(nb::handle object, const char* name) {
     const auto dtype = static_cast<DType>(i);
     if (text == python_name(dtype) || text == name_of(dtype)) return dtype;
   }
-  raise(PyExc_ValueError,
-        std::string(name) + ": found " + found_word(object) +
-            ", expected float32, float16 or bfloat16");
+  raise(PyExc_ValueError, std::string(name) + ": found " + found_word(object) +
+                              ", expected float32, float16 or bfloat16");
 }
 
 Layout layout_from(nb::handle object) {

@@ -108,8 +108,8 @@ TensorView with_leading_axes(TensorView view) noexcept;
 // An array, or a list of numbers made one.
 Array number_array(const char* name, nanobind::handle object);
 
-// A word that was given, for an error: a string or a number as it is, cut where it is long; anything
-// else by its type, since a tensor's own words are all of its elements.
+// A word that was given, for an error: a string or a number as it is, cut where it is long;
+// anything else by its type, since a tensor's own words are all of its elements.
 std::string found_word(nanobind::handle object);
 
 // "f32", "float32", numpy.float16, torch.bfloat16, ml_dtypes.bfloat16, ...; None is none.

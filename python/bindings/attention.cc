@@ -9,6 +9,7 @@
 #include <mutex>
 #include <utility>
 
+#include "kvcache/mask.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/info.h"
 #include "python/bindings/kv_view.h"
@@ -325,7 +326,8 @@ void bind_attention(nb::module_& module) {
           "Query head h reads KV head h // (num_heads // num_kv_heads).\n\n"
           "Returns out, shaped like q with v_head_dim, of q's type and library; (out, lse) if lse "
           "is True or an array:\nfloat32 natural logarithms [B, num_heads, L] or [total_q, "
-          "num_heads]. `out` and `lse` may be given, and are\nwritten to: they share no memory with "
+          "num_heads]. `out` and `lse` may be given, and are\nwritten to: they share no memory "
+          "with "
           "one another or with what is read, but `out` may be q itself. A query that\nsees no key "
           "gives 0 and -inf.\n\n") +
       kOptionsDoc +

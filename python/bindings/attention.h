@@ -29,9 +29,9 @@ struct Options {
   // [num_heads] numbers each. Errors: ValueError for another count or type.
   void set_alibi_slopes(nanobind::handle object, std::int64_t num_heads);
   void set_sinks(nanobind::handle object, std::int64_t num_heads);
-  // None, "causal", or [L, S], [num_heads or 1, L, S], [B or 1, num_heads or 1, L, S]; float32 is read
-  // in place, booleans (true: seen) and other floating types are converted. Errors: ValueError for
-  // other types and words, and for "causal" where `core` is not. REQUIRES: core.causal is set.
+  // None, "causal", or [L, S], [num_heads or 1, L, S], [B or 1, num_heads or 1, L, S]; float32 is
+  // read in place, booleans (true: seen) and other floating types are converted. Errors: ValueError
+  // for other types and words, and for "causal" where `core` is not. REQUIRES: core.causal is set.
   void set_mask(nanobind::handle object);
   void set_backend(const std::optional<std::string>& name);
 };

@@ -336,9 +336,10 @@ void bind_base(nb::module_& module) {
       .def("reorder", &reorder, "beam_idx"_a.none(), "batch_select under the name of beam search.")
       .def("batch_repeat_interleave", &repeat, "repeats"_a,
            "Rows a, b become a, a, b, b for 2.\n\nErrors: ValueError for less than 1.")
-      .def("crop", &crop, "max_length"_a,
-           "Keeps the most recent max_length tokens of each layer; 0 empties.\n\nErrors: ValueError "
-           "for less than 0.")
+      .def(
+          "crop", &crop, "max_length"_a,
+          "Keeps the most recent max_length tokens of each layer; 0 empties.\n\nErrors: ValueError "
+          "for less than 0.")
       .def("truncate", &truncate, "n"_a,
            "Keeps the first n tokens of each layer.\n\nErrors: ValueError for n < 0.")
       .def("rewind", &rewind, "n"_a,

@@ -389,9 +389,10 @@ void bind_cache_steps(nb::class_<PyPaged>& paged) {
            "Keeps the first accepted[i] new tokens of each sequence (None: all) and ends the "
            "step.\n\nErrors: ValueError if a layer was not written, or for a count beyond the new "
            "tokens; the step stays open.")
-      .def("rollback", &rollback, "step"_a,
-           "Everything as before reserve(); ends the step. Memory of pages that it was the first to "
-           "take stays committed:\nreserved_bytes() may be higher than before.")
+      .def(
+          "rollback", &rollback, "step"_a,
+          "Everything as before reserve(); ends the step. Memory of pages that it was the first to "
+          "take stays committed:\nreserved_bytes() may be higher than before.")
       .def("slot_mapping", &slot_mapping, "step"_a, "layer"_a,
            "[num_new_tokens] int32: the slots, page * page_size + offset, of the new tokens.");
 }

@@ -91,8 +91,11 @@ TEST(Overlap, SlicesOfOneProjectionAreApart) {
   EXPECT_TRUE(intersect(byte_span(q), byte_span(k)));
   EXPECT_FALSE(overlap(q, k));
   EXPECT_TRUE(overlap(q, q));
+  const std::int64_t to_the_next_q = (heads + 1) * dim;
+  EXPECT_FALSE(
+      overlap(q, slice(heads * dim * 4, DType::kF32, {tokens, heads, to_the_next_q}, strides)));
   const TensorView beyond =
-      slice(heads * dim * 4, DType::kF32, {tokens, heads, 2 * dim + 1}, strides);
+      slice(heads * dim * 4, DType::kF32, {tokens, heads, to_the_next_q + 1}, strides);
   EXPECT_TRUE(overlap(q, beyond));
   EXPECT_TRUE(overlaps_itself(beyond));
   EXPECT_FALSE(overlaps_itself(k));

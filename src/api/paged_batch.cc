@@ -10,6 +10,7 @@
 #include "api/batch_rows.h"
 #include "api/batch_state.h"
 #include "base/door.h"
+#include "tensor/overlap.h"
 #include "tensor/strides.h"
 
 namespace kvcache {
@@ -162,6 +163,7 @@ Status PagedBatch::gather(std::int64_t layer, const MutableTensorView& key,
         "key", key, layout, KvExtents{num_rows(), shape.heads, length, shape.k_dim}));
     KVC_RETURN_IF_ERROR(internal::expect_kv(
         "value", value, layout, KvExtents{num_rows(), shape.heads, length, shape.v_dim}));
+    KVC_RETURN_IF_ERROR(internal::expect_apart("key", key, "value", value));
     internal::copy_out(view, true, length, layout, key, context);
     internal::copy_out(view, false, length, layout, value, context);
     return {};

@@ -342,16 +342,7 @@ Status PagedCache::gather(std::int64_t layer, SequenceId seq, const MutableTenso
     KVC_RETURN_IF_ERROR(expect_rows("value", value, first, second, spec.v_head_dim));
     KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "key", key));
     KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "value", value));
-    for (const MutableTensorView* rows : {&key, &value}) {
-      if (!internal::overlaps_itself(*rows)) continue;
-      return Status(StatusCode::kInvalidArgument,
-                    std::string(rows == &key ? "key" : "value") +
-                        ": found elements that share memory, expected each in its own");
-    }
-    if (internal::overlap(key, value)) {
-      return Status(StatusCode::kInvalidArgument,
-                    "value: found memory of key, expected memory of its own");
-    }
+    KVC_RETURN_IF_ERROR(internal::expect_apart("key", key, "value", value));
     internal::gather_rows(*impl_->store, *found, layer, key, value, context);
     return {};
   });

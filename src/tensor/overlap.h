@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kvcache/status.h"
 #include "kvcache/tensor_view.h"
 
 namespace kvcache::internal {
@@ -27,6 +28,11 @@ bool overlap(const TensorView& a, const TensorView& b) noexcept;
 
 // Whether a byte belongs to two elements of one tensor, as in a broadcast one.
 bool overlaps_itself(const TensorView& view) noexcept;
+
+// Two tensors that are written to: each element of both in memory of its own. Errors:
+// kInvalidArgument. May throw bad_alloc while it builds a message.
+Status expect_apart(const char* first_name, const TensorView& first, const char* second_name,
+                    const TensorView& second);
 
 }  // namespace kvcache::internal
 

@@ -29,15 +29,15 @@ Status run(const Flags& flags) {
       out["prefetch"].push_back(
           {{"row_bytes", choice.row_bytes}, {"level", choice.level}, {"reason", choice.reason}});
     }
-    fmt::print("{}\n", out.dump());
+    print("{}\n", out.dump());
     return {};
   }
-  fmt::print("{}; backend {}; best of {} turns, one thread, rows in no cache\n", cpu, backend,
+  print("{}; backend {}; best of {} turns, one thread, rows in no cache\n", cpu, backend,
              flags.turns);
   for (const PrefetchChoice& choice : choices) {
-    fmt::print("rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
+    print("rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
   }
-  fmt::print("A process measures 3 turns for itself; KVCACHE_PREFETCH=LEVEL overrides.\n");
+  print("A process measures 3 turns for itself; KVCACHE_PREFETCH=LEVEL overrides.\n");
   return {};
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/door.h"
+#include "base/expect.h"
 #include "kvcache/attention.h"
 #include "kvcache/executor.h"
 #include "kvcache/kv_view.h"
@@ -101,9 +102,8 @@ Status for_each_struct(const char* name, const Struct* array, std::int64_t count
   for (std::int64_t i = 0; i < count; ++i, bytes += stride) {
     const std::uint32_t struct_size = struct_size_of(bytes);
     if (struct_size != stride) {
-      return Status(StatusCode::kInvalidArgument,
-                    std::string(name) + ": found struct_size " + std::to_string(struct_size) +
-                        ", expected " + std::to_string(stride) + " as in the first element");
+      return refusal(name, "struct_size " + std::to_string(struct_size),
+                     std::to_string(stride) + " as in the first element");
     }
     Struct element;
     KVC_RETURN_IF_ERROR(read_struct(name, reinterpret_cast<const Struct*>(bytes), &element));

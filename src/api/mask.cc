@@ -3,6 +3,7 @@
 #include <string>
 
 #include "base/door.h"
+#include "base/expect.h"
 
 namespace kvcache {
 inline namespace v0 {
@@ -13,8 +14,7 @@ Result<Mask> Mask::named(std::string_view name) {
     constexpr std::size_t kShown = 60;
     const std::string shown =
         std::string(name.substr(0, kShown)) + (name.size() > kShown ? "..." : "");
-    return Status(StatusCode::kInvalidArgument,
-                  "mask: found \"" + shown + "\", expected \"causal\" or a tensor");
+    return internal::refusal("mask", "\"" + shown + "\"", "\"causal\" or a tensor");
   });
 }
 

@@ -176,13 +176,13 @@ Status check_results(const TensorView& q, const KvView& kv, const TensorView& ou
                      const TensorView& lse, std::int64_t num_heads,
                      const AttentionOptions& options) {
   const auto shared = [](const char* name, const char* with, const char* or_else = "") {
-    return bad(name, std::string("memory of ") + with, std::string(or_else) + "memory of its own");
+    return refusal(name, std::string("memory of ") + with, std::string(or_else) + "memory of its own");
   };
-  if (overlaps_itself(out)) return bad("out", "elements that share memory", "each in its own");
+  if (overlaps_itself(out)) return refusal("out", "elements that share memory", "each in its own");
   if (!is_on_rows_of(out, q) && overlap(out, q)) return shared("out", "q", "q itself or ");
   if (overlaps_rows(out, kv)) return shared("out", "the keys and values");
   if (lse.defined()) {
-    if (overlaps_itself(lse)) return bad("lse", "elements that share memory", "each in its own");
+    if (overlaps_itself(lse)) return refusal("lse", "elements that share memory", "each in its own");
     if (overlap(lse, out)) return shared("lse", "out");
     if (overlap(lse, q)) return shared("lse", "q");
     if (overlaps_rows(lse, kv)) return shared("lse", "the keys and values");

@@ -104,13 +104,12 @@ class PagedTarget final : public Target {
     const std::int64_t page = part.block_table[(length - 1) / part.page_size];
     const std::int64_t slot = (length - 1) % part.page_size;
     TensorView newest;  // the newest row of each head, as a layout-free tensor of one token
-    newest.data =
-        static_cast<const std::byte*>(part.k) +
-        (page * part.k_page_stride + slot * part.k_token_stride) * size_of(options_.dtype);
+    newest.data = part.k.row_at(page, 0, slot);
     newest.rank = 4;
     newest.dtype = options_.dtype;
     newest.shape[options_.layout == Layout::kHND ? 2 : 1] = 1;
-    newest.strides[options_.layout == Layout::kHND ? 1 : 2] = part.k_head_stride;
+    newest.strides[options_.layout == Layout::kHND ? 1 : 2] =
+        part.k.head_stride / size_of(options_.dtype);
     return difference(newest, options_, rows);
   }
 

@@ -54,19 +54,15 @@ struct SampleView {
   SampleView(const AttentionAnswer& answer, const Sample& sample) : part(answer.view.parts[0]) {
     length =
         static_cast<std::int32_t>(part.lengths[sample.seq] - answer.queries + sample.query + 1);
-    const auto shift = [&](const void* rows, std::int64_t elements, DType dtype) {
-      return static_cast<const std::byte*>(rows) + elements * size_of(dtype);
-    };
     std::int64_t page = 0;
     if (part.block_table != nullptr) {
       part.block_table += sample.seq * part.block_table_stride;
     } else {
       page = sample.seq;
     }
-    part.k = shift(part.k, page * part.k_page_stride + sample.kv_head * part.k_head_stride,
-                   part.k_format.dtype);
-    part.v = shift(part.v, page * part.v_page_stride + sample.kv_head * part.v_head_stride,
-                   part.v_format.dtype);
+    for (RowsView* rows : {&part.k, &part.v}) {
+      rows->offset += page * rows->page_stride + sample.kv_head * rows->head_stride;
+    }
     part.lengths = &length;
     view = answer.view;
     view.num_seqs = 1;

@@ -59,14 +59,8 @@ Geometry geometry_of(const AttentionShape& shape, std::int64_t page_size, std::i
   const Strides k = strides_of(shape.layout, page_size, shape.kv_heads, shape.head_dim);
   const Strides v = strides_of(shape.layout, page_size, shape.kv_heads, shape.v_dim());
   KvPart& part = geometry.part;
-  part.k_format.dtype = shape.dtype;
-  part.v_format.dtype = shape.dtype;
-  part.k_page_stride = k.page;
-  part.k_head_stride = k.head;
-  part.k_token_stride = k.token;
-  part.v_page_stride = v.page;
-  part.v_head_stride = v.head;
-  part.v_token_stride = v.token;
+  part.k = strided_rows(nullptr, shape.dtype, k.page, k.head, k.token);
+  part.v = strided_rows(nullptr, shape.dtype, v.page, v.head, v.token);
   part.page_size = static_cast<std::int32_t>(page_size);
   geometry.k_bytes = round_up(num_pages * k.page * size_of(shape.dtype), kReadUnit);
   geometry.v_bytes = round_up(num_pages * v.page * size_of(shape.dtype), kReadUnit);
@@ -134,8 +128,8 @@ Result<KvRing> KvRing::create(const AttentionShape& shape, std::vector<std::int3
     part.block_table = ring.table_.data();
   }
   for (std::int64_t i = 0; i < entries; ++i) {
-    part.k = ring.pages_.data() + i * entry_bytes;
-    part.v = ring.pages_.data() + i * entry_bytes + geometry.k_bytes;
+    part.k.data = ring.pages_.data() + i * entry_bytes;
+    part.v.data = ring.pages_.data() + i * entry_bytes + geometry.k_bytes;
     ring.parts_.push_back(part);
   }
 
@@ -151,8 +145,8 @@ Result<KvRing> KvRing::create(const AttentionShape& shape, std::vector<std::int3
   if (cached.k_bytes + cached.v_bytes <= ring.pages_.bytes()) {
     KvPart few = cached.part;
     few.lengths = ring.lengths_.data();
-    few.k = ring.pages_.data();
-    few.v = ring.pages_.data() + cached.k_bytes;
+    few.k.data = ring.pages_.data();
+    few.v.data = ring.pages_.data() + cached.k_bytes;
     few.block_table_stride = pages_of(shape.kv_len, kCachedPage);
     ring.cached_table_.resize(static_cast<std::size_t>(shape.batch * few.block_table_stride));
     std::uniform_int_distribution<std::int32_t> pick(0, static_cast<std::int32_t>(distinct) - 1);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "kvcache/row_format.h"
 #include "kvcache/status.h"
 #include "kvcache/tensor_view.h"
 #include "kvcache/types.h"
@@ -15,23 +16,12 @@ namespace kvcache {
 inline namespace v0 {
 
 // Consecutive keys and values of every sequence of a view, stored in pages. Row `r` of sequence
-// `s` lies in slot r % page_size of page block_table[s][r / page_size]; its elements for KV head
-// `h` start at  k + page * k_page_stride + h * k_head_stride + slot * k_token_stride.
-// A contiguous cache is a part with one page per sequence: page_size >= every length, no table.
-// Strides count elements. V may alias K's storage.
+// `s` lies in slot r % page_size of page block_table[s][r / page_size]; RowsView says where that
+// is. A contiguous cache is a part with one page per sequence: page_size >= every length, no table.
+// V may alias K's storage.
 struct KvPart {
-  const void* k = nullptr;
-  const void* v = nullptr;
-  RowFormat k_format;
-  RowFormat v_format;
-  std::int64_t k_page_stride = 0, k_head_stride = 0, k_token_stride = 0;
-  std::int64_t v_page_stride = 0, v_head_stride = 0, v_token_stride = 0;
-
-  // Scales of coded rows, addressed like the rows; null for plain ones.
-  const float* k_scales = nullptr;
-  const float* v_scales = nullptr;
-  std::int64_t k_scale_page_stride = 0, k_scale_head_stride = 0, k_scale_token_stride = 0;
-  std::int64_t v_scale_page_stride = 0, v_scale_head_stride = 0, v_scale_token_stride = 0;
+  RowsView k;
+  RowsView v;
 
   std::int32_t page_size = 0;                 // tokens
   const std::int32_t* block_table = nullptr;  // [num_seqs, block_table_stride] page ids, -1 unused;

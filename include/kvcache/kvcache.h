@@ -18,6 +18,7 @@
 #include "kvcache/memory_plan.h"
 #include "kvcache/paged_batch.h"
 #include "kvcache/paged_cache.h"
+#include "kvcache/row_format.h"
 #include "kvcache/static_cache.h"
 #include "kvcache/status.h"
 #include "kvcache/tensor_view.h"

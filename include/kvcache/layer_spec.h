@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kvcache/row_format.h"
 #include "kvcache/types.h"
 #include "kvcache/version.h"
 

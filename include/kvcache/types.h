@@ -1,4 +1,4 @@
-// Element types, layouts, devices and the format of stored rows: the words of every other header.
+// Element types, layouts and devices: the words of every other header.
 #ifndef KVCACHE_TYPES_H_
 #define KVCACHE_TYPES_H_
 
@@ -64,17 +64,6 @@ struct Device {
   std::int32_t index = 0;
 
   friend constexpr bool operator==(const Device&, const Device&) = default;
-};
-
-// How a stored row of one head encodes its elements. kStrided, the plain form, is head_dim
-// contiguous elements of `dtype`; it is the only form whose rows are handed out as tensors.
-struct RowFormat {
-  enum Kind : std::uint8_t { kStrided = 0 };
-
-  Kind kind = kStrided;
-  DType dtype = DType::kF32;
-
-  friend constexpr bool operator==(const RowFormat&, const RowFormat&) = default;
 };
 
 }  // namespace v0

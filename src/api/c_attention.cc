@@ -5,9 +5,11 @@
 #include "api/c_door.h"
 
 using kvcache::AttentionOptions;
+using kvcache::DType;
 using kvcache::KvPart;
 using kvcache::MutableTensorView;
 using kvcache::Status;
+using kvcache::strided_rows;
 using kvcache::TensorView;
 using kvcache::internal::c_call;
 using kvcache::internal::dtype_of;
@@ -25,16 +27,12 @@ struct kvc_plan {
 namespace {
 
 Status part_of(const kvc_part& from, KvPart* part) {
-  KVC_ASSIGN_OR_RETURN(part->k_format.dtype, dtype_of("parts.k", from.k_dtype));
-  KVC_ASSIGN_OR_RETURN(part->v_format.dtype, dtype_of("parts.v", from.v_dtype));
-  part->k = from.k;
-  part->v = from.v;
-  part->k_page_stride = from.k_page_stride;
-  part->k_head_stride = from.k_head_stride;
-  part->k_token_stride = from.k_token_stride;
-  part->v_page_stride = from.v_page_stride;
-  part->v_head_stride = from.v_head_stride;
-  part->v_token_stride = from.v_token_stride;
+  KVC_ASSIGN_OR_RETURN(const DType k_dtype, dtype_of("parts.k", from.k_dtype));
+  KVC_ASSIGN_OR_RETURN(const DType v_dtype, dtype_of("parts.v", from.v_dtype));
+  part->k =
+      strided_rows(from.k, k_dtype, from.k_page_stride, from.k_head_stride, from.k_token_stride);
+  part->v =
+      strided_rows(from.v, v_dtype, from.v_page_stride, from.v_head_stride, from.v_token_stride);
   part->page_size = from.page_size;
   part->block_table = from.block_table;
   part->block_table_stride = from.block_table_stride;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <string>
 #include <utility>
@@ -26,6 +27,16 @@ Status check_format(std::int32_t part, const char* field, const RowFormat& forma
   }
   if (!is_floating(format.dtype)) {
     return refusal(part_field(part, field) + ".dtype", name_of(format.dtype), "f32, f16 or bf16");
+  }
+  return {};
+}
+
+Status check_rows(std::int32_t part, const char* field, const RowsView& rows) {
+  if (rows.chunks == nullptr && rows.data == nullptr) {
+    return refusal(part_field(part, field), "null", "rows");
+  }
+  if (rows.chunk_shift < 0 || rows.chunk_shift > 31) {
+    return refusal(part_field(part, field) + ".chunk_shift", rows.chunk_shift, "0 .. 31");
   }
   return {};
 }
@@ -68,8 +79,8 @@ Status check_sequence(std::int32_t index, const KvPart& part, std::int32_t seq) 
 
 Status check_part(const KvView& kv, std::int32_t index) {
   const KvPart& part = kv.parts[index];
-  KVC_RETURN_IF_ERROR(check_format(index, "k_format", part.k_format));
-  KVC_RETURN_IF_ERROR(check_format(index, "v_format", part.v_format));
+  KVC_RETURN_IF_ERROR(check_format(index, "k.format", part.k.format));
+  KVC_RETURN_IF_ERROR(check_format(index, "v.format", part.v.format));
   if (part.lengths == nullptr && kv.num_seqs > 0) {
     return refusal(part_field(index, "lengths"), "null", "[num_seqs]");
   }
@@ -77,8 +88,8 @@ Status check_part(const KvView& kv, std::int32_t index) {
   for (std::int32_t seq = 0; seq < kv.num_seqs && empty; ++seq) empty = part.lengths[seq] == 0;
   if (empty) return {};
   if (part.page_size < 1) return refusal(part_field(index, "page_size"), part.page_size, ">= 1");
-  if (part.k == nullptr) return refusal(part_field(index, "k"), "null", "rows");
-  if (part.v == nullptr) return refusal(part_field(index, "v"), "null", "rows");
+  KVC_RETURN_IF_ERROR(check_rows(index, "k", part.k));
+  KVC_RETURN_IF_ERROR(check_rows(index, "v", part.v));
   for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
     KVC_RETURN_IF_ERROR(check_sequence(index, part, seq));
   }
@@ -96,75 +107,53 @@ bool is_on_rows_of(const TensorView& out, const TensorView& q) {
   return true;
 }
 
-// K or V of a part, as overlaps_rows() reads it.
-struct StoredRows {
-  const void* data;
-  DType dtype;
-  std::int64_t page_stride, head_stride, token_stride, dim;
-};
-
-// Whether `view` shares memory with a row of the part that some sequence has.
+// Whether `view` shares memory with a row of the part's K or V that some sequence has.
 bool overlaps_rows(const TensorView& view, const KvView& kv, const KvPart& part,
-                   const StoredRows& rows) {
-  TensorView page(rows.data, rows.dtype, {1, kv.num_kv_heads, 1, rows.dim});
-  page.strides[0] = rows.page_stride;
-  page.strides[1] = rows.head_stride;
-  page.strides[2] = rows.token_stride;
+                   const RowsView& rows, std::int64_t dim) {
+  const std::int64_t size = size_of(rows.format.dtype);
+  TensorView page(nullptr, rows.format.dtype, {1, kv.num_kv_heads, part.page_size, dim});
+  page.strides[1] = rows.head_stride / size;
+  page.strides[2] = rows.token_stride / size;
   page.strides[3] = 1;
-  const auto at_page = [&](std::int64_t index) {
-    return static_cast<const std::byte*>(rows.data) +
-           index * rows.page_stride * size_of(rows.dtype);
-  };
-  const auto pages_of = [&](std::int32_t seq) {
-    return ceil_div(part.lengths[seq], part.page_size);
-  };
-
-  // All pages between the lowest and the highest first.
-  std::int64_t lowest = std::numeric_limits<std::int64_t>::max();
-  std::int64_t highest = -1;
-  std::int64_t tokens = 0;
-  for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
-    if (part.lengths[seq] == 0) continue;
-    tokens = std::max<std::int64_t>(tokens, std::min(part.lengths[seq], part.page_size));
-    if (part.block_table == nullptr) {
-      lowest = std::min<std::int64_t>(lowest, seq);
-      highest = std::max<std::int64_t>(highest, seq);
-      continue;
+  // fn(page id, rows of it) for every page of every sequence.
+  const auto for_each_page = [&](auto&& fn) {
+    for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
+      const std::int32_t* const table =
+          part.block_table == nullptr ? &seq : part.block_table + seq * part.block_table_stride;
+      for (std::int64_t left = part.lengths[seq], i = 0; left > 0; left -= part.page_size, ++i) {
+        fn(table[i], std::min<std::int64_t>(left, part.page_size));
+      }
     }
-    const std::int32_t* const table = part.block_table + seq * part.block_table_stride;
-    const auto [low, high] = std::minmax_element(table, table + pages_of(seq));
-    lowest = std::min<std::int64_t>(lowest, *low);
-    highest = std::max<std::int64_t>(highest, *high);
-  }
-  if (highest < 0) return false;
-  page.data = at_page(lowest);
-  page.shape[0] = highest - lowest + 1;
-  page.shape[2] = tokens;
-  if (!intersect(byte_span(view), byte_span(page))) return false;
+  };
+  // All memory between the lowest and the highest page first.
+  const std::byte* lowest = nullptr;
+  const std::byte* highest = nullptr;
+  for_each_page([&](std::int64_t id, std::int64_t) {
+    const std::byte* const start = rows.page_at(id);
+    if (lowest == nullptr || std::less<>()(start, lowest)) lowest = start;
+    if (highest == nullptr || std::less<>()(highest, start)) highest = start;
+  });
+  if (lowest == nullptr) return false;
+  page.data = lowest;
+  ByteSpan all = byte_span(page);
+  page.data = highest;
+  all.end = byte_span(page).end;
+  if (!intersect(byte_span(view), all)) return false;
 
-  page.shape[0] = 1;
-  for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
-    const std::int64_t pages = part.lengths[seq] == 0 ? 0 : pages_of(seq);
-    for (std::int64_t i = 0; i < pages; ++i) {
-      page.data = at_page(
-          part.block_table == nullptr ? seq : part.block_table[seq * part.block_table_stride + i]);
-      page.shape[2] =
-          std::min<std::int64_t>(part.page_size, part.lengths[seq] - i * part.page_size);
-      if (overlap(view, page)) return true;
-    }
-  }
-  return false;
+  bool found = false;
+  for_each_page([&](std::int64_t id, std::int64_t count) {
+    page.data = rows.page_at(id);
+    page.shape[2] = count;
+    found = found || overlap(view, page);
+  });
+  return found;
 }
 
 bool overlaps_rows(const TensorView& view, const KvView& kv) {
   for (std::int32_t p = 0; p < kv.num_parts; ++p) {
     const KvPart& part = kv.parts[p];
-    if (overlaps_rows(view, kv, part,
-                      {part.k, part.k_format.dtype, part.k_page_stride, part.k_head_stride,
-                       part.k_token_stride, kv.k_head_dim}) ||
-        overlaps_rows(view, kv, part,
-                      {part.v, part.v_format.dtype, part.v_page_stride, part.v_head_stride,
-                       part.v_token_stride, kv.v_head_dim})) {
+    if (overlaps_rows(view, kv, part, part.k, kv.k_head_dim) ||
+        overlaps_rows(view, kv, part, part.v, kv.v_head_dim)) {
       return true;
     }
   }

@@ -98,7 +98,7 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
   lengths_.clear();
   for (std::int32_t p = 0; p < like.num_parts; ++p) {
     const KvPart& part = like.parts[p];
-    parts_.push_back({part.k_format, part.v_format, part.positions != nullptr});
+    parts_.push_back({part.k.format, part.v.format, part.positions != nullptr});
     for (std::int32_t seq = 0; seq < like.num_seqs; ++seq) {
       lengths_.push_back({part.lengths[seq],
                           part.first_position == nullptr ? 0 : part.first_position[seq],
@@ -136,7 +136,7 @@ Status Plan::check_planned(const KvView& kv, const AttentionOptions& options) co
     const auto name = [p](const char* field) {
       return "kv.parts[" + std::to_string(p) + "]" + field;
     };
-    if (!(parts_[p] == PartShape{part.k_format, part.v_format, part.positions != nullptr})) {
+    if (!(parts_[p] == PartShape{part.k.format, part.v.format, part.positions != nullptr})) {
       return not_planned(name(""), "other formats or positions", "those");
     }
     for (std::int32_t seq = 0; seq < num_seqs_; ++seq) {

@@ -100,14 +100,14 @@ inline std::int64_t position_of(const KvPart& part, std::int32_t seq, std::int64
 // are more queries than keys) continue the count of the row next to them.
 std::int64_t position_in_view(const KvView& kv, std::int32_t seq, std::int64_t row);
 
-// Page and slot of a row, as an offset in elements.
-inline std::int64_t page_offset(const KvPart& part, std::int32_t seq, std::int64_t row,
-                                std::int64_t page_stride, std::int64_t token_stride) {
+// A row of the part's K or V. Without a table sequence s is page s.
+inline const std::byte* row_of(const KvPart& part, const RowsView& rows, std::int32_t seq,
+                               std::int64_t row, std::int64_t kv_head) {
   const std::int64_t page =
       part.block_table == nullptr
           ? seq
           : part.block_table[seq * part.block_table_stride + row / part.page_size];
-  return page * page_stride + row % part.page_size * token_stride;
+  return rows.row_at(page, kv_head, row % part.page_size);
 }
 
 }  // namespace kvcache::internal

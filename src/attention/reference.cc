@@ -63,14 +63,12 @@ struct QueryRow {
 
   double score(const KvPart& part, std::int64_t key_row, std::int64_t local) const {
     const std::int64_t kv_head = head / problem.group();
-    const std::int64_t k_at =
-        page_offset(part, seq, local, part.k_page_stride, part.k_token_stride) +
-        kv_head * part.k_head_stride;
+    const std::byte* k = row_of(part, part.k, seq, local, kv_head);
     const std::byte* q = row_of(problem.q, problem, seq, query, head);
     double dot = 0;
     for (std::int64_t d = 0; d < problem.kv.k_head_dim; ++d) {
       dot += element(q, problem.q.dtype, d * problem.q.dim_stride) *
-             element(part.k, part.k_format.dtype, k_at + d);
+             element(k, part.k.format.dtype, d);
     }
     double s = problem.scale * dot;
     if (problem.softcap > 0) s = problem.softcap * std::tanh(s / problem.softcap);
@@ -118,12 +116,10 @@ void reference_row(const AttentionProblem& problem, std::int32_t seq, std::int64
   if (max != -kInfinity) {
     self.for_each_visible([&](const KvPart& part, std::int64_t local, double s) {
       const double weight = std::exp(s - max);
-      const std::int64_t v_at =
-          page_offset(part, seq, local, part.v_page_stride, part.v_token_stride) +
-          head / problem.group() * part.v_head_stride;
+      const std::byte* v = row_of(part, part.v, seq, local, head / problem.group());
       sum += weight;
       for (std::int64_t d = 0; d < v_dim; ++d) {
-        scratch[d] += weight * element(part.v, part.v_format.dtype, v_at + d);
+        scratch[d] += weight * element(v, part.v.format.dtype, d);
       }
     });
   }

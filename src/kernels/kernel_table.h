@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "kvcache/row_format.h"
 #include "kvcache/types.h"
 
 namespace kvcache::internal {
@@ -23,17 +24,12 @@ inline constexpr std::int64_t kCutKeys = 512;
 // Rows of scratch are padded with zeros to a multiple of this many floats: the widest vector.
 inline constexpr std::int64_t kRowPadding = 16;
 
-// One part of one sequence for one KV head. Strides count elements. Row r lies in slot
-// r % page_size of page block_table[r / page_size].
+// One part of one sequence for one KV head. Row r lies in slot r % page_size of page
+// block_table[r / page_size].
 struct KvRows {
-  const void* k = nullptr;  // of this head, page 0
-  const void* v = nullptr;
-  DType k_dtype = DType::kF32;
-  DType v_dtype = DType::kF32;
-  std::int64_t k_page_stride = 0, k_token_stride = 0;
-  std::int64_t v_page_stride = 0, v_token_stride = 0;
+  RowsView k, v;  // their offsets are those of this head
   std::int64_t page_size = 0;
-  const std::int32_t* block_table = nullptr;  // null: k and v are those of the only page
+  const std::int32_t* block_table = nullptr;  // null: all rows lie in page 0
   std::int64_t num_rows = 0;                  // of the part: those that may be prefetched
   std::int64_t first_index = 0;               // of row 0 in the sequence
   const std::int32_t* positions = nullptr;    // of each row; null: first_index + row

@@ -101,15 +101,14 @@ TEST(DynamicCache, TheViewShowsTheFilledRows) {
     const KvPart& part = view.parts[0];
     EXPECT_EQ(part.block_table, nullptr);
     EXPECT_GE(part.page_size, 5);
-    EXPECT_EQ(part.v_format.dtype, DType::kBF16);
+    EXPECT_EQ(part.v.format.dtype, DType::kBF16);
     const std::vector<float> keys_in = values(key);
     for (std::int64_t s = 0; s < 2; ++s) {
       EXPECT_EQ(part.lengths[s], 5);
       EXPECT_EQ(part.first_position[s], 0);
       for (std::int64_t h = 0; h < 3; ++h) {
         for (std::int64_t t = 0; t < 5; ++t) {
-          const float got = static_cast<const float*>(
-              part.k)[s * part.k_page_stride + h * part.k_head_stride + t * part.k_token_stride];
+          const float got = *reinterpret_cast<const float*>(part.k.row_at(s, h, t));
           const std::int64_t at = by_head ? ((s * 3 + h) * 5 + t) * 4 : ((s * 5 + t) * 3 + h) * 4;
           EXPECT_EQ(got, keys_in[static_cast<std::size_t>(at)]);
         }

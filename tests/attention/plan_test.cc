@@ -145,8 +145,8 @@ TEST_F(PlanTest, TheViewIsChecked) {
   broken([&] { view_.num_parts = -1; }, "kv.num_parts: found -1");
   broken([&] { view_.parts = nullptr; }, "kv.parts: found null");
   broken([&] { view_.device.kind = DeviceKind::kCuda; }, "kv.device", StatusCode::kUnsupported);
-  broken([&] { part_.k = nullptr; }, "kv.parts[0].k: found null");
-  broken([&] { part_.v_format.dtype = DType::kI32; }, "kv.parts[0].v_format.dtype: found i32");
+  broken([&] { part_.k.data = nullptr; }, "kv.parts[0].k: found null");
+  broken([&] { part_.v.format.dtype = DType::kI32; }, "kv.parts[0].v.format.dtype: found i32");
   broken([&] { part_.page_size = 0; }, "kv.parts[0].page_size: found 0");
   broken([&] { part_.page_size = 19; }, "kv.parts[0].lengths[0]: found 20");
   broken([&] { part_.lengths = nullptr; }, "kv.parts[0].lengths: found null");
@@ -200,7 +200,7 @@ TEST_F(PlanTest, RunChecksThatTheViewIsThePlanned) {
   part_.first_position = shifted;
   expect_error(run(), "first_position[1]: found 3, expected 0 as planned");
   part_ = storage_.part(0);
-  part_.k_format.dtype = DType::kBF16;
+  part_.k.format.dtype = DType::kBF16;
   expect_error(run(), "kv.parts[0]");
   part_ = storage_.part(0);
   AttentionOptions options;

@@ -108,7 +108,7 @@ TEST(KvRing, EntriesHoldDifferentRowsAndFillTheMemoryAllowed) {
   EXPECT_LE(ring->num_entries() * static_cast<std::int64_t>(first.size()), kLittleMemory);
   EXPECT_NE(std::memcmp(first.data(), ring->memory(1).data(), first.size()), 0);
   EXPECT_EQ(ring->memory(ring->num_entries()).data(), first.data());
-  EXPECT_EQ(ring->view(1).parts[0].k, static_cast<const void*>(ring->memory(1).data()));
+  EXPECT_EQ(ring->view(1).parts[0].k.data, static_cast<const void*>(ring->memory(1).data()));
 }
 
 TEST(KvRing, PagesOfSequencesAreDistinctButForTheSharedPrefix) {

@@ -56,17 +56,17 @@ kvc_tensor tensor(std::vector<float>& data, std::vector<std::int64_t> shape) {
 kvc_part part_of(const KvPart& from) {
   kvc_part part = {};
   part.struct_size = sizeof(part);
-  part.k_dtype = static_cast<std::int32_t>(from.k_format.dtype);
-  part.v_dtype = static_cast<std::int32_t>(from.v_format.dtype);
+  part.k_dtype = static_cast<std::int32_t>(from.k.format.dtype);
+  part.v_dtype = static_cast<std::int32_t>(from.v.format.dtype);
   part.page_size = from.page_size;
-  part.k = from.k;
-  part.v = from.v;
-  part.k_page_stride = from.k_page_stride;
-  part.k_head_stride = from.k_head_stride;
-  part.k_token_stride = from.k_token_stride;
-  part.v_page_stride = from.v_page_stride;
-  part.v_head_stride = from.v_head_stride;
-  part.v_token_stride = from.v_token_stride;
+  part.k = from.k.data;
+  part.v = from.v.data;
+  part.k_page_stride = from.k.page_stride / size_of(from.k.format.dtype);
+  part.k_head_stride = from.k.head_stride / size_of(from.k.format.dtype);
+  part.k_token_stride = from.k.token_stride / size_of(from.k.format.dtype);
+  part.v_page_stride = from.v.page_stride / size_of(from.v.format.dtype);
+  part.v_head_stride = from.v.head_stride / size_of(from.v.format.dtype);
+  part.v_token_stride = from.v.token_stride / size_of(from.v.format.dtype);
   part.block_table = from.block_table;
   part.block_table_stride = from.block_table_stride;
   part.lengths = from.lengths;

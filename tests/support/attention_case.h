@@ -106,10 +106,11 @@ struct AttentionCase {
       if (part.block_table != nullptr) {
         part.block_table += seq * part.block_table_stride;
       } else {
-        part.k = static_cast<const std::byte*>(part.k) +
-                 seq * part.k_page_stride * size_of(part.k_format.dtype);
-        part.v = static_cast<const std::byte*>(part.v) +
-                 seq * part.v_page_stride * size_of(part.v_format.dtype);
+        for (RowsView* rows : {&part.k, &part.v}) {
+          rows->data = rows->page_at(seq);
+          rows->chunks = nullptr;
+          rows->offset = 0;
+        }
       }
       part.lengths += seq;
       if (part.first_position != nullptr) part.first_position += seq;

@@ -78,6 +78,8 @@ struct KvStorageOptions {
   std::int32_t page_size = 0;    // 0: contiguous, one page per sequence and no table
   std::int32_t spare_slots = 3;  // contiguous: slots behind the longest sequence
   std::uint32_t shuffle = 0;     // seed of the order of pages; 0: in order
+  std::int32_t chunk_shift =
+      -1;  // pages in chunks of 2^chunk_shift, apart in memory; -1: one array
 
   // [num_seqs] whole pages of these rows are the same pages, see KvRowsData::share; empty: none.
   std::vector<SharedRows> shared;
@@ -115,14 +117,20 @@ class KvStorage {
   KvPart& part(std::size_t p) { return parts_[p]; }
 
  private:
+  // K or V, in one array or in chunks.
+  struct Rows {
+    std::vector<std::byte> all;
+    std::vector<std::vector<std::byte>> chunks;
+    std::vector<const std::byte*> starts;
+  };
+
   struct OwnedPart {
     KvPart part;
-    std::vector<std::byte> k, v;
+    Rows k, v;
     std::vector<std::int32_t> table, lengths, first_position, first_visible, positions;
   };
 
-  static void store(std::vector<std::byte>& to, DType dtype, std::int64_t at, float value) {
-    std::byte* address = to.data() + at * size_of(dtype);
+  static void store(std::byte* address, DType dtype, float value) {
     if (dtype == DType::kF32) {
       std::memcpy(address, &value, sizeof(value));
     } else if (dtype == DType::kF16) {
@@ -134,11 +142,38 @@ class KvStorage {
     }
   }
 
-  static void poison(std::vector<std::byte>& to, DType dtype, std::int64_t elements) {
-    to.resize(static_cast<std::size_t>(elements * size_of(dtype)));
-    for (std::int64_t i = 0; i < elements; ++i) {
-      store(to, dtype, i, std::numeric_limits<float>::quiet_NaN());
+  static void store(const RowsView& rows, std::int64_t page, std::int64_t head, std::int64_t slot,
+                    std::int64_t element, float value) {
+    store(const_cast<std::byte*>(rows.row_at(page, head, slot)) + rows.format.bytes(element),
+          rows.format.dtype, value);
+  }
+
+  // Pages full of NaN.
+  static RowsView make_rows(const KvStorageOptions& options, DType dtype, std::int64_t heads,
+                            std::int64_t page_size, std::int64_t dim, std::int64_t num_pages,
+                            Rows* rows) {
+    const std::int64_t page = heads * page_size * dim;
+    const bool by_head = options.layout == Layout::kHND;
+    rows->all.resize(static_cast<std::size_t>(num_pages * page * size_of(dtype)));
+    for (std::size_t at = 0; at < rows->all.size();
+         at += static_cast<std::size_t>(size_of(dtype))) {
+      store(rows->all.data() + at, dtype, std::numeric_limits<float>::quiet_NaN());
     }
+    RowsView view = strided_rows(rows->all.data(), dtype, page, by_head ? page_size * dim : dim,
+                                 by_head ? dim : heads * dim);
+    if (options.chunk_shift < 0) return view;
+    const auto bytes = static_cast<std::size_t>(view.page_stride) << options.chunk_shift;
+    for (std::size_t at = 0; at < rows->all.size(); at += bytes) {
+      const std::byte* begin = rows->all.data() + at;
+      rows->chunks.emplace_back(begin, begin + std::min(bytes, rows->all.size() - at));
+    }
+    for (const std::vector<std::byte>& chunk : rows->chunks) rows->starts.push_back(chunk.data());
+    rows->all.clear();
+    rows->all.shrink_to_fit();
+    view.data = nullptr;
+    view.chunks = rows->starts.data();
+    view.chunk_shift = options.chunk_shift;
+    return view;
   }
 
   void build_part(const KvRowsData& data, const KvStorageOptions& options,
@@ -155,14 +190,10 @@ class KvStorage {
     if (paged) num_pages = make_table(options, lengths, begin, longest, owned);
 
     const std::int64_t heads = data.num_kv_heads;
-    part.k_format.dtype = options.k_dtype;
-    part.v_format.dtype = options.v_dtype;
-    strides(options.layout, heads, part.page_size, data.k_dim, &part.k_page_stride,
-            &part.k_head_stride, &part.k_token_stride);
-    strides(options.layout, heads, part.page_size, data.v_dim, &part.v_page_stride,
-            &part.v_head_stride, &part.v_token_stride);
-    poison(owned->k, options.k_dtype, num_pages * part.k_page_stride);
-    poison(owned->v, options.v_dtype, num_pages * part.v_page_stride);
+    part.k = make_rows(options, options.k_dtype, heads, part.page_size, data.k_dim, num_pages,
+                       &owned->k);
+    part.v = make_rows(options, options.v_dtype, heads, part.page_size, data.v_dim, num_pages,
+                       &owned->v);
     for (std::int32_t s = 0; s < num_seqs_; ++s) {
       for (std::int64_t row = 0; row < lengths[s]; ++row) {
         const std::int64_t page =
@@ -171,16 +202,10 @@ class KvStorage {
         for (std::int64_t head = 0; head < heads; ++head) {
           const std::int64_t from = (begin[s] + row) * heads + head;
           for (std::int64_t d = 0; d < data.k_dim; ++d) {
-            store(owned->k, options.k_dtype,
-                  page * part.k_page_stride + slot * part.k_token_stride +
-                      head * part.k_head_stride + d,
-                  data.k[s][from * data.k_dim + d]);
+            store(part.k, page, head, slot, d, data.k[s][from * data.k_dim + d]);
           }
           for (std::int64_t d = 0; d < data.v_dim; ++d) {
-            store(owned->v, options.v_dtype,
-                  page * part.v_page_stride + slot * part.v_token_stride +
-                      head * part.v_head_stride + d,
-                  data.v[s][from * data.v_dim + d]);
+            store(part.v, page, head, slot, d, data.v[s][from * data.v_dim + d]);
           }
         }
       }
@@ -189,8 +214,6 @@ class KvStorage {
       const std::int32_t hidden = options.first_visible.empty() ? 0 : options.first_visible[s];
       owned->first_visible.push_back(std::clamp(hidden - begin[s], 0, lengths[s]));
     }
-    part.k = owned->k.data();
-    part.v = owned->v.data();
     part.lengths = owned->lengths.data();
     part.first_position = owned->first_position.data();
     if (!options.first_visible.empty()) part.first_visible = owned->first_visible.data();
@@ -236,13 +259,6 @@ class KvStorage {
     owned->part.block_table = owned->table.data();
     owned->part.block_table_stride = per_seq;
     return used + 2;
-  }
-
-  static void strides(Layout layout, std::int64_t heads, std::int64_t page_size, std::int64_t dim,
-                      std::int64_t* page, std::int64_t* head, std::int64_t* token) {
-    *page = heads * page_size * dim;
-    *head = layout == Layout::kHND ? page_size * dim : dim;
-    *token = layout == Layout::kHND ? dim : heads * dim;
   }
 
   std::int32_t num_seqs_;

@@ -204,29 +204,21 @@ struct PagedFixture {
       const std::int32_t page =
           part.block_table[index * part.block_table_stride + row / part.page_size];
       const std::int32_t slot = row % part.page_size;
-      const auto rows_at = [&](const void* data, std::int64_t page_stride, std::int64_t head_stride,
-                               std::int64_t token_stride, std::int64_t dim, DType dtype) {
+      const auto rows_at = [&](const RowsView& stored, std::int64_t dim) {
         TensorView rows;
-        rows.data = static_cast<const std::byte*>(data) +
-                    (page * page_stride + slot * token_stride) * size_of(dtype);
+        rows.data = stored.row_at(page, 0, slot);
         rows.rank = 3;
-        rows.dtype = dtype;
+        rows.dtype = stored.format.dtype;
         const bool head_first = layout == Layout::kHND;
         rows.shape[head_first ? 0 : 1] = view.num_kv_heads;
-        rows.strides[head_first ? 0 : 1] = head_stride;
+        rows.strides[head_first ? 0 : 1] = stored.head_stride / size_of(rows.dtype);
         rows.shape[head_first ? 1 : 0] = 1;
         rows.shape[2] = dim;
         rows.strides[2] = 1;
         return rows;
       };
-      const double token =
-          decode(rows_at(part.k, part.k_page_stride, part.k_head_stride, part.k_token_stride,
-                         view.k_head_dim, part.k_format.dtype),
-                 layer, 0, false);
-      const double by_value =
-          decode(rows_at(part.v, part.v_page_stride, part.v_head_stride, part.v_token_stride,
-                         view.v_head_dim, part.v_format.dtype),
-                 layer, 0, true);
+      const double token = decode(rows_at(part.k, view.k_head_dim), layer, 0, false);
+      const double by_value = decode(rows_at(part.v, view.v_head_dim), layer, 0, true);
       result.push_back(token == by_value ? token : std::nan(""));
     }
     return result;

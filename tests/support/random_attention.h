@@ -48,6 +48,7 @@ void choose_storage(Rng& rng, AttentionCase* c) {
   storage.layout = pick(rng, {Layout::kHND, Layout::kNHD});
   storage.page_size = pick<std::int32_t>(rng, {0, 1, 3, 16, 64, 100});
   storage.shuffle = chance(rng, 2) ? rng() | 1u : 0;
+  if (chance(rng, 3)) storage.chunk_shift = pick<std::int32_t>(rng, {0, 1, 3});
   const std::size_t num_seqs = c->data.lengths.size();
   if (chance(rng, 3)) {
     for (std::size_t s = 0; s < num_seqs; ++s) {

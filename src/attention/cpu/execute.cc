@@ -164,6 +164,17 @@ class Pass {
     tile_.num_queries += tile.num_queries;
   }
 
+  // The rows of this pass's head; `page` is what the kernels call page 0 where there is no table.
+  RowsView head_rows(const RowsView& rows, std::int64_t page) const {
+    RowsView result = rows;
+    if (page != 0) {
+      result.data = rows.page_at(page) - rows.offset;
+      result.chunks = nullptr;
+    }
+    result.offset += kv_head_ * rows.head_stride;
+    return result;
+  }
+
   void enter_part(const Unit& unit) {
     const KvView& kv = execution_.problem.kv;
     const KvPart& part = kv.parts[unit.part];
@@ -174,18 +185,8 @@ class Pass {
     // Without a table sequence s is page s.
     const std::int64_t page = part.block_table == nullptr ? seq : 0;
     rows_ = KvRows();
-    rows_.k =
-        static_cast<const std::byte*>(part.k) +
-        (page * part.k_page_stride + kv_head_ * part.k_head_stride) * size_of(part.k_format.dtype);
-    rows_.v =
-        static_cast<const std::byte*>(part.v) +
-        (page * part.v_page_stride + kv_head_ * part.v_head_stride) * size_of(part.v_format.dtype);
-    rows_.k_dtype = part.k_format.dtype;
-    rows_.v_dtype = part.v_format.dtype;
-    rows_.k_page_stride = part.k_page_stride;
-    rows_.k_token_stride = part.k_token_stride;
-    rows_.v_page_stride = part.v_page_stride;
-    rows_.v_token_stride = part.v_token_stride;
+    rows_.k = head_rows(part.k, page);
+    rows_.v = head_rows(part.v, page);
     rows_.page_size = part.page_size;
     if (part.block_table != nullptr) {
       rows_.block_table = part.block_table + seq * part.block_table_stride;

@@ -15,10 +15,14 @@ std::int64_t distance(const void* from, const void* to) noexcept {
                                    reinterpret_cast<std::uintptr_t>(from));
 }
 
+bool laid_out_alike(const RowsView& a, const RowsView& b) noexcept {
+  return a.head_stride == b.head_stride && a.token_stride == b.token_stride;
+}
+
 bool laid_out_alike(const KvPart& a, const KvPart& b) noexcept {
-  return a.k_head_stride == b.k_head_stride && a.k_token_stride == b.k_token_stride &&
-         a.v_head_stride == b.v_head_stride && a.v_token_stride == b.v_token_stride &&
-         distance(a.k, a.v) == distance(b.k, b.v) && distance(a.k, b.k) % page_bytes() == 0;
+  return laid_out_alike(a.k, b.k) && laid_out_alike(a.v, b.v) &&
+         distance(a.k.data, a.v.data) == distance(b.k.data, b.v.data) &&
+         distance(a.k.data, b.k.data) % page_bytes() == 0;
 }
 
 }  // namespace
@@ -30,9 +34,9 @@ std::int64_t BatchingView::find_part(const KvPart& rows) {
   for (std::size_t p = 0; p < groups_.size(); ++p) {
     Group& group = groups_[p];
     if (!laid_out_alike(group.low, rows)) continue;
-    const std::int64_t below = distance(rows.k, group.low.k);
-    const std::int64_t above = distance(group.high.k, rows.k);
-    const std::int64_t span = distance(group.low.k, group.high.k);
+    const std::int64_t below = distance(rows.k.data, group.low.k.data);
+    const std::int64_t above = distance(group.high.k.data, rows.k.data);
+    const std::int64_t span = distance(group.low.k.data, group.high.k.data);
     if (span + std::max<std::int64_t>({below, above, 0}) > reach) continue;
     if (below > 0) group.low = rows;
     if (above > 0) group.high = rows;
@@ -63,8 +67,7 @@ Status BatchingView::build(std::span<const ContiguousLayer* const> slots, const 
   parts_.clear();
   for (std::size_t p = 0; p < num_parts; ++p) {
     KvPart part = groups_[p].low;
-    part.k_page_stride = page_bytes() / size_of(shape.k_dtype);
-    part.v_page_stride = page_bytes() / size_of(shape.v_dtype);
+    part.k.page_stride = part.v.page_stride = page_bytes();
     part.page_size = static_cast<std::int32_t>(longest);
     part.block_table = pages_.data() + p * num_slots;
     part.block_table_stride = 1;
@@ -79,7 +82,8 @@ Status BatchingView::build(std::span<const ContiguousLayer* const> slots, const 
     const std::size_t at = part * num_slots + s;
     lengths_[at] = static_cast<std::int32_t>(slots[s]->length());
     first_positions_[at] = static_cast<std::int32_t>(slots[s]->first_position());
-    pages_[at] = static_cast<std::int32_t>(distance(parts_[part].k, place.rows.k) / page_bytes());
+    pages_[at] =
+        static_cast<std::int32_t>(distance(parts_[part].k.data, place.rows.k.data) / page_bytes());
   }
 
   view_ = KvView();

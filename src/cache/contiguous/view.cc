@@ -9,21 +9,19 @@
 #include "base/expect.h"
 
 namespace kvcache::internal {
+namespace {
+
+RowsView rows_of(const TensorView& tensor, Layout layout) noexcept {
+  const KvExtents strides = kv_strides(tensor, layout);
+  return strided_rows(tensor.data, tensor.dtype, strides.batch, strides.heads, strides.length);
+}
+
+}  // namespace
 
 KvPart part_of(const KeyValueView& rows, Layout layout) noexcept {
-  const KvExtents k = kv_strides(rows.key, layout);
-  const KvExtents v = kv_strides(rows.value, layout);
   KvPart part;
-  part.k = rows.key.data;
-  part.v = rows.value.data;
-  part.k_format.dtype = rows.key.dtype;
-  part.v_format.dtype = rows.value.dtype;
-  part.k_page_stride = k.batch;
-  part.k_head_stride = k.heads;
-  part.k_token_stride = k.length;
-  part.v_page_stride = v.batch;
-  part.v_head_stride = v.heads;
-  part.v_token_stride = v.length;
+  part.k = rows_of(rows.key, layout);
+  part.v = rows_of(rows.value, layout);
   part.page_size =
       static_cast<std::int32_t>(std::max<std::int64_t>(kv_extents(rows.key, layout).length, 1));
   return part;

@@ -24,16 +24,10 @@ Status check_count(const char* name, std::int64_t count) {
 KvPart make_part(const PagedStore& store, std::int64_t layer, const PagedTables& tables) noexcept {
   const PagedGroup& group = store.group_of(layer);
   KvPart part;
-  part.k = store.k_rows(layer);
-  part.v = store.v_rows(layer);
-  part.k_format = group.spec.k_format;
-  part.v_format = group.spec.v_format;
-  part.k_page_stride = group.k_strides.page;
-  part.k_head_stride = group.k_strides.head;
-  part.k_token_stride = group.k_strides.token;
-  part.v_page_stride = group.v_strides.page;
-  part.v_head_stride = group.v_strides.head;
-  part.v_token_stride = group.v_strides.token;
+  const PageStrides& k = group.k_strides;
+  const PageStrides& v = group.v_strides;
+  part.k = strided_rows(store.k_rows(layer), group.spec.k_format.dtype, k.page, k.head, k.token);
+  part.v = strided_rows(store.v_rows(layer), group.spec.v_format.dtype, v.page, v.head, v.token);
   part.page_size = static_cast<std::int32_t>(store.page_size());
   part.block_table = tables.block_table.data();
   part.block_table_stride = tables.stride;

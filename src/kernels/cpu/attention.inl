@@ -88,8 +88,8 @@ void attend_many(const CutTask& task, const Scratch& scratch) {
   const int64_t v_stride = pad(tile.v_dim);
   const PartialRows& partial = task.partial;
 #if KVC_SIMD_DOT
-  const bool k_pairs = !tile.exact && kv.k_dtype == DType::kBF16;
-  const bool v_pairs = !tile.exact && kv.v_dtype == DType::kBF16;
+  const bool k_pairs = !tile.exact && kv.k.format.dtype == DType::kBF16;
+  const bool v_pairs = !tile.exact && kv.v.format.dtype == DType::kBF16;
   if (k_pairs) round_rows(tile.q, rows, tile.k_dim, pad(tile.k_dim), scratch.q_pairs);
 #endif
 
@@ -100,7 +100,7 @@ void attend_many(const CutTask& task, const Scratch& scratch) {
       return score_dot(scratch.q_pairs, tile, rows, here, next, keys, scratch.scores);
     }
 #endif
-    for_dtype(kv.k_dtype, [&]<DType kType>() {
+    for_dtype(kv.k.format.dtype, [&]<DType kType>() {
       score_many<kType>(tile, rows, here, next, scratch.keys, scratch.scores);
     });
   };
@@ -112,7 +112,7 @@ void attend_many(const CutTask& task, const Scratch& scratch) {
                        panel, partial.acc);
     }
 #endif
-    for_dtype(kv.v_dtype, [&]<DType kType>() {
+    for_dtype(kv.v.format.dtype, [&]<DType kType>() {
       value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
                         partial.acc);
     });

@@ -425,10 +425,10 @@ void attend_few(const CutTask& task, const float* zeros, const FewScratch& scrat
   const int64_t q_stride = pad(tile.k_dim);
   const int64_t v_stride = pad(tile.v_dim);
   const int64_t cut = (kv.first_index + task.begin) / kCutKeys;
-  const int64_t k_bytes = tile.k_dim * (kv.k_dtype == DType::kF32 ? 4 : 2);
-  const int64_t v_bytes = tile.v_dim * (kv.v_dtype == DType::kF32 ? 4 : 2);
+  const int64_t k_bytes = tile.k_dim * (kv.k.format.dtype == DType::kF32 ? 4 : 2);
+  const int64_t v_bytes = tile.v_dim * (kv.v.format.dtype == DType::kF32 ? 4 : 2);
   const float* q = tile.q;
-  if (kv.k_dtype == DType::kBF16) {
+  if (kv.k.format.dtype == DType::kBF16) {
     to_pairs(tile.q, rows, tile.k_dim, q_stride, scratch.q);
     q = scratch.q;
   }
@@ -436,7 +436,7 @@ void attend_few(const CutTask& task, const float* zeros, const FewScratch& scrat
   for (int row0 = 0; row0 < rows; row0 += kFewChunk) {
     const int n = static_cast<int>(min_of(rows - row0, kFewChunk));
     find_blocks(task, cut, row0, n, zeros, scratch.bits, &seen);
-    for_dtype(kv.k_dtype, [&]<DType kType>() {
+    for_dtype(kv.k.format.dtype, [&]<DType kType>() {
       for (int i = 0; i < seen.count; ++i) {
         const bool last = i + 1 == seen.count;
         const Ahead ahead = last ? Ahead{seen.blocks[0].rows.v, v_bytes}
@@ -459,7 +459,7 @@ void attend_few(const CutTask& task, const float* zeros, const FewScratch& scrat
       }
       soften(scores, bits, partial.max + row, partial.sum + row);
     }
-    for_dtype(kv.v_dtype, [&]<DType kType>() {
+    for_dtype(kv.v.format.dtype, [&]<DType kType>() {
       for (int i = 0; i < seen.count; ++i) {
         const bool last = i + 1 == seen.count;
         const BlockRows& next = seen.blocks[i + 1].rows;
@@ -470,7 +470,7 @@ void attend_few(const CutTask& task, const float* zeros, const FewScratch& scrat
       }
     });
   }
-  if (kv.v_dtype == DType::kBF16) from_pairs(partial.acc, rows, tile.v_dim, v_stride);
+  if (kv.v.format.dtype == DType::kBF16) from_pairs(partial.acc, rows, tile.v_dim, v_stride);
 }
 
 }  // namespace

@@ -137,13 +137,21 @@ struct BlockRows {
   uint64_t bits;
 };
 
+// Where page `page` starts, for this head.
+KVC_SIMD_FN const char* page_start(const RowsView& rows, int64_t page) {
+  const char* data = static_cast<const char*>(rows.data);
+  if (rows.chunks != nullptr) {
+    data = reinterpret_cast<const char*>(rows.chunks[page >> rows.chunk_shift]);
+    page &= (int64_t{1} << rows.chunk_shift) - 1;
+  }
+  return data + page * rows.page_stride + rows.offset;
+}
+
 // Rows `row0` .. row0 + n of the part, in slots `slot`, `slot` + step and so on.
 KVC_SIMD_FN void find_run(const KvRows& rows, int64_t row0, int64_t n, int slot, int step,
                           BlockRows* block) {
-  const int64_t k_size = rows.k_dtype == DType::kF32 ? 4 : 2;
-  const int64_t v_size = rows.v_dtype == DType::kF32 ? 4 : 2;
-  const int64_t k_step = rows.k_token_stride * k_size;
-  const int64_t v_step = rows.v_token_stride * v_size;
+  const int64_t k_step = rows.k.token_stride;
+  const int64_t v_step = rows.v.token_stride;
   while (n > 0) {
     // Rows of one page. Without a table all rows are slots of the only page.
     int64_t page = 0;
@@ -155,10 +163,8 @@ KVC_SIMD_FN void find_run(const KvRows& rows, int64_t row0, int64_t n, int slot,
       page = rows.block_table[page];
       here = min_of(n, rows.page_size - at);
     }
-    const char* k =
-        static_cast<const char*>(rows.k) + page * rows.k_page_stride * k_size + at * k_step;
-    const char* v =
-        static_cast<const char*>(rows.v) + page * rows.v_page_stride * v_size + at * v_step;
+    const char* k = page_start(rows.k, page) + at * k_step;
+    const char* v = page_start(rows.v, page) + at * v_step;
     row0 += here;
     n -= here;
     for (; here > 0; --here, slot += step, k += k_step, v += v_step) {

@@ -41,8 +41,8 @@ TEST(BatchingView, SlotsLaidOutAlikeShareAPartAndOthersGetTheirOwn) {
       const std::int64_t page = part.block_table[s];
       EXPECT_GE(page, 0);
       const KeyValueView rows = slots[s]->rows();
-      EXPECT_EQ(static_cast<const float*>(part.k) + page * part.k_page_stride, rows.key.data);
-      EXPECT_EQ(static_cast<const Float16*>(part.v) + page * part.v_page_stride, rows.value.data);
+      EXPECT_EQ(part.k.row_at(page, 0, 0), rows.key.data);
+      EXPECT_EQ(part.v.row_at(page, 0, 0), rows.value.data);
     }
   }
 }

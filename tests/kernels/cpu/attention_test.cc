@@ -83,9 +83,8 @@ TEST_P(AttentionKernelsTest, ATailOfMissingRowsIsNotRead) {
   tile.q = q.data();
   tile.position = &position;
   KvRows rows;
-  rows.k = k.data();
-  rows.v = v.data();
-  rows.k_token_stride = rows.v_token_stride = 2;
+  rows.k = strided_rows(k.data(), DType::kF32, 0, 0, 2);
+  rows.v = strided_rows(v.data(), DType::kF32, 0, 0, 2);
   rows.page_size = rows.num_rows = 3;
   std::vector<std::byte> memory(static_cast<std::size_t>(kernels().scratch_bytes(1, 2, 2)) + 64);
   Partial result(0, 0, NAN);

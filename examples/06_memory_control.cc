@@ -18,10 +18,7 @@ void say(const char* what, const kvcache::Cache& cache) {
 
 kvcache::Status run() {
   // One layer of 2 heads of 64 in bf16, planned for 2 000 tokens.
-  kvcache::LayerSpec spec;
-  spec.num_kv_heads = 2;
-  spec.k_head_dim = spec.v_head_dim = 64;
-  spec.k_format.dtype = spec.v_format.dtype = DType::kBF16;
+  const auto spec = kvcache::LayerSpec::kv(2, 64, 64, DType::kBF16);
   kvcache::MemoryPlanRequest request;
   request.layers = {&spec, 1};
   request.seq_length = 2000;

@@ -3,6 +3,7 @@
 #define KVCACHE_LAYER_SPEC_H_
 
 #include <cstdint>
+#include <span>
 
 #include "kvcache/row_format.h"
 #include "kvcache/types.h"
@@ -11,24 +12,77 @@
 namespace kvcache {
 inline namespace v0 {
 
-// How long rows live. Full attention keeps all of them.
-enum class Lifetime : std::uint8_t { kFull = 0 };
+// What the rows of a buffer are to the layer. Caches take a key and a value buffer; the others are
+// kUnsupported until built.
+enum class Role : std::uint8_t {
+  kKey = 0,
+  kValue = 1,
+  kLatent = 2,  // one row that is both: K, and V in its first elements
+  kIndex = 3,   // what a sparse indexer reads
+  kState = 4,   // a block a sequence, not a row a token
+};
+
+// One tensor of rows, [num_tokens, heads, dim].
+struct BufferSpec {
+  Role role = Role::kKey;
+  std::int64_t heads = 0;
+  std::int64_t dim = 0;  // elements of a row of one head
+  RowFormat format;
+
+  // Bytes of one token's rows, all heads.
+  constexpr std::int64_t token_bytes() const noexcept { return heads * format.bytes(dim); }
+
+  friend constexpr bool operator==(const BufferSpec&, const BufferSpec&) = default;
+};
+
+// Which tokens' rows a layer keeps. The default keeps all of them; the others are kUnsupported
+// until built.
+struct Life {
+  std::int64_t window = 0;       // tokens; 0: no bound
+  std::int64_t chunk = 0;        // tokens; 0: none
+  std::int32_t sink_tokens = 0;  // the first ones, kept in spite of `window`
+  bool state = false;            // the newest only
+
+  friend constexpr bool operator==(const Life&, const Life&) = default;
+};
 
 struct LayerSpec {
-  std::int64_t num_kv_heads = 0;
-  std::int64_t k_head_dim = 0;
-  std::int64_t v_head_dim = 0;
-  RowFormat k_format;
-  RowFormat v_format;
-  Lifetime lifetime = Lifetime::kFull;
+  static constexpr std::int32_t kMaxBuffers = 3;
+
+  BufferSpec buffers[kMaxBuffers];
+  std::int32_t num_buffers = 0;
+  Life life;
+
+  // Keys and values of `heads` KV heads each, all tokens kept.
+  static constexpr LayerSpec kv(std::int64_t heads, std::int64_t k_dim, std::int64_t v_dim,
+                                const RowFormat& k, const RowFormat& v) noexcept {
+    LayerSpec spec;
+    spec.buffers[0] = {Role::kKey, heads, k_dim, k};
+    spec.buffers[1] = {Role::kValue, heads, v_dim, v};
+    spec.num_buffers = 2;
+    return spec;
+  }
+  static constexpr LayerSpec kv(std::int64_t heads, std::int64_t k_dim, std::int64_t v_dim,
+                                DType dtype = DType::kF32) noexcept {
+    return kv(heads, k_dim, v_dim, plain(dtype), plain(dtype));
+  }
+
+  constexpr std::span<const BufferSpec> used() const noexcept {
+    return {buffers, static_cast<std::size_t>(num_buffers)};
+  }
+
+  // REQUIRES: a spec made by kv().
+  constexpr const BufferSpec& key() const noexcept { return buffers[0]; }
+  constexpr const BufferSpec& value() const noexcept { return buffers[1]; }
 
   friend constexpr bool operator==(const LayerSpec&, const LayerSpec&) = default;
 };
 
-// Bytes of one token's K and V in this layer.
+// Bytes of one token's rows in this layer.
 constexpr std::int64_t bytes_per_token(const LayerSpec& spec) noexcept {
-  return spec.num_kv_heads * (spec.k_head_dim * size_of(spec.k_format.dtype) +
-                              spec.v_head_dim * size_of(spec.v_format.dtype));
+  std::int64_t bytes = 0;
+  for (const BufferSpec& buffer : spec.used()) bytes += buffer.token_bytes();
+  return bytes;
 }
 
 }  // namespace v0

@@ -203,13 +203,14 @@ class KVC_API PagedCache {
   std::int64_t nbytes() const noexcept;
 
   // Bytes held for them: pages touched so far, and tables. With G groups of n pages, S sequences
-  // and E page ids in their tables, tables are
-  //   n * (12 G + 4 page_size + 128) + max(0, 128 S + 4 E - n * (128 + 4 G)):
-  // each page brings room for a sequence of its own, and sharing counts only beyond that.
+  // and E ids in their tables (of pages, and of blocks of page_size token ids), tables are
+  //   n * (32 G + 4 page_size + 140) + max(0, 128 S + 4 E - n * (132 + 4 G)):
+  // each page brings room for a sequence of its own, and sharing counts only beyond that. All of it
+  // is committed from the MemoryResource.
   std::int64_t reserved_bytes() const noexcept;
 
-  // Every page is in exactly one of free, held, reserved; reference counts equal the number of
-  // tables that name the page. Errors: kInternal naming the page. For tests.
+  // Every page is in exactly one of free, held, reserved, cached; reference counts equal the number
+  // of tables that name the page. Errors: kInternal naming the page. For tests.
   Status check_invariants() const;
 
  private:

@@ -27,6 +27,8 @@ struct RowFormat {
   friend constexpr bool operator==(const RowFormat&, const RowFormat&) = default;
 };
 
+constexpr RowFormat plain(DType dtype) noexcept { return {RowFormat::kStrided, dtype}; }
+
 // Rows of one buffer of a layer (its keys, or its values), in pages. Plain data over memory that
 // somebody else owns. The row of KV head `head` in slot `slot` of page `page` starts at
 //
@@ -60,7 +62,7 @@ constexpr RowsView strided_rows(const void* data, DType dtype, std::int64_t page
                                 std::int64_t head_stride, std::int64_t token_stride) noexcept {
   RowsView rows;
   rows.data = data;
-  rows.format.dtype = dtype;
+  rows.format = plain(dtype);
   rows.page_stride = rows.format.bytes(page_stride);
   rows.head_stride = rows.format.bytes(head_stride);
   rows.token_stride = rows.format.bytes(token_stride);

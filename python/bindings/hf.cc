@@ -48,7 +48,7 @@ TensorOrNone attend(PagedLayer& self, GivenTensor query, std::int64_t length, st
   HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
   const Turn turn(self.turn());
   if (self.now() != Moment{length, epoch}) return nb::none();
-  nb::object out = call.new_out(self.spec().v_head_dim);
+  nb::object out = call.new_out(self.spec().value().dim);
   Status status;
   {
     const Unlocked unlocked(times(self.elements(), call.query.shape[2]));
@@ -69,11 +69,11 @@ AnyPair gather(PagedLayer& self, std::int64_t epoch) {
   MutableTensorView key_rows;
   MutableTensorView value_rows;
   const auto rows = [&](DType dtype, std::int64_t dim, MutableTensorView* view) {
-    const std::int64_t shape[] = {self.batch(), spec.num_kv_heads, self.length(), dim};
+    const std::int64_t shape[] = {self.batch(), spec.key().heads, self.length(), dim};
     return new_tensor(dtype, shape, 4, view);
   };
-  nb::object key = rows(spec.k_format.dtype, spec.k_head_dim, &key_rows);
-  nb::object value = rows(spec.v_format.dtype, spec.v_head_dim, &value_rows);
+  nb::object key = rows(spec.key().format.dtype, spec.key().dim, &key_rows);
+  nb::object value = rows(spec.value().format.dtype, spec.value().dim, &value_rows);
   Status status;
   {
     const Unlocked unlocked(self.elements());
@@ -97,14 +97,14 @@ using Shape = nb::typed<nb::tuple, std::int64_t, std::int64_t, std::int64_t, std
 nb::typed<nb::tuple, Shape, Shape> shapes(const PagedLayer& self) {
   const LayerSpec& spec = self.spec();
   const auto shape = [&](std::int64_t dim) {
-    return nb::make_tuple(self.batch(), spec.num_kv_heads, self.length(), dim);
+    return nb::make_tuple(self.batch(), spec.key().heads, self.length(), dim);
   };
-  return nb::make_tuple(shape(spec.k_head_dim), shape(spec.v_head_dim));
+  return nb::make_tuple(shape(spec.key().dim), shape(spec.value().dim));
 }
 
 nb::typed<nb::tuple, nb::str, nb::str> dtypes(const PagedLayer& self) {
-  return nb::make_tuple(python_name(self.spec().k_format.dtype),
-                        python_name(self.spec().v_format.dtype));
+  return nb::make_tuple(python_name(self.spec().key().format.dtype),
+                        python_name(self.spec().value().format.dtype));
 }
 
 nb::typed<nb::dict, nb::str, nb::int_> stats(const PagedLayer& self) {

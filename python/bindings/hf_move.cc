@@ -8,13 +8,11 @@ namespace kvcache::python {
 namespace {
 
 // Rows [begin, begin + count) of page `page`, as [count, heads, dim].
-TensorView rows_of_page(const void* base, DType dtype, std::int64_t heads, std::int64_t dim,
-                        std::int64_t page_stride, std::int64_t head_stride,
-                        std::int64_t token_stride, std::int64_t page, std::int64_t count) {
-  TensorView rows(static_cast<const char*>(base) + page * page_stride * size_of(dtype), dtype,
-                  {count, heads, dim});
-  rows.strides[0] = token_stride;
-  rows.strides[1] = head_stride;
+TensorView rows_of_page(const RowsView& stored, std::int64_t heads, std::int64_t dim,
+                        std::int64_t page, std::int64_t count) {
+  TensorView rows(stored.page_at(page), stored.format.dtype, {count, heads, dim});
+  rows.strides[0] = stored.token_stride / size_of(stored.format.dtype);
+  rows.strides[1] = stored.head_stride / size_of(stored.format.dtype);
   return rows;
 }
 
@@ -31,10 +29,8 @@ Status append_rows(const KvView& view, std::int32_t index, std::int64_t begin, S
     KVC_ASSIGN_OR_RETURN(PagedCache::Step step, to->reserve({&append, 1}));
     KVC_RETURN_IF_ERROR(to->write(
         step, 0,
-        rows_of_page(part.k, part.k_format.dtype, view.num_kv_heads, view.k_head_dim,
-                     part.k_page_stride, part.k_head_stride, part.k_token_stride, page, count),
-        rows_of_page(part.v, part.v_format.dtype, view.num_kv_heads, view.v_head_dim,
-                     part.v_page_stride, part.v_head_stride, part.v_token_stride, page, count)));
+        rows_of_page(part.k, view.num_kv_heads, view.k_head_dim, page, count),
+        rows_of_page(part.v, view.num_kv_heads, view.v_head_dim, page, count)));
     KVC_RETURN_IF_ERROR(to->commit(step));
     begin += count;
   }

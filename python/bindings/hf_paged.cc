@@ -171,14 +171,13 @@ Status PagedLayer::append(const TensorView& key, const TensorView& value) {
 
   if (!seqs_.empty()) {
     const auto fits = [&](const TensorView& rows, std::int64_t dim) {
-      return rows.shape[0] == batch() && rows.shape[1] == spec_.num_kv_heads &&
-             rows.shape[3] == dim;
+      return rows.shape[0] == batch() && rows.shape[1] == spec_.key().heads && rows.shape[3] == dim;
     };
-    if (!fits(key, spec_.k_head_dim)) {
-      return wrong_tensor("key", key, rows_of(batch(), spec_.num_kv_heads, spec_.k_head_dim));
+    if (!fits(key, spec_.key().dim)) {
+      return wrong_tensor("key", key, rows_of(batch(), spec_.key().heads, spec_.key().dim));
     }
-    if (!fits(value, spec_.v_head_dim)) {
-      return wrong_tensor("value", value, rows_of(batch(), spec_.num_kv_heads, spec_.v_head_dim));
+    if (!fits(value, spec_.value().dim)) {
+      return wrong_tensor("value", value, rows_of(batch(), spec_.key().heads, spec_.value().dim));
     }
   }
 
@@ -199,12 +198,10 @@ Status PagedLayer::append(const TensorView& key, const TensorView& value) {
 }
 
 Status PagedLayer::append_first(const TensorView& key, const TensorView& value) {
-  LayerSpec spec;
-  spec.num_kv_heads = key.shape[1];
-  spec.k_head_dim = key.shape[3];
-  spec.v_head_dim = value.shape[3];
-  spec.k_format.dtype = options_.dtype.value_or(key.dtype);
-  spec.v_format.dtype = options_.dtype.value_or(value.dtype);
+  const LayerSpec spec =
+      LayerSpec::kv(key.shape[1], key.shape[3], value.shape[3],
+                    plain(options_.dtype.value_or(key.dtype)),
+                    plain(options_.dtype.value_or(value.dtype)));
   const std::int64_t needed = pages_for(key.shape[0], key.shape[2]);
   if (pool_ != nullptr && spec == spec_ && pool_->pages >= needed) {
     const Status status = append_first_to(pool_, spec, key, value);
@@ -254,14 +251,14 @@ Status PagedLayer::attend(const HfAttend& call) {
 
 Status PagedLayer::gather(const MutableTensorView& key, const MutableTensorView& value) {
   const auto fits = [&](const TensorView& rows, std::int64_t dim) {
-    return rows.rank == 4 && rows.shape[0] == batch() && rows.shape[1] == spec_.num_kv_heads &&
+    return rows.rank == 4 && rows.shape[0] == batch() && rows.shape[1] == spec_.key().heads &&
            rows.shape[2] == length() && rows.shape[3] == dim;
   };
-  if (!fits(key, spec_.k_head_dim)) {
-    return wrong_tensor("key", key, rows_of(batch(), spec_.num_kv_heads, spec_.k_head_dim));
+  if (!fits(key, spec_.key().dim)) {
+    return wrong_tensor("key", key, rows_of(batch(), spec_.key().heads, spec_.key().dim));
   }
-  if (!fits(value, spec_.v_head_dim)) {
-    return wrong_tensor("value", value, rows_of(batch(), spec_.num_kv_heads, spec_.v_head_dim));
+  if (!fits(value, spec_.value().dim)) {
+    return wrong_tensor("value", value, rows_of(batch(), spec_.key().heads, spec_.value().dim));
   }
   const auto row = [](const MutableTensorView& rows, std::int64_t seq) {
     MutableTensorView one;

@@ -73,22 +73,19 @@ void bind_spec(nb::module_& module) {
           "__init__",
           [](LayerSpec* self, std::int64_t num_kv_heads, std::int64_t k_head_dim,
              std::optional<std::int64_t> v_head_dim, GivenDType k_dtype, GivenDType v_dtype) {
-            LayerSpec spec;
-            spec.num_kv_heads = num_kv_heads;
-            spec.k_head_dim = k_head_dim;
-            spec.v_head_dim = v_head_dim.value_or(k_head_dim);
-            spec.k_format.dtype = floating(k_dtype, "k_dtype");
-            spec.v_format.dtype =
-                v_dtype.is_none() ? spec.k_format.dtype : floating(v_dtype, "v_dtype");
-            new (self) LayerSpec(spec);
+            const DType k = floating(k_dtype, "k_dtype");
+            const DType v = v_dtype.is_none() ? k : floating(v_dtype, "v_dtype");
+            new (self) LayerSpec(LayerSpec::kv(
+                num_kv_heads, k_head_dim, v_head_dim.value_or(k_head_dim), plain(k), plain(v)));
           },
           "num_kv_heads"_a, "k_head_dim"_a, "v_head_dim"_a = nb::none(), "k_dtype"_a = "float32",
           "v_dtype"_a = nb::none())
-      .def_ro("num_kv_heads", &LayerSpec::num_kv_heads)
-      .def_ro("k_head_dim", &LayerSpec::k_head_dim)
-      .def_ro("v_head_dim", &LayerSpec::v_head_dim)
-      .def_prop_ro("k_dtype", [](const LayerSpec& s) { return python_name(s.k_format.dtype); })
-      .def_prop_ro("v_dtype", [](const LayerSpec& s) { return python_name(s.v_format.dtype); })
+      .def_prop_ro("num_kv_heads", [](const LayerSpec& s) { return s.key().heads; })
+      .def_prop_ro("k_head_dim", [](const LayerSpec& s) { return s.key().dim; })
+      .def_prop_ro("v_head_dim", [](const LayerSpec& s) { return s.value().dim; })
+      .def_prop_ro("k_dtype", [](const LayerSpec& s) { return python_name(s.key().format.dtype); })
+      .def_prop_ro("v_dtype",
+                   [](const LayerSpec& s) { return python_name(s.value().format.dtype); })
       .def_prop_ro("bytes_per_token", &token_bytes,
                    "K and V together.\n\nErrors: ValueError for sizes that no cache could have.")
       .def(
@@ -96,16 +93,16 @@ void bind_spec(nb::module_& module) {
           nb::is_operator(), nb::sig("def __eq__(self, other: object, /) -> bool"))
       .def("__hash__",
            [](const LayerSpec& s) {
-             return nb::hash(nb::make_tuple(s.num_kv_heads, s.k_head_dim, s.v_head_dim,
-                                            static_cast<int>(s.k_format.dtype),
-                                            static_cast<int>(s.v_format.dtype)));
+             return nb::hash(nb::make_tuple(s.key().heads, s.key().dim, s.value().dim,
+                                            static_cast<int>(s.key().format.dtype),
+                                            static_cast<int>(s.value().format.dtype)));
            })
       .def("__repr__", [](const LayerSpec& s) {
-        return "LayerSpec(num_kv_heads=" + std::to_string(s.num_kv_heads) +
-               ", k_head_dim=" + std::to_string(s.k_head_dim) +
-               ", v_head_dim=" + std::to_string(s.v_head_dim) +
-               ", k_dtype=" + python_name(s.k_format.dtype) +
-               ", v_dtype=" + python_name(s.v_format.dtype) + ")";
+        return "LayerSpec(num_kv_heads=" + std::to_string(s.key().heads) +
+               ", k_head_dim=" + std::to_string(s.key().dim) +
+               ", v_head_dim=" + std::to_string(s.value().dim) +
+               ", k_dtype=" + python_name(s.key().format.dtype) +
+               ", v_dtype=" + python_name(s.value().format.dtype) + ")";
       });
 }
 

@@ -247,12 +247,12 @@ AnyPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, Given<
     const LayerSpec& spec = self.config.core.layers[static_cast<std::size_t>(layer)];
     const bool head_first = self.config.core.layout == Layout::kHND;
     const auto make = [&](std::int64_t dim, DType dtype) {
-      const std::int64_t shape[3] = {head_first ? spec.num_kv_heads : length,
-                                     head_first ? length : spec.num_kv_heads, dim};
+      const std::int64_t shape[3] = {head_first ? spec.key().heads : length,
+                                     head_first ? length : spec.key().heads, dim};
       return new_array(self.framework, dtype, shape, 3);
     };
-    key = make(spec.k_head_dim, spec.k_format.dtype);
-    value = make(spec.v_head_dim, spec.v_format.dtype);
+    key = make(spec.key().dim, spec.key().format.dtype);
+    value = make(spec.value().dim, spec.value().format.dtype);
   } else if (nb::isinstance<nb::sequence>(out) && nb::len(out) == 2) {
     key = out[0];
     value = out[1];

@@ -37,13 +37,9 @@ Result<StoreKind> parse_store_kind(std::string_view name) {
 }
 
 std::vector<LayerSpec> layer_specs(const ModelConfig& config, DType dtype) {
-  LayerSpec spec;
-  spec.num_kv_heads = config.num_kv_heads;
-  spec.k_head_dim = config.head_dim;
-  spec.v_head_dim = config.head_dim;
-  spec.k_format.dtype = dtype;
-  spec.v_format.dtype = dtype;
-  return std::vector<LayerSpec>(static_cast<std::size_t>(config.num_layers), spec);
+  return std::vector<LayerSpec>(
+      static_cast<std::size_t>(config.num_layers),
+      LayerSpec::kv(config.num_kv_heads, config.head_dim, config.head_dim, dtype));
 }
 
 Result<std::unique_ptr<KvStore>> make_kv_store(const ModelConfig& config,

@@ -167,10 +167,10 @@ Status BatchingCache::attend(const TensorView& q, const TensorView& key, const T
     KVC_RETURN_IF_ERROR(self.check_append(key, value, layer, &shape, &count));
     const std::int64_t slots = self.slots.size();
     KVC_RETURN_IF_ERROR(
-        internal::expect_kv("q", q, layout, {slots, kAnyExtent, count, shape.k_dim}));
+        internal::expect_kv("q", q, layout, {slots, kAnyExtent, count, shape.key().dim}));
     const std::int64_t num_heads = internal::kv_extents(q, layout).heads;
     KVC_RETURN_IF_ERROR(
-        internal::expect_kv("out", out, layout, {slots, num_heads, count, shape.v_dim}));
+        internal::expect_kv("out", out, layout, {slots, num_heads, count, shape.value().dim}));
     const TensorView queries = internal::head_first(q, layout);
     const MutableTensorView results = internal::head_first(out, layout);
     std::vector<std::int32_t>& qo_indptr = self.qo_indptr;

@@ -45,10 +45,9 @@ std::uint32_t struct_size_of(const void* given) noexcept {
 Status check_struct_size(const char* name, std::uint32_t struct_size, std::size_t least,
                          std::size_t ours) {
   if (struct_size >= least && struct_size <= kMaxStructSize) return {};
-  return refusal(
-      std::string(name) + ".struct_size", struct_size,
-      std::to_string(ours) +
-          (least < ours ? ", or " + std::to_string(least) + " of version 0.1.0" : ""));
+  return refusal(std::string(name) + ".struct_size", struct_size,
+                 std::to_string(ours) +
+                     (least < ours ? ", or " + std::to_string(least) + " of version 0.1.0" : ""));
 }
 
 Status check_beyond(const char* name, const void* from, std::uint32_t struct_size,

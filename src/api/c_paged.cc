@@ -8,8 +8,11 @@
 #include "kvcache/paged_cache.h"
 
 using kvcache::Append;
+using kvcache::DType;
+using kvcache::LayerSpec;
 using kvcache::MutableTensorView;
 using kvcache::PagedCache;
+using kvcache::plain;
 using kvcache::SequenceId;
 using kvcache::Status;
 using kvcache::StatusCode;
@@ -89,13 +92,10 @@ kvc_status kvc_paged_create(const kvc_paged_config* config, kvc_paged** cache) {
     KVC_RETURN_IF_ERROR(for_each_struct(
         "layers", from.layers, from.num_layers,
         [&](std::int64_t, const kvc_layer_spec& layer) -> Status {
-          kvcache::LayerSpec spec;
-          spec.num_kv_heads = layer.num_kv_heads;
-          spec.k_head_dim = layer.k_head_dim;
-          spec.v_head_dim = layer.v_head_dim;
-          KVC_ASSIGN_OR_RETURN(spec.k_format.dtype, dtype_of("layers.k", layer.k_dtype));
-          KVC_ASSIGN_OR_RETURN(spec.v_format.dtype, dtype_of("layers.v", layer.v_dtype));
-          wanted.layers.push_back(spec);
+          KVC_ASSIGN_OR_RETURN(const DType k_dtype, dtype_of("layers.k", layer.k_dtype));
+          KVC_ASSIGN_OR_RETURN(const DType v_dtype, dtype_of("layers.v", layer.v_dtype));
+          wanted.layers.push_back(LayerSpec::kv(layer.num_kv_heads, layer.k_head_dim,
+                                                layer.v_head_dim, plain(k_dtype), plain(v_dtype)));
           return {};
         }));
     std::unique_ptr<kvcache::internal::ForeignMemory> memory;

@@ -39,12 +39,12 @@ Status check_rows(const TensorView& key, const TensorView& value, Layout layout,
   KvExtents expected{kAnyExtent, kAnyExtent, kAnyExtent, kAnyExtent};
   if (layer != nullptr) {
     const LayerShape& s = layer->shape();
-    expected = {s.batch, s.heads, kAnyExtent, s.k_dim};
+    expected = {s.batch, s.heads(), kAnyExtent, s.key().dim};
   }
   KVC_RETURN_IF_ERROR(internal::expect_kv("key", key, layout, expected));
   KVC_RETURN_IF_ERROR(check_sizes("key", key, layout));
   expected = kv_extents(key, layout);
-  expected.dim = layer != nullptr ? layer->shape().v_dim : kAnyExtent;
+  expected.dim = layer != nullptr ? layer->shape().value().dim : kAnyExtent;
   KVC_RETURN_IF_ERROR(internal::expect_kv("value", value, layout, expected));
   KVC_RETURN_IF_ERROR(check_sizes("value", value, layout));
   if (layer == nullptr) return {};

@@ -91,10 +91,11 @@ Status StateAccess::check_rows(const Impl& impl, std::int64_t layer, const Tenso
                                const TensorView& v) {
   const History::Options& options = impl.history->options();
   const internal::LayerShape& s = options.shape;
-  KVC_RETURN_IF_ERROR(
-      internal::expect_kv("k", k, s.layout, {s.batch, s.heads, internal::kAnyExtent, s.k_dim}));
+  KVC_RETURN_IF_ERROR(internal::expect_kv("k", k, s.layout,
+                                          {s.batch, s.heads(), internal::kAnyExtent, s.key().dim}));
   const std::int64_t count = internal::kv_extents(k, s.layout).length;
-  KVC_RETURN_IF_ERROR(internal::expect_kv("v", v, s.layout, {s.batch, s.heads, count, s.v_dim}));
+  KVC_RETURN_IF_ERROR(
+      internal::expect_kv("v", v, s.layout, {s.batch, s.heads(), count, s.value().dim}));
   const std::int64_t length = impl.layers[static_cast<std::size_t>(layer)].length;
   if (count <= options.max_seq_len - length) return {};
   return refusal(StatusCode::kOutOfRange, "k",
@@ -138,7 +139,7 @@ std::int64_t CacheState::nbytes() const noexcept {
   const internal::LayerShape& s = impl_->history->options().shape;
   std::int64_t tokens = 0;
   for (const History::Layer& layer : impl_->layers) tokens += layer.length;
-  return tokens * s.batch * s.heads * (s.k_dim * size_of(s.k_dtype) + s.v_dim * size_of(s.v_dtype));
+  return tokens * s.batch * bytes_per_token(s.spec);
 }
 
 std::int64_t CacheState::reserved_bytes() const noexcept {
@@ -163,8 +164,10 @@ Result<CacheState> init(const InitOptions& options) {
       return refusal("layout", static_cast<int>(options.layout), "hnd or nhd");
     }
     History::Options history;
-    history.shape = {options.batch_size, options.num_heads, options.head_dim, options.head_dim,
-                     options.dtype,      options.dtype,     options.layout};
+    history.shape = {
+        options.batch_size,
+        LayerSpec::kv(options.num_heads, options.head_dim, options.head_dim, options.dtype),
+        options.layout};
     history.num_layers = options.num_layers;
     history.max_seq_len = options.max_seq_len;
     history.memory = options.memory != nullptr ? options.memory : &system_memory();
@@ -242,8 +245,9 @@ Result<CacheState> CachedAttention::operator()(const TensorView& q, const Tensor
   return at_door([&]() -> Result<CacheState> {
     KVC_RETURN_IF_ERROR(StateAccess::check(state, layer_));
     const internal::LayerShape& s = StateAccess::of(state)->history->options().shape;
-    if (head_dim_ != s.k_dim || num_heads_ % s.heads != 0) {
-      return refusal("state", std::to_string(s.heads) + " heads of size " + std::to_string(s.k_dim),
+    if (head_dim_ != s.key().dim || num_heads_ % s.heads() != 0) {
+      return refusal("state",
+                     std::to_string(s.heads()) + " heads of size " + std::to_string(s.key().dim),
                      "heads of size " + std::to_string(head_dim_) + " whose number divides " +
                          std::to_string(num_heads_));
     }

@@ -7,6 +7,7 @@
 #include "base/door.h"
 #include "base/expect.h"
 #include "cache/contiguous/geometry.h"
+#include "cache/layer_check.h"
 #include "cache/paged/layout.h"
 
 namespace kvcache {
@@ -18,21 +19,6 @@ using internal::LayerShape;
 using internal::refusal;
 
 Status too_large() { return refusal("plan", "more than 2^62 bytes", "less"); }
-
-Status check_spec(const LayerSpec& spec, std::int64_t index) {
-  const std::string layer = "layers[" + std::to_string(index) + "].";
-  if (spec.num_kv_heads < 1)
-    return refusal(layer + "num_kv_heads", spec.num_kv_heads, "at least 1");
-  if (spec.k_head_dim < 1) return refusal(layer + "k_head_dim", spec.k_head_dim, "at least 1");
-  if (spec.v_head_dim < 1) return refusal(layer + "v_head_dim", spec.v_head_dim, "at least 1");
-  for (const RowFormat& format : {spec.k_format, spec.v_format}) {
-    if (format.kind == RowFormat::kStrided && is_floating(format.dtype)) continue;
-    return refusal(layer + "format",
-                   std::string(name_of(format.dtype)) + " of kind " + std::to_string(format.kind),
-                   "strided f32, f16 or bf16");
-  }
-  return {};
-}
 
 Status check_request(CacheKind kind, const MemoryPlanRequest& request) {
   if (request.layers.empty()) return refusal("layers", 0, "at least 1");
@@ -46,7 +32,10 @@ Status check_request(CacheKind kind, const MemoryPlanRequest& request) {
     }
   }
   std::int64_t index = 0;
-  for (const LayerSpec& spec : request.layers) KVC_RETURN_IF_ERROR(check_spec(spec, index++));
+  for (const LayerSpec& spec : request.layers) {
+    KVC_RETURN_IF_ERROR(
+        internal::check_layer_spec("layers[" + std::to_string(index++) + "]", spec));
+  }
   return {};
 }
 
@@ -55,9 +44,7 @@ Result<PlannedBytes> plan_contiguous(CacheKind kind, const MemoryPlanRequest& re
   PlannedBytes plan;
   if (request.seq_length == 0) return plan;
   for (const LayerSpec& spec : request.layers) {
-    const LayerShape shape{request.batch_size, spec.num_kv_heads,   spec.k_head_dim,
-                           spec.v_head_dim,    spec.k_format.dtype, spec.v_format.dtype,
-                           request.layout};
+    const LayerShape shape{request.batch_size, spec, request.layout};
     ContiguousGeometry geometry;
     const bool sized = kind == CacheKind::kStatic
                            ? fixed_geometry(shape, request.max_length, &geometry)

@@ -139,14 +139,11 @@ Status expect_outside(const PagedStore& store, const char* name, const TensorVie
 
 CacheConfig CacheConfig::uniform(std::int64_t num_layers, std::int64_t num_kv_heads,
                                  std::int64_t head_dim, DType dtype) {
-  LayerSpec spec;
-  spec.num_kv_heads = num_kv_heads;
-  spec.k_head_dim = head_dim;
-  spec.v_head_dim = head_dim;
-  spec.k_format.dtype = dtype;
-  spec.v_format.dtype = dtype;
   CacheConfig config;
-  if (num_layers > 0) config.layers.assign(static_cast<std::size_t>(num_layers), spec);
+  if (num_layers > 0) {
+    config.layers.assign(static_cast<std::size_t>(num_layers),
+                         LayerSpec::kv(num_kv_heads, head_dim, head_dim, dtype));
+  }
   return config;
 }
 
@@ -215,11 +212,11 @@ Status PagedCache::write(Step& step, std::int64_t layer, const TensorView& k, co
   return at_door([&]() -> Status {
     KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
-    const LayerSpec& spec = impl_->store->group_of(layer).spec;
+    const LayerSpec& spec = impl_->store->spec_of(layer);
     KVC_RETURN_IF_ERROR(
-        expect_rows("k", k, open->num_new_tokens, spec.num_kv_heads, spec.k_head_dim));
+        expect_rows("k", k, open->num_new_tokens, spec.key().heads, spec.key().dim));
     KVC_RETURN_IF_ERROR(
-        expect_rows("v", v, open->num_new_tokens, spec.num_kv_heads, spec.v_head_dim));
+        expect_rows("v", v, open->num_new_tokens, spec.value().heads, spec.value().dim));
     KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "k", k));
     KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "v", v));
     internal::write_rows(*impl_->store, *open, layer, k, v, context);
@@ -326,12 +323,12 @@ Status PagedCache::gather(std::int64_t layer, SequenceId seq, const MutableTenso
   return at_door([&]() -> Status {
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
     KVC_ASSIGN_OR_RETURN(const internal::PagedSequence* found, impl_->store->find(seq));
-    const LayerSpec& spec = impl_->store->group_of(layer).spec;
+    const LayerSpec& spec = impl_->store->spec_of(layer);
     const bool head_first = impl_->store->layout().layout == Layout::kHND;
-    const std::int64_t first = head_first ? spec.num_kv_heads : found->length;
-    const std::int64_t second = head_first ? found->length : spec.num_kv_heads;
-    KVC_RETURN_IF_ERROR(expect_rows("key", key, first, second, spec.k_head_dim));
-    KVC_RETURN_IF_ERROR(expect_rows("value", value, first, second, spec.v_head_dim));
+    const std::int64_t first = head_first ? spec.key().heads : found->length;
+    const std::int64_t second = head_first ? found->length : spec.key().heads;
+    KVC_RETURN_IF_ERROR(expect_rows("key", key, first, second, spec.key().dim));
+    KVC_RETURN_IF_ERROR(expect_rows("value", value, first, second, spec.value().dim));
     KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "key", key));
     KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "value", value));
     KVC_RETURN_IF_ERROR(internal::expect_apart("key", key, "value", value));

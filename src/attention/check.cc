@@ -137,7 +137,8 @@ bool overlaps_rows(const TensorView& view, const KvView& kv, const KvPart& part,
   page.data = lowest;
   ByteSpan all = byte_span(page);
   page.data = highest;
-  all.end = byte_span(page).end;
+  const ByteSpan last = byte_span(page);
+  all.bytes = last.begin + last.bytes - all.begin;
   if (!intersect(byte_span(view), all)) return false;
 
   bool found = false;
@@ -165,13 +166,15 @@ Status check_results(const TensorView& q, const KvView& kv, const TensorView& ou
                      const TensorView& lse, std::int64_t num_heads,
                      const AttentionOptions& options) {
   const auto shared = [](const char* name, const char* with, const char* or_else = "") {
-    return refusal(name, std::string("memory of ") + with, std::string(or_else) + "memory of its own");
+    return refusal(name, std::string("memory of ") + with,
+                   std::string(or_else) + "memory of its own");
   };
   if (overlaps_itself(out)) return refusal("out", "elements that share memory", "each in its own");
   if (!is_on_rows_of(out, q) && overlap(out, q)) return shared("out", "q", "q itself or ");
   if (overlaps_rows(out, kv)) return shared("out", "the keys and values");
   if (lse.defined()) {
-    if (overlaps_itself(lse)) return refusal("lse", "elements that share memory", "each in its own");
+    if (overlaps_itself(lse))
+      return refusal("lse", "elements that share memory", "each in its own");
     if (overlap(lse, out)) return shared("lse", "out");
     if (overlap(lse, q)) return shared("lse", "q");
     if (overlaps_rows(lse, kv)) return shared("lse", "the keys and values");

@@ -11,13 +11,7 @@ namespace kvcache::testing {
 namespace {
 
 LayerSpec spec(std::int64_t heads, std::int64_t k_dim, std::int64_t v_dim, DType k, DType v) {
-  LayerSpec result;
-  result.num_kv_heads = heads;
-  result.k_head_dim = k_dim;
-  result.v_head_dim = v_dim;
-  result.k_format.dtype = k;
-  result.v_format.dtype = v;
-  return result;
+  return LayerSpec::kv(heads, k_dim, v_dim, plain(k), plain(v));
 }
 
 // A cache filled by appends of `step` tokens up to `length`.
@@ -33,12 +27,12 @@ std::unique_ptr<Cache> filled(LayeredKind kind, const std::vector<LayerSpec>& la
     for (std::size_t i = 0; i < layers.size(); ++i) {
       const LayerSpec& s = layers[i];
       const auto tensor_for = [&](std::int64_t dim, DType dtype) {
-        return HostTensor(dtype, layout == Layout::kHND ? Shape{batch, s.num_kv_heads, count, dim}
-                                                        : Shape{batch, count, s.num_kv_heads, dim});
+        return HostTensor(dtype, layout == Layout::kHND ? Shape{batch, s.key().heads, count, dim}
+                                                        : Shape{batch, count, s.key().heads, dim});
       };
       EXPECT_OK(cache
-                    ->update(tensor_for(s.k_head_dim, s.k_format.dtype),
-                             tensor_for(s.v_head_dim, s.v_format.dtype),
+                    ->update(tensor_for(s.key().dim, s.key().format.dtype),
+                             tensor_for(s.value().dim, s.value().format.dtype),
                              static_cast<std::int64_t>(i))
                     .status());
     }

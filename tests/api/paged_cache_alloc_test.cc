@@ -93,8 +93,8 @@ TEST(PagedCacheAllocations, WritesMakeNone) {
   PagedFixture f;
   const SequenceId a = f.open();
   PagedCache::Step step = f.reserve(a, 5).value();
-  const HostTensor k = packed(f.spec, {1, 2, 3, 4, 5}, 0, false);
-  const HostTensor v = packed(f.spec, {1, 2, 3, 4, 5}, 0, true);
+  const HostTensor k = packed(f.spec(), {1, 2, 3, 4, 5}, 0, false);
+  const HostTensor v = packed(f.spec(), {1, 2, 3, 4, 5}, 0, true);
   allocations_left = 0;
   const Status status = f.cache.write(step, 0, k, v);
   allocations_left = -1;

@@ -12,6 +12,7 @@
 #include <iterator>
 #include <map>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <tuple>
 #include <utility>
@@ -53,8 +54,10 @@ std::int64_t size_of_tokens(const Tokens& tokens) {
 
 class Soak {
  public:
-  Soak(Layout layout, std::int64_t page_size, const LayerSpec& spec)
-      : f_(config(layout, page_size, spec, &memory_)), last_token_(largest_token(spec)) {}
+  // Layers of two kinds: two groups, unless they are alike.
+  Soak(Layout layout, std::int64_t page_size, const std::vector<LayerSpec>& specs)
+      : f_(config(layout, page_size, specs, &memory_)),
+        last_token_(std::min(largest_token(specs[0]), largest_token(specs[1]))) {}
 
   void run(const Op& op) {
     switch (op.kind % 12) {
@@ -103,24 +106,45 @@ class Soak {
     const PagedStats stats = f_.cache.stats();
     RC_ASSERT(stats.sequences == std::int64_t(model_.size()));
     RC_ASSERT(stats.open_steps == std::int64_t(steps_.size()));
-    RC_ASSERT(stats.pages_held + stats.pages_reserved + f_.cache.free_pages() == kNumPages);
+    const std::int64_t groups = f_.cache.num_groups();
+    RC_ASSERT(stats.pages_held + stats.pages_reserved + groups * f_.cache.free_pages() ==
+              groups * kNumPages);
+    RC_ASSERT(f_.cache.nbytes() == stored_bytes(seqs));
     RC_ASSERT(stats.pages_high_water >= stats.pages_held + stats.pages_reserved);
-    RC_ASSERT(memory_.committed_bytes() <= f_.cache.reserved_bytes());
+    RC_ASSERT(memory_.committed_bytes() == f_.cache.reserved_bytes());
   }
 
  private:
-  static CacheConfig config(Layout layout, std::int64_t page_size, const LayerSpec& spec,
-                            MemoryResource* memory) {
-    CacheConfig config = PagedFixture::config(layout, DType::kF32, kNumPages, page_size);
-    for (LayerSpec& layer : config.layers) layer = spec;
+  static CacheConfig config(Layout layout, std::int64_t page_size,
+                            const std::vector<LayerSpec>& specs, MemoryResource* memory) {
+    CacheConfig config = PagedFixture::config(layout, DType::kF32, kNumPages, page_size, 3);
+    for (std::size_t i = 0; i < config.layers.size(); ++i) config.layers[i] = specs[i % 2];
     config.memory = memory;
     return config;
   }
 
   // Tokens that element() makes exact rows of, in the storage of both K and V.
   static double largest_token(const LayerSpec& spec) {
-    const bool wide = spec.k_format.dtype == DType::kF32 && spec.v_format.dtype == DType::kF32;
+    const bool wide =
+        spec.key().format.dtype == DType::kF32 && spec.value().format.dtype == DType::kF32;
     return wide ? 1 << 20 : 63;
+  }
+
+  // Committed rows, those in the same place once.
+  std::int64_t stored_bytes(const std::vector<SequenceId>& seqs) {
+    std::int64_t bytes = 0;
+    for (std::int64_t layer = 0; layer < f_.num_layers; ++layer) {
+      std::set<std::int64_t> slots;
+      for (const SequenceId seq : seqs) {
+        const Pages pages = f_.pages(seq, layer);
+        const std::int64_t page_size = f_.cache.page_size();
+        for (std::int64_t row = 0; row < size_of_tokens(model_[seq]); ++row) {
+          slots.insert(pages[std::size_t(row / page_size)] * page_size + row % page_size);
+        }
+      }
+      bytes += std::int64_t(slots.size()) * bytes_per_token(f_.spec(layer));
+    }
+    return bytes;
   }
 
   std::int64_t pages_of(std::int64_t tokens) const {
@@ -349,12 +373,8 @@ class Soak {
 // Any storage types, and K and V of any of the sizes that element() knows.
 LayerSpec any_spec() {
   const auto dtype = [] { return rc::gen::element(DType::kF32, DType::kF16, DType::kBF16); };
-  LayerSpec spec = paged_spec();
-  spec.k_head_dim = *rc::gen::inRange<std::int64_t>(1, 3);
-  spec.v_head_dim = *rc::gen::inRange<std::int64_t>(1, 3);
-  spec.k_format.dtype = *dtype();
-  spec.v_format.dtype = *dtype();
-  return spec;
+  return LayerSpec::kv(2, *rc::gen::inRange<std::int64_t>(1, 3),
+                       *rc::gen::inRange<std::int64_t>(1, 3), plain(*dtype()), plain(*dtype()));
 }
 
 // KVCACHE_SOAK_SECONDS: how long; new operations every time, and their number is printed.
@@ -374,7 +394,7 @@ TEST(PagedCacheSoak, RandomOperationsAgreeWithAVectorOfTokens) {
           const auto layout = *rc::gen::element(Layout::kHND, Layout::kNHD);
           const auto page_size = *rc::gen::inRange<std::int64_t>(1, 6);
           const auto ops = *rc::gen::container<std::vector<Op>>(any_op());
-          Soak soak(layout, page_size, any_spec());
+          Soak soak(layout, page_size, {any_spec(), any_spec()});
           operations += static_cast<long long>(ops.size());
           for (const Op& op : ops) {
             soak.run(op);

@@ -27,9 +27,9 @@ TEST(PagedCacheConfig, WhatNoCacheCouldHaveIsRefused) {
     return status.code() == StatusCode::kInvalidArgument && !status.message().empty();
   };
   EXPECT_TRUE(refused([](CacheConfig& c) { c.layers.clear(); }));
-  EXPECT_TRUE(refused([](CacheConfig& c) { c.layers[1].num_kv_heads = 0; }));
-  EXPECT_TRUE(refused([](CacheConfig& c) { c.layers[0].v_head_dim = -1; }));
-  EXPECT_TRUE(refused([](CacheConfig& c) { c.layers[0].k_format.dtype = DType::kI64; }));
+  EXPECT_TRUE(refused([](CacheConfig& c) { c.layers[1].buffers[0].heads = 0; }));
+  EXPECT_TRUE(refused([](CacheConfig& c) { c.layers[0].buffers[1].dim = -1; }));
+  EXPECT_TRUE(refused([](CacheConfig& c) { c.layers[0].buffers[0].format.dtype = DType::kI64; }));
   EXPECT_TRUE(refused([](CacheConfig& c) { c.page_size = 0; }));
   EXPECT_TRUE(refused([](CacheConfig& c) { c.num_pages = 0; }));
   EXPECT_TRUE(refused([](CacheConfig& c) { c.num_pages = -1; }));
@@ -52,7 +52,7 @@ TEST(PagedCacheConfig, UniformMakesEqualLayers) {
 // Two groups: layers 0 and 2, and layer 1.
 CacheConfig two_groups(std::int64_t num_pages) {
   CacheConfig config = PagedFixture::config(Layout::kHND, DType::kF32, num_pages, 4, 3);
-  config.layers[1].k_head_dim = 1;
+  config.layers[1].buffers[0].dim = 1;
   return config;
 }
 
@@ -62,8 +62,8 @@ Status append_zeros(PagedCache& cache, const CacheConfig& config, SequenceId seq
   KVC_ASSIGN_OR_RETURN(PagedCache::Step step, cache.reserve({&append, 1}));
   for (std::int64_t layer = 0; layer < cache.num_layers(); ++layer) {
     const LayerSpec& spec = config.layers[static_cast<std::size_t>(layer)];
-    const HostTensor k(DType::kF32, {count, spec.num_kv_heads, spec.k_head_dim});
-    const HostTensor v(DType::kF32, {count, spec.num_kv_heads, spec.v_head_dim});
+    const HostTensor k(DType::kF32, {count, spec.key().heads, spec.key().dim});
+    const HostTensor v(DType::kF32, {count, spec.value().heads, spec.value().dim});
     KVC_RETURN_IF_ERROR(cache.write(step, layer, k, v));
   }
   return cache.commit(step);
@@ -123,7 +123,7 @@ TEST(PagedCacheBytes, APlanIsABudgetThatHoldsIt) {
 TEST(PagedCacheBytes, ABudgetHoldsForTablesOfSharersToo) {
   CacheConfig config = PagedFixture::config();
   config.num_pages = 0;
-  config.budget_bytes = 4 * (4 * 2 * 6 * 4 + 12 + 16 + 128);
+  config.budget_bytes = 4 * (4 * 2 * 6 * 4 + 32 + 16 + 140);
   PagedFixture f(config);
   const SequenceId a = f.open();
   EXPECT_OK(f.append(a, {1, 2, 3, 4, 5, 6}));
@@ -234,8 +234,8 @@ TEST(PagedCacheMemory, AbsurdPoolsAreRefusedBeforeAnythingIsTouched) {
 
 std::vector<float> gathered(const PagedCache& cache, SequenceId seq, const LayerSpec& spec) {
   const std::int64_t length = cache.seq_length(seq).value();
-  HostTensor k(DType::kF32, {spec.num_kv_heads, length, spec.k_head_dim});
-  HostTensor v(DType::kF32, {spec.num_kv_heads, length, spec.v_head_dim});
+  HostTensor k(DType::kF32, {spec.key().heads, length, spec.key().dim});
+  HostTensor v(DType::kF32, {spec.value().heads, length, spec.value().dim});
   EXPECT_OK(cache.gather(0, seq, k.mutable_view(), v.mutable_view()));
   std::vector<float> all = values(k);
   const std::vector<float> v_values = values(v);

@@ -327,11 +327,7 @@ TEST_P(Section0, Rule14ThePlanPredictsBoth) {
           cache->update(iota(shaped(2, 3, 1, 20)), iota(shaped(2, 3, 1, 40)), layer).status());
     }
   }
-  LayerSpec spec;
-  spec.num_kv_heads = 3;
-  spec.k_head_dim = 20;
-  spec.v_head_dim = 40;
-  spec.k_format.dtype = spec.v_format.dtype = GetParam().dtype;
+  const LayerSpec spec = LayerSpec::kv(3, 20, 40, GetParam().dtype);
   const LayerSpec layers[] = {spec, spec};
   MemoryPlanRequest request;
   request.layers = layers;

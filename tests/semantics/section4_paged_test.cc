@@ -21,7 +21,7 @@ INSTANTIATE_TEST_SUITE_P(Paged, Section4, every_paged_case(), PagedTest::name);
 TEST_P(Section4, LayersOfEqualSpecFormAGroupWithOneTable) {
   CacheConfig config = PagedFixture::config(layout(), dtype());
   LayerSpec other = paged_spec(dtype());
-  other.v_head_dim = 2;
+  other.buffers[1].dim = 2;
   config.layers = {paged_spec(dtype()), other, paged_spec(dtype())};
   const PagedCache cache = PagedCache::create(config).value();
   EXPECT_EQ(cache.num_layers(), 3);

@@ -80,24 +80,16 @@ inline double element(double token, std::int64_t layer, std::int64_t head, std::
   return value ? -x : x;
 }
 
-inline LayerSpec paged_spec(DType dtype = DType::kF32) {
-  LayerSpec spec;
-  spec.num_kv_heads = 2;
-  spec.k_head_dim = 2;
-  spec.v_head_dim = 1;
-  spec.k_format.dtype = dtype;
-  spec.v_format.dtype = dtype;
-  return spec;
-}
+inline LayerSpec paged_spec(DType dtype = DType::kF32) { return LayerSpec::kv(2, 2, 1, dtype); }
 
 // New rows of one layer, packed [num_tokens, num_kv_heads, head_dim].
 inline HostTensor packed(const LayerSpec& spec, const Tokens& tokens, std::int64_t layer,
                          bool value, DType dtype = DType::kF32) {
-  const std::int64_t dim = value ? spec.v_head_dim : spec.k_head_dim;
-  HostTensor rows(dtype, {static_cast<std::int64_t>(tokens.size()), spec.num_kv_heads, dim});
+  const auto [role, heads, dim, format] = value ? spec.value() : spec.key();
+  HostTensor rows(dtype, {static_cast<std::int64_t>(tokens.size()), heads, dim});
   std::int64_t i = 0;
   for (const double token : tokens) {
-    for (std::int64_t head = 0; head < spec.num_kv_heads; ++head) {
+    for (std::int64_t head = 0; head < heads; ++head) {
       for (std::int64_t d = 0; d < dim; ++d) rows.set(i++, element(token, layer, head, d, value));
     }
   }
@@ -106,7 +98,7 @@ inline HostTensor packed(const LayerSpec& spec, const Tokens& tokens, std::int64
 
 // A cache of a few layers of paged_spec(), and the words that the tests are written in.
 struct PagedFixture {
-  LayerSpec spec;
+  std::vector<LayerSpec> specs;  // [num_layers]
   std::int64_t num_layers;
   Layout layout;
   PagedCache cache;
@@ -122,19 +114,22 @@ struct PagedFixture {
     return config;
   }
 
-  // REQUIRES: a config that create() takes, all layers equal.
+  // REQUIRES: a config that create() takes.
   explicit PagedFixture(const CacheConfig& config = PagedFixture::config())
-      : spec(config.layers.front()),
+      : specs(config.layers),
         num_layers(static_cast<std::int64_t>(config.layers.size())),
         layout(config.layout),
         cache(PagedCache::create(config).value()) {}
 
+  const LayerSpec& spec(std::int64_t layer = 0) const {
+    return specs[static_cast<std::size_t>(layer)];
+  }
   SequenceId open() { return cache.open().value(); }
 
   Status write_layer(PagedCache::Step& step, std::int64_t layer, const Tokens& tokens,
                      DType dtype = DType::kF32) {
-    const HostTensor k = packed(spec, tokens, layer, false, dtype);
-    const HostTensor v = packed(spec, tokens, layer, true, dtype);
+    const HostTensor k = packed(spec(layer), tokens, layer, false, dtype);
+    const HostTensor v = packed(spec(layer), tokens, layer, true, dtype);
     return cache.write(step, layer, k, v);
   }
   Status write(PagedCache::Step& step, const Tokens& tokens) {
@@ -158,9 +153,9 @@ struct PagedFixture {
   // The token whose elements these are; NaN if they are no token's.
   double decode(const TensorView& rows, std::int64_t layer, std::int64_t row, bool value) const {
     const bool head_first = layout == Layout::kHND;
-    const std::int64_t dim = value ? spec.v_head_dim : spec.k_head_dim;
+    const auto [role, heads, dim, format] = value ? spec(layer).value() : spec(layer).key();
     double token = 0;
-    for (std::int64_t head = 0; head < spec.num_kv_heads; ++head) {
+    for (std::int64_t head = 0; head < heads; ++head) {
       for (std::int64_t d = 0; d < dim; ++d) {
         const std::int64_t at = head * rows.strides[head_first ? 0 : 1] +
                                 row * rows.strides[head_first ? 1 : 0] + d * rows.strides[2];
@@ -179,11 +174,11 @@ struct PagedFixture {
     Tokens result(static_cast<std::size_t>(length));
     for (std::int64_t layer = 0; layer < num_layers; ++layer) {
       const auto shape = [&](std::int64_t dim) {
-        return layout == Layout::kHND ? Counts{spec.num_kv_heads, length, dim}
-                                      : Counts{length, spec.num_kv_heads, dim};
+        const std::int64_t heads = spec(layer).key().heads;
+        return layout == Layout::kHND ? Counts{heads, length, dim} : Counts{length, heads, dim};
       };
-      HostTensor k(dtype, shape(spec.k_head_dim));
-      HostTensor v(dtype, shape(spec.v_head_dim));
+      HostTensor k(dtype, shape(spec(layer).key().dim));
+      HostTensor v(dtype, shape(spec(layer).value().dim));
       const Status status = cache.gather(layer, seq, k.mutable_view(), v.mutable_view());
       if (!status.ok()) return {std::nan("")};
       for (std::int64_t row = 0; row < length; ++row) {

@@ -31,8 +31,11 @@ struct Offsets {
 bool find_offsets(const DenseShape& shape, Offsets* out) noexcept {
   const LayerShape& s = shape.layer;
   std::int64_t k = 0, v = 0, mask = 0;
-  if (!checked_product({shape.slots, s.heads, shape.length, s.k_dim, size_of(s.k_dtype)}, &k) ||
-      !checked_product({shape.slots, s.heads, shape.length, s.v_dim, size_of(s.v_dtype)}, &v) ||
+  if (!checked_product(
+          {shape.slots, s.heads(), shape.length, s.key().dim, size_of(s.key().format.dtype)}, &k) ||
+      !checked_product(
+          {shape.slots, s.heads(), shape.length, s.value().dim, size_of(s.value().format.dtype)},
+          &v) ||
       !checked_product({shape.slots, shape.new_tokens, shape.length, size_of(DType::kF32)},
                        &mask) ||
       !checked_add(k, kAlignment - 1, &k) || !checked_add(v, kAlignment - 1, &v)) {
@@ -150,10 +153,11 @@ BatchFetch BatchingDense::fill(std::span<const ContiguousLayer* const> slots,
   (void)find_offsets(shape, &offsets);  // as in make_room
   std::byte* base = mapping_ ? mapping_->region.data : nullptr;
   const auto at = [&](std::int64_t offset) { return shape.length > 0 ? base + offset : nullptr; };
-  const MutableTensorView key =
-      dense_tensor(at(0), s.k_dtype, s.layout, {shape.slots, s.heads, shape.length, s.k_dim});
-  const MutableTensorView value = dense_tensor(at(offsets.v), s.v_dtype, s.layout,
-                                               {shape.slots, s.heads, shape.length, s.v_dim});
+  const MutableTensorView key = dense_tensor(at(0), s.key().format.dtype, s.layout,
+                                             {shape.slots, s.heads(), shape.length, s.key().dim});
+  const MutableTensorView value =
+      dense_tensor(at(offsets.v), s.value().format.dtype, s.layout,
+                   {shape.slots, s.heads(), shape.length, s.value().dim});
   auto* seen = reinterpret_cast<float*>(at(offsets.mask));
   if (shape.length > 0) {
     for_each_range(context, shape.slots, offsets.mask,

@@ -22,11 +22,14 @@ bool start_geometry(const LayerShape& shape, std::int64_t capacity, bool growing
   out->growing = growing;
   out->capacity = capacity;
   const bool by_head = shape.layout == Layout::kHND;
-  const std::int64_t heads_in_row = by_head ? 1 : shape.heads;
-  return checked_mul(shape.batch, by_head ? shape.heads : 1, &out->rows) &&
-         checked_product({heads_in_row, shape.k_dim, size_of(shape.k_dtype)},
-                         &out->k_token_bytes) &&
-         checked_product({heads_in_row, shape.v_dim, size_of(shape.v_dtype)}, &out->v_token_bytes);
+  for (std::int32_t b = 0; b < shape.spec.num_buffers; ++b) {
+    const BufferSpec& spec = shape.spec.buffers[b];
+    if (!checked_product({by_head ? 1 : spec.heads, spec.dim, size_of(spec.format.dtype)},
+                         &out->buffers[b].token_bytes)) {
+      return false;
+    }
+  }
+  return checked_mul(shape.batch, by_head ? shape.heads() : 1, &out->rows);
 }
 
 // *value = round_up(*value, a page). False past kMaxBytes.
@@ -36,20 +39,31 @@ bool round_to_pages(std::int64_t* value) noexcept {
   return true;
 }
 
-ByteStrides strides_of(const LayerShape& shape, std::int64_t dim, DType dtype,
-                       std::int64_t row_stride, std::int64_t token_bytes) noexcept {
-  if (shape.layout == Layout::kHND) return {shape.heads * row_stride, row_stride, token_bytes};
-  return {row_stride, dim * size_of(dtype), token_bytes};
-}
-
 }  // namespace
 
-ByteStrides ContiguousGeometry::k_strides() const noexcept {
-  return strides_of(shape, shape.k_dim, shape.k_dtype, k_row_stride, k_token_bytes);
+ByteStrides ContiguousGeometry::strides(std::int32_t buffer) const noexcept {
+  const BufferSpec& spec = shape.spec.buffers[buffer];
+  const auto& [token_bytes, row_stride, offset] = buffers[buffer];
+  if (shape.layout == Layout::kHND) return {spec.heads * row_stride, row_stride, token_bytes};
+  return {row_stride, spec.format.bytes(spec.dim), token_bytes};
 }
 
-ByteStrides ContiguousGeometry::v_strides() const noexcept {
-  return strides_of(shape, shape.v_dim, shape.v_dtype, v_row_stride, v_token_bytes);
+std::int64_t ContiguousGeometry::token_bytes() const noexcept {
+  std::int64_t bytes = 0;
+  for (const BufferGeometry& buffer : used()) bytes += buffer.token_bytes;
+  return bytes;
+}
+
+std::int64_t ContiguousGeometry::most_token_bytes() const noexcept {
+  std::int64_t most = 0;
+  for (const BufferGeometry& buffer : used()) most = std::max(most, buffer.token_bytes);
+  return most;
+}
+
+std::int64_t ContiguousGeometry::least_token_bytes() const noexcept {
+  std::int64_t least = buffers[0].token_bytes;
+  for (const BufferGeometry& buffer : used()) least = std::min(least, buffer.token_bytes);
+  return least;
 }
 
 std::int64_t committed_row(std::int64_t bytes) noexcept {
@@ -58,42 +72,53 @@ std::int64_t committed_row(std::int64_t bytes) noexcept {
 
 std::int64_t ContiguousGeometry::committed_bytes(std::int64_t length) const noexcept {
   if (!growing) return region_bytes;
-  return rows * (committed_row(length * k_token_bytes) + committed_row(length * v_token_bytes));
+  std::int64_t bytes = 0;
+  for (const BufferGeometry& buffer : used()) bytes += committed_row(length * buffer.token_bytes);
+  return rows * bytes;
 }
 
 std::int64_t ContiguousGeometry::covered_length(std::int64_t length) const noexcept {
   if (!growing) return capacity;
   if (length == 0) return 0;
-  const auto covered = [length](std::int64_t token_bytes) {
-    return (committed_row(length * token_bytes) - page_bytes() + kRowAlignment) / token_bytes;
-  };
-  return std::min({capacity, covered(k_token_bytes), covered(v_token_bytes)});
+  std::int64_t covered = capacity;
+  for (const auto& [token_bytes, row_stride, offset] : used()) {
+    covered =
+        std::min(covered, (committed_row(length * token_bytes) - page_bytes() + kRowAlignment) /
+                              token_bytes);
+  }
+  return covered;
 }
 
 bool growing_geometry(const LayerShape& shape, std::int64_t capacity,
                       ContiguousGeometry* out) noexcept {
   if (!start_geometry(shape, capacity, true, out)) return false;
   std::int64_t stride = 0;
-  if (!checked_mul(capacity, std::max(out->k_token_bytes, out->v_token_bytes), &stride) ||
-      !round_to_pages(&stride) || !checked_add(stride, page_bytes() + stagger_bytes(), &stride) ||
-      !checked_mul(out->rows, stride, &out->v_offset) ||
-      !checked_add(out->v_offset, out->v_offset, &out->region_bytes)) {
+  std::int64_t bytes = 0;
+  if (!checked_mul(capacity, out->most_token_bytes(), &stride) || !round_to_pages(&stride) ||
+      !checked_add(stride, page_bytes() + stagger_bytes(), &stride) ||
+      !checked_mul(out->rows, stride, &bytes)) {
     return false;
   }
-  out->k_row_stride = out->v_row_stride = stride;
+  for (std::int32_t b = 0; b < shape.spec.num_buffers; ++b) {
+    out->buffers[b].row_stride = stride;
+    out->buffers[b].offset = out->region_bytes;
+    if (!checked_add(out->region_bytes, bytes, &out->region_bytes)) return false;
+  }
   return out->region_bytes <= kMaxBytes;
 }
 
 bool fixed_geometry(const LayerShape& shape, std::int64_t capacity,
                     ContiguousGeometry* out) noexcept {
   if (!start_geometry(shape, capacity, false, out)) return false;
-  std::int64_t v_bytes = 0;
-  if (!checked_mul(capacity, out->k_token_bytes, &out->k_row_stride) ||
-      !checked_mul(capacity, out->v_token_bytes, &out->v_row_stride) ||
-      !checked_mul(out->rows, out->k_row_stride, &out->v_offset) ||
-      !checked_mul(out->rows, out->v_row_stride, &v_bytes) || !round_to_pages(&out->v_offset) ||
-      !round_to_pages(&v_bytes) || !checked_add(out->v_offset, v_bytes, &out->region_bytes)) {
-    return false;
+  for (std::int32_t b = 0; b < shape.spec.num_buffers; ++b) {
+    BufferGeometry& buffer = out->buffers[b];
+    std::int64_t bytes = 0;
+    buffer.offset = out->region_bytes;
+    if (!checked_mul(capacity, buffer.token_bytes, &buffer.row_stride) ||
+        !checked_mul(out->rows, buffer.row_stride, &bytes) || !round_to_pages(&bytes) ||
+        !checked_add(out->region_bytes, bytes, &out->region_bytes)) {
+      return false;
+    }
   }
   return out->region_bytes <= kMaxBytes;
 }

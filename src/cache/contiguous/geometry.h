@@ -1,8 +1,9 @@
 // Where each byte of a layer's contiguous storage lies, and what it costs. Pure arithmetic, shared
 // by the storage and by plan_memory, so that a plan is equal to the byte.
 //
-// One region of memory holds a whole layer: all rows of K, then all rows of V. A storage row is
-// what is contiguous over tokens: one batch row and head in HND, one batch row in NHD.
+// One region of memory holds a whole layer: all rows of one buffer, then all of the next (K, then
+// V). A storage row is what is contiguous over tokens: one batch row and head in HND, one batch row
+// in NHD.
 //
 //   growing  | K row 0 ~~~~~~ | K row 1 ~~~~~~ | ... | V row 0 ~~~~~~ | ...   ~ reserved only
 //   fixed    | K row 0 | K row 1 | ... pad | V row 0 | V row 1 | ... pad |    all committed
@@ -17,24 +18,29 @@
 // a row starts (starts are multiples of 64 bytes):
 //
 //   committed_row(0) = 0        committed_row(n) = round_up(n + page - 64, page)
-//   reserved bytes of a layer = rows * (committed_row(length * k_token_bytes) +
-//                                       committed_row(length * v_token_bytes))
+//   reserved bytes of a layer = rows * sum over buffers of committed_row(length * token_bytes)
 //
-// A fixed layer commits round_up(rows * capacity * token_bytes, page) for K and for V at once.
+// A fixed layer commits round_up(rows * capacity * token_bytes, page) for each buffer at once.
 #ifndef KVCACHE_SRC_CACHE_CONTIGUOUS_GEOMETRY_H_
 #define KVCACHE_SRC_CACHE_CONTIGUOUS_GEOMETRY_H_
 
 #include <cstdint>
+#include <span>
 
+#include "kvcache/layer_spec.h"
 #include "kvcache/types.h"
 
 namespace kvcache::internal {
 
 // What a layer stores: everything but its length.
 struct LayerShape {
-  std::int64_t batch = 0, heads = 0, k_dim = 0, v_dim = 0;
-  DType k_dtype = DType::kF32, v_dtype = DType::kF32;
+  std::int64_t batch = 0;
+  LayerSpec spec;
   Layout layout = Layout::kHND;
+
+  const BufferSpec& key() const noexcept { return spec.key(); }
+  const BufferSpec& value() const noexcept { return spec.value(); }
+  std::int64_t heads() const noexcept { return spec.key().heads; }
 
   friend constexpr bool operator==(const LayerShape&, const LayerShape&) = default;
 };
@@ -44,24 +50,34 @@ struct ByteStrides {
   std::int64_t batch = 0, head = 0, token = 0;
 };
 
+// One buffer of a layer within its region, in bytes.
+struct BufferGeometry {
+  std::int64_t token_bytes = 0;  // of one token in one storage row
+  std::int64_t row_stride = 0;   // the same for every buffer where rows grow
+  std::int64_t offset = 0;       // of the first row from the start of the region
+};
+
 struct ContiguousGeometry {
   LayerShape shape;
   bool growing = true;
-  std::int64_t capacity = 0;       // tokens
-  std::int64_t rows = 0;           // storage rows of K; as many of V
-  std::int64_t k_token_bytes = 0;  // of one token in one storage row
-  std::int64_t v_token_bytes = 0;
-  std::int64_t k_row_stride = 0;  // bytes; equal to v_row_stride where rows grow
-  std::int64_t v_row_stride = 0;
-  std::int64_t v_offset = 0;  // of V's first row from the start of the region
+  std::int64_t capacity = 0;  // tokens
+  std::int64_t rows = 0;      // storage rows of each buffer
+  BufferGeometry buffers[LayerSpec::kMaxBuffers];
   std::int64_t region_bytes = 0;
 
-  ByteStrides k_strides() const noexcept;
-  ByteStrides v_strides() const noexcept;
+  std::span<const BufferGeometry> used() const noexcept {
+    return {buffers, static_cast<std::size_t>(shape.spec.num_buffers)};
+  }
+  ByteStrides strides(std::int32_t buffer) const noexcept;
+
+  // Bytes of one token in one storage row of every buffer; of the largest and smallest buffer.
+  std::int64_t token_bytes() const noexcept;
+  std::int64_t most_token_bytes() const noexcept;
+  std::int64_t least_token_bytes() const noexcept;
 
   // Bytes of `length` tokens.
   std::int64_t stored_bytes(std::int64_t length) const noexcept {
-    return rows * length * (k_token_bytes + v_token_bytes);
+    return rows * length * token_bytes();
   }
 
   // Bytes held for the first `length` tokens: see above. Of a fixed layer, all of it.

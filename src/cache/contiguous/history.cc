@@ -19,10 +19,10 @@ KeyValueView History::rows(const Layer& layer) const noexcept {
   const LayerShape& s = options_.shape;
   if (layer.buffer != nullptr) return first_rows(layer.buffer->all, s.layout, layer.length);
   const auto empty = [&](DType dtype, std::int64_t dim) {
-    return kv_tensor(static_cast<const void*>(nullptr), dtype, s.layout, {s.batch, s.heads, 0, dim},
-                     {s.heads * dim, dim, dim, 1});
+    return kv_tensor(static_cast<const void*>(nullptr), dtype, s.layout,
+                     {s.batch, s.heads(), 0, dim}, {s.heads() * dim, dim, dim, 1});
   };
-  return {empty(s.k_dtype, s.k_dim), empty(s.v_dtype, s.v_dim)};
+  return {empty(s.key().format.dtype, s.key().dim), empty(s.value().format.dtype, s.value().dim)};
 }
 
 bool History::take_over(const std::vector<Layer>& layers) noexcept {
@@ -58,8 +58,7 @@ Result<History::Appended> History::append(const Layer& from, const TensorView& k
       const KeyValueView old = rows(from);
       appended.layer.buffer->rows.write(old.key, old.value, {0, s.batch, 0, from.length, 0},
                                         context);
-      appended.copied = s.batch * s.heads * from.length *
-                        (s.k_dim * size_of(s.k_dtype) + s.v_dim * size_of(s.v_dtype));
+      appended.copied = s.batch * from.length * bytes_per_token(s.spec);
     }
     copied_.fetch_add(appended.copied, std::memory_order_relaxed);
   }

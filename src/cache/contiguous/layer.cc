@@ -80,14 +80,14 @@ KvExtents in_elements(const ByteStrides& strides, DType dtype) noexcept {
 KeyValueView ContiguousLayer::rows() const noexcept {
   if (!populated_) return {};
   const LayerShape& s = geometry_.shape;
-  const std::byte* base = mapping_ ? mapping_->region.data : nullptr;
-  const std::byte* v_base = mapping_ ? base + geometry_.v_offset : nullptr;
-  return {kv_tensor(static_cast<const void*>(base), s.k_dtype, s.layout,
-                    {s.batch, s.heads, length_, s.k_dim},
-                    in_elements(geometry_.k_strides(), s.k_dtype)),
-          kv_tensor(static_cast<const void*>(v_base), s.v_dtype, s.layout,
-                    {s.batch, s.heads, length_, s.v_dim},
-                    in_elements(geometry_.v_strides(), s.v_dtype))};
+  const auto rows_of = [&](std::int32_t buffer) {
+    const BufferSpec& spec = s.spec.buffers[buffer];
+    const DType dtype = spec.format.dtype;
+    const void* data = mapping_ ? row(geometry_.buffers[buffer], 0) : nullptr;
+    return kv_tensor(data, dtype, s.layout, {s.batch, spec.heads, length_, spec.dim},
+                     in_elements(geometry_.strides(buffer), dtype));
+  };
+  return {rows_of(0), rows_of(1)};
 }
 
 Status ContiguousLayer::populate(const LayerShape& shape, std::int64_t length,
@@ -169,12 +169,13 @@ Status ContiguousLayer::make_room(std::int64_t length, const Placement& placemen
 // Moves the rows to a larger reservation, which `grown` will hold.
 Status ContiguousLayer::grow(std::int64_t length, const Placement& placement,
                              std::shared_ptr<Mapping> grown, std::int64_t* copied) {
-  const std::int64_t used = length_ * std::max(geometry_.k_token_bytes, geometry_.v_token_bytes);
+  const std::int64_t used = length_ * geometry_.most_token_bytes();
+  const std::int64_t rows = geometry_.rows * geometry_.shape.spec.num_buffers;
   const auto attempt = [&](const ContiguousGeometry& wanted) -> Status {
     std::int64_t bytes = 0;
     Result<Region> region = mapping_->memory->grow(
-        mapping_->region, RowSpan{2 * geometry_.rows, geometry_.k_row_stride, used},
-        RowSpan{2 * geometry_.rows, wanted.k_row_stride, used}, wanted.region_bytes, &bytes);
+        mapping_->region, RowSpan{rows, geometry_.buffers[0].row_stride, used},
+        RowSpan{rows, wanted.buffers[0].row_stride, used}, wanted.region_bytes, &bytes);
     if (!region.ok()) return region.status();
     *copied += bytes;
     grown->memory = mapping_->memory;
@@ -188,17 +189,18 @@ Status ContiguousLayer::grow(std::int64_t length, const Placement& placement,
       largest_granted(geometry_.shape, length, 2 * geometry_.capacity, placement, attempt));
   mapping_ = std::move(grown);
   // Rows move in whole pages: up to one page behind the last row may have come along.
-  const std::int64_t token = std::min(geometry_.k_token_bytes, geometry_.v_token_bytes);
-  touched_ = std::min(touched_, ceil_div(used + page_bytes(), token));
+  touched_ = std::min(touched_, ceil_div(used + page_bytes(), geometry_.least_token_bytes()));
   return {};
 }
 
 void ContiguousLayer::write(const TensorView& key, const TensorView& value, const Slice& slice,
                             const ExecContext& context) noexcept {
   const LayerShape& s = geometry_.shape;
-  copy_rows_on(context, copy_of(key, s.layout, slice, k_row(0), s.k_dtype, geometry_.k_strides()));
-  copy_rows_on(context,
-               copy_of(value, s.layout, slice, v_row(0), s.v_dtype, geometry_.v_strides()));
+  const TensorView* given[] = {&key, &value};
+  for (std::int32_t b = 0; b < s.spec.num_buffers; ++b) {
+    copy_rows_on(context, copy_of(*given[b], s.layout, slice, row(geometry_.buffers[b], 0),
+                                  s.spec.buffers[b].format.dtype, geometry_.strides(b)));
+  }
 }
 
 void ContiguousLayer::set_length(std::int64_t length) noexcept {
@@ -211,12 +213,12 @@ void ContiguousLayer::zero_rows(std::int64_t end, const ExecContext& context) no
   const std::int64_t count = std::min(end, touched_) - begin;
   if (count <= 0) return;
   for_each_range(context, geometry_.rows, geometry_.stored_bytes(count),
-                 [&](std::int64_t row, std::int64_t last) noexcept {
-                   for (; row < last; ++row) {
-                     std::memset(k_row(row) + begin * geometry_.k_token_bytes, 0,
-                                 to_size(count * geometry_.k_token_bytes));
-                     std::memset(v_row(row) + begin * geometry_.v_token_bytes, 0,
-                                 to_size(count * geometry_.v_token_bytes));
+                 [&](std::int64_t first, std::int64_t last) noexcept {
+                   for (const BufferGeometry& buffer : geometry_.used()) {
+                     for (std::int64_t r = first; r < last; ++r) {
+                       std::memset(row(buffer, r) + begin * buffer.token_bytes, 0,
+                                   to_size(count * buffer.token_bytes));
+                     }
                    }
                  });
 }
@@ -227,12 +229,12 @@ std::int64_t ContiguousLayer::crop(std::int64_t n, const ExecContext& context) n
   const std::int64_t bytes = geometry_.stored_bytes(n);
   if (n > 0) {
     for_each_range(context, geometry_.rows, bytes,
-                   [&](std::int64_t row, std::int64_t last) noexcept {
-                     for (; row < last; ++row) {
-                       std::memmove(k_row(row), k_row(row) + dropped * geometry_.k_token_bytes,
-                                    to_size(n * geometry_.k_token_bytes));
-                       std::memmove(v_row(row), v_row(row) + dropped * geometry_.v_token_bytes,
-                                    to_size(n * geometry_.v_token_bytes));
+                   [&](std::int64_t first, std::int64_t last) noexcept {
+                     for (const BufferGeometry& buffer : geometry_.used()) {
+                       for (std::int64_t r = first; r < last; ++r) {
+                         std::memmove(row(buffer, r), row(buffer, r) + dropped * buffer.token_bytes,
+                                      to_size(n * buffer.token_bytes));
+                       }
                      }
                    });
   }
@@ -242,9 +244,12 @@ std::int64_t ContiguousLayer::crop(std::int64_t n, const ExecContext& context) n
 }
 
 void ContiguousLayer::copy_row(const ContiguousLayer& from, std::int64_t source,
-                               std::int64_t row) noexcept {
-  std::memcpy(k_row(row), from.k_row(source), to_size(from.length_ * geometry_.k_token_bytes));
-  std::memcpy(v_row(row), from.v_row(source), to_size(from.length_ * geometry_.v_token_bytes));
+                               std::int64_t target) noexcept {
+  for (std::int32_t b = 0; b < geometry_.shape.spec.num_buffers; ++b) {
+    const BufferGeometry& buffer = geometry_.buffers[b];
+    std::memcpy(row(buffer, target), from.row(from.geometry_.buffers[b], source),
+                to_size(from.length_ * buffer.token_bytes));
+  }
 }
 
 std::int64_t ContiguousLayer::copy_batch(const ContiguousLayer& from, const BatchGather& gather,
@@ -301,9 +306,10 @@ void ContiguousLayer::decommit_behind(std::int64_t length) noexcept {
                                std::max<std::int64_t>(end - begin, 0));
     mapping_->committed -= bytes;
   };
-  for (std::int64_t row = 0; row < geometry_.rows; ++row) {
-    give_back(row * geometry_.k_row_stride, geometry_.k_token_bytes);
-    give_back(geometry_.v_offset + row * geometry_.v_row_stride, geometry_.v_token_bytes);
+  for (const BufferGeometry& buffer : geometry_.used()) {
+    for (std::int64_t r = 0; r < geometry_.rows; ++r) {
+      give_back(buffer.offset + r * buffer.row_stride, buffer.token_bytes);
+    }
   }
   committed_length_ = length;
   ready_length_ = geometry_.covered_length(length);

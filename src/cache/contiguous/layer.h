@@ -143,17 +143,14 @@ class ContiguousLayer {
   Status grow(std::int64_t length, const Placement& placement, std::shared_ptr<Mapping> grown,
               std::int64_t* copied);
   Status allocate(const LayerShape& shape, std::int64_t length, const Placement& placement);
-  std::byte* k_row(std::int64_t row) const noexcept {
-    return mapping_->region.data + row * geometry_.k_row_stride;
-  }
-  std::byte* v_row(std::int64_t row) const noexcept {
-    return mapping_->region.data + geometry_.v_offset + row * geometry_.v_row_stride;
+  std::byte* row(const BufferGeometry& buffer, std::int64_t row) const noexcept {
+    return mapping_->region.data + buffer.offset + row * buffer.row_stride;
   }
   // Storage rows of one batch row.
   std::int64_t rows_per_batch() const noexcept { return geometry_.rows / geometry_.shape.batch; }
   // Returns the whole pages behind the first `length` rows. REQUIRES: length >= length_.
   void decommit_behind(std::int64_t length) noexcept;
-  void copy_row(const ContiguousLayer& from, std::int64_t source, std::int64_t row) noexcept;
+  void copy_row(const ContiguousLayer& from, std::int64_t source, std::int64_t target) noexcept;
 
   bool populated_ = false;
   ContiguousGeometry geometry_;       // of mapping_, if there is one; else only the shape counts

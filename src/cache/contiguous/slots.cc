@@ -11,11 +11,10 @@ namespace kvcache::internal {
 namespace {
 
 // "[1, 8, *, 64] f32".
-std::string describe(const LayerShape& s, bool key) {
-  const std::int64_t dim = key ? s.k_dim : s.v_dim;
-  std::int64_t shape[4] = {s.batch, s.heads, kAnyExtent, dim};
+std::string describe(const LayerShape& s, const BufferSpec& buffer) {
+  std::int64_t shape[4] = {s.batch, buffer.heads, kAnyExtent, buffer.dim};
   if (s.layout == Layout::kNHD) std::swap(shape[1], shape[2]);
-  return describe_shape(shape, 4) + " " + name_of(key ? s.k_dtype : s.v_dtype);
+  return describe_shape(shape, 4) + " " + name_of(buffer.format.dtype);
 }
 
 // Row b of a batch: [1, ...].
@@ -79,7 +78,8 @@ Status BatchingSlots::check_request(const LayeredStorage& request) const {
     const auto agrees = [&](DType dtype) { return dtype == *options.dtype; };
     bool all = !dtype_ || agrees(*dtype_);
     for (const auto& shape : shapes_) {
-      all = all && (!shape || (agrees(shape->k_dtype) && agrees(shape->v_dtype)));
+      if (!shape) continue;
+      for (const BufferSpec& buffer : shape->spec.used()) all = all && agrees(buffer.format.dtype);
     }
     if (!all) {
       return refusal(kInvalid, "cache", std::string("dtype ") + name_of(*options.dtype),
@@ -115,16 +115,17 @@ Status BatchingSlots::check_request_layer(std::int64_t layer, const ContiguousLa
   if (const LayerShape* known = known_shape(layer)) {
     expected = *known;
   } else if (dtype_) {
-    expected.k_dtype = expected.v_dtype = *dtype_;
+    for (BufferSpec& buffer : expected.spec.buffers) buffer.format = plain(*dtype_);
   }
   if (found == expected) return {};
-  for (const bool key : {true, false}) {
-    const std::string is = describe(found, key);
-    const std::string should = describe(expected, key);
+  for (std::int32_t b = 0; b < found.spec.num_buffers; ++b) {
+    const std::string is = describe(found, found.spec.buffers[b]);
+    const std::string should = describe(expected, expected.spec.buffers[b]);
     if (is == should) continue;
     return refusal(
         StatusCode::kInvalidArgument, "cache",
-        std::string(key ? "keys " : "values ") + is + " in layer " + std::to_string(layer), should);
+        std::string(b == 0 ? "keys " : "values ") + is + " in layer " + std::to_string(layer),
+        should);
   }
   return {};
 }
@@ -132,15 +133,16 @@ Status BatchingSlots::check_request_layer(std::int64_t layer, const ContiguousLa
 Status BatchingSlots::check_rows(std::int64_t layer, const TensorView& key, const TensorView& value,
                                  LayerShape* shape) const {
   const LayerShape* known = known_shape(layer);
-  const auto extent = [known](std::int64_t LayerShape::*member) {
-    return known != nullptr ? known->*member : kAnyExtent;
-  };
-  const std::int64_t heads = extent(&LayerShape::heads);
+  BufferSpec k_known{Role::kKey, kAnyExtent, kAnyExtent, {}};
+  BufferSpec v_known{Role::kValue, kAnyExtent, kAnyExtent, {}};
+  if (known != nullptr) {
+    k_known = known->key();
+    v_known = known->value();
+  }
   KVC_RETURN_IF_ERROR(
-      expect_kv("key", key, layout_, {size(), heads, kAnyExtent, extent(&LayerShape::k_dim)}));
+      expect_kv("key", key, layout_, {size(), k_known.heads, kAnyExtent, k_known.dim}));
   const KvExtents k = kv_extents(key, layout_);
-  KVC_RETURN_IF_ERROR(
-      expect_kv("value", value, layout_, {size(), k.heads, k.length, extent(&LayerShape::v_dim)}));
+  KVC_RETURN_IF_ERROR(expect_kv("value", value, layout_, {size(), k.heads, k.length, v_known.dim}));
   const KvExtents v = kv_extents(value, layout_);
   if (k.heads < 1 || k.dim < 1 || v.dim < 1) {
     return refusal(StatusCode::kInvalidArgument, "key",
@@ -155,13 +157,14 @@ Status BatchingSlots::check_rows(std::int64_t layer, const TensorView& key, cons
                      "rows of this layer itself", "memory outside of it");
     }
   }
-  *shape = known != nullptr ? *known : LayerShape{1,
-                                                  k.heads,
-                                                  k.dim,
-                                                  v.dim,
-                                                  dtype_.value_or(key.dtype),
-                                                  dtype_.value_or(value.dtype),
-                                                  layout_};
+  if (known != nullptr) {
+    *shape = *known;
+  } else {
+    *shape = {1,
+              LayerSpec::kv(k.heads, k.dim, v.dim, plain(dtype_.value_or(key.dtype)),
+                            plain(dtype_.value_or(value.dtype))),
+              layout_};
+  }
   return {};
 }
 

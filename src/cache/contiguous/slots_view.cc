@@ -88,9 +88,9 @@ Status BatchingView::build(std::span<const ContiguousLayer* const> slots, const 
 
   view_ = KvView();
   view_.num_seqs = static_cast<std::int32_t>(num_slots);
-  view_.num_kv_heads = static_cast<std::int32_t>(shape.heads);
-  view_.k_head_dim = static_cast<std::int32_t>(shape.k_dim);
-  view_.v_head_dim = static_cast<std::int32_t>(shape.v_dim);
+  view_.num_kv_heads = static_cast<std::int32_t>(shape.heads());
+  view_.k_head_dim = static_cast<std::int32_t>(shape.key().dim);
+  view_.v_head_dim = static_cast<std::int32_t>(shape.value().dim);
   view_.num_parts = static_cast<std::int32_t>(num_parts);
   view_.parts = parts_.data();
   return {};

@@ -58,11 +58,9 @@ Status LayeredStorage::update(std::int64_t layer, const TensorView& key, const T
   const KvExtents k = kv_extents(key, options_.layout);
   const std::int64_t length = length_after(layer, k.length, targets);
   const LayerShape shape{k.batch,
-                         k.heads,
-                         k.dim,
-                         kv_extents(value, options_.layout).dim,
-                         options_.dtype.value_or(key.dtype),
-                         options_.dtype.value_or(value.dtype),
+                         LayerSpec::kv(k.heads, k.dim, kv_extents(value, options_.layout).dim,
+                                       plain(options_.dtype.value_or(key.dtype)),
+                                       plain(options_.dtype.value_or(value.dtype))),
                          options_.layout};
   KVC_RETURN_IF_ERROR(make_room(layer, shape, length));
   ContiguousLayer& target = layers_[static_cast<std::size_t>(layer)];

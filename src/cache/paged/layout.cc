@@ -6,68 +6,47 @@
 #include <utility>
 
 #include "base/expect.h"
+#include "cache/layer_check.h"
 
 namespace kvcache::internal {
 namespace {
 
 constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 
-Status check_extent(const std::string& name, std::int64_t extent) {
-  return expect_between(name.c_str(), extent, 1, kMaxInt32);
-}
-
-Status check_format(const std::string& name, const RowFormat& format) {
-  if (format.kind != RowFormat::kStrided) {
-    return refusal(name + ".kind", static_cast<int>(format.kind), "kStrided");
+// Strides and bytes of a buffer in a page. False past kMaxBytes / 2.
+bool buffer_layout(const BufferSpec& spec, std::int64_t page_size, Layout layout,
+                   BufferLayout* out) {
+  const std::int64_t row = spec.format.bytes(spec.dim);
+  out->spec = spec;
+  if (!checked_product({spec.heads, page_size, row}, &out->page_bytes) ||
+      out->page_bytes > kMaxBytes / 2) {
+    return false;
   }
-  if (!is_floating(format.dtype)) {
-    return refusal(name + ".dtype", name_of(format.dtype), "f32, f16 or bf16");
-  }
-  return {};
-}
-
-Status check_spec(const std::string& name, const LayerSpec& spec) {
-  KVC_RETURN_IF_ERROR(check_extent(name + ".num_kv_heads", spec.num_kv_heads));
-  KVC_RETURN_IF_ERROR(check_extent(name + ".k_head_dim", spec.k_head_dim));
-  KVC_RETURN_IF_ERROR(check_extent(name + ".v_head_dim", spec.v_head_dim));
-  KVC_RETURN_IF_ERROR(check_format(name + ".k_format", spec.k_format));
-  KVC_RETURN_IF_ERROR(check_format(name + ".v_format", spec.v_format));
-  if (spec.lifetime != Lifetime::kFull) {
-    return refusal(name + ".lifetime", static_cast<std::int64_t>(spec.lifetime), "kFull");
-  }
-  return {};
-}
-
-PageStrides page_strides(Layout layout, std::int64_t heads, std::int64_t tokens, std::int64_t dim) {
-  if (layout == Layout::kHND) return {heads * tokens * dim, tokens * dim, dim};
-  return {heads * tokens * dim, dim, heads * dim};
-}
-
-bool page_bytes_of(const LayerSpec& spec, std::int64_t page_size, std::int64_t dim, DType dtype,
-                   std::int64_t* out) {
-  return checked_product({spec.num_kv_heads, page_size, dim, size_of(dtype)}, out) &&
-         *out <= kMaxBytes / 2;
+  const bool by_head = layout == Layout::kHND;
+  out->head_stride = by_head ? page_size * row : row;
+  out->token_stride = by_head ? row : spec.heads * row;
+  return true;
 }
 
 }  // namespace
 
 std::int64_t PagedLayout::page_bytes() const noexcept {
   std::int64_t bytes = 0;
-  for (const PagedGroup& group : groups) bytes += group.page_bytes;
+  for (const GroupLayout& group : groups) bytes += group.page_bytes;
   return bytes;
 }
 
 std::int64_t PagedLayout::row_bytes() const noexcept {
   std::int64_t bytes = 0;
-  for (const PagedGroup& group : groups) bytes += group.row_bytes();
+  for (const GroupLayout& group : groups) bytes += group.row_bytes();
   return bytes;
 }
 
-std::int64_t PagedLayout::table_bytes(std::int64_t num_pages, std::int64_t sequences,
-                                      std::int64_t entries) const noexcept {
-  const std::int64_t brought = num_pages * (kSequenceBytes + kTableEntryBytes * num_groups());
+std::int64_t PagedLayout::sharing_bytes(std::int64_t num_pages, std::int64_t sequences,
+                                        std::int64_t entries) const noexcept {
+  const std::int64_t brought = num_pages * (kSequenceBytes + kTableEntryBytes * (num_groups() + 1));
   const std::int64_t used = sequences * kSequenceBytes + entries * kTableEntryBytes;
-  return num_pages * page_table_bytes() + std::max<std::int64_t>(0, used - brought);
+  return std::max<std::int64_t>(0, used - brought);
 }
 
 std::int64_t PagedLayout::pages_in_budget(std::int64_t budget_bytes) const noexcept {
@@ -92,7 +71,7 @@ Result<PagedLayout> make_paged_layout(std::span<const LayerSpec> layers, std::in
   if (layers.empty() || static_cast<std::int64_t>(layers.size()) > kMaxInt32) {
     return refusal("layers", static_cast<std::int64_t>(layers.size()), "at least 1");
   }
-  KVC_RETURN_IF_ERROR(check_extent("page_size", page_size));
+  KVC_RETURN_IF_ERROR(expect_between("page_size", page_size, 1, kMaxInt32));
   if (layout != Layout::kHND && layout != Layout::kNHD) {
     return refusal("layout", static_cast<std::int64_t>(layout), "kHND or kNHD");
   }
@@ -104,30 +83,27 @@ Result<PagedLayout> make_paged_layout(std::span<const LayerSpec> layers, std::in
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const LayerSpec& spec = layers[i];
     const std::string name = "layers[" + std::to_string(i) + "]";
-    KVC_RETURN_IF_ERROR(check_spec(name, spec));
+    KVC_RETURN_IF_ERROR(check_layer_spec(name, spec));
     auto group = std::find_if(result.groups.begin(), result.groups.end(),
-                              [&](const PagedGroup& g) { return g.spec == spec; });
+                              [&](const GroupLayout& g) { return g.spec == spec; });
     if (group == result.groups.end()) {
-      PagedGroup fresh;
+      GroupLayout fresh;
       fresh.spec = spec;
-      if (!page_bytes_of(spec, page_size, spec.k_head_dim, spec.k_format.dtype,
-                         &fresh.k_page_bytes) ||
-          !page_bytes_of(spec, page_size, spec.v_head_dim, spec.v_format.dtype,
-                         &fresh.v_page_bytes)) {
-        return refusal(name + ".num_kv_heads", spec.num_kv_heads,
+      for (std::int32_t b = 0; b < spec.num_buffers; ++b) {
+        if (buffer_layout(spec.buffers[b], page_size, layout, &fresh.buffers[b])) continue;
+        return refusal(name + ".heads", spec.buffers[b].heads,
                        "fewer: the bytes of a page must stay under 2^61");
       }
-      fresh.k_strides = page_strides(layout, spec.num_kv_heads, page_size, spec.k_head_dim);
-      fresh.v_strides = page_strides(layout, spec.num_kv_heads, page_size, spec.v_head_dim);
       result.groups.push_back(std::move(fresh));
       group = result.groups.end() - 1;
     }
-    const std::int64_t layer_bytes = group->k_page_bytes + group->v_page_bytes;
-    if (!checked_add(total, layer_bytes, &total) || total > kMaxBytes / 2) {
-      return refusal("layers", static_cast<std::int64_t>(layers.size()),
-                     "fewer: the bytes of a page in all layers must stay under 2^61");
+    for (const BufferLayout& buffer : group->used()) {
+      if (!checked_add(total, buffer.page_bytes, &total) || total > kMaxBytes / 2) {
+        return refusal("layers", static_cast<std::int64_t>(layers.size()),
+                       "fewer: the bytes of a page in all layers must stay under 2^61");
+      }
+      group->page_bytes += buffer.page_bytes;
     }
-    group->page_bytes += layer_bytes;
     result.places.push_back({static_cast<std::int32_t>(group - result.groups.begin()),
                              static_cast<std::int32_t>(group->layers.size())});
     group->layers.push_back(static_cast<std::int64_t>(i));
@@ -156,10 +132,10 @@ Result<PlannedBytes> plan_paged(const MemoryPlanRequest& request) {
   if (request.batch_size > kMaxBytes / 1024) {
     return refusal("batch_size", request.batch_size, "less: bytes must stay under 2^62");
   }
-  const std::int64_t entries = needed * layout.num_groups();
+  const std::int64_t entries = needed * (layout.num_groups() + 1);
   PlannedBytes planned;
   planned.nbytes = request.batch_size * request.seq_length * layout.row_bytes();
-  planned.num_pages = entries;
+  planned.num_pages = needed * layout.num_groups();
   if (!checked_add(needed * layout.page_bytes(),
                    layout.table_bytes(num_pages, request.batch_size, entries),
                    &planned.reserved_bytes) ||

@@ -1,72 +1,76 @@
 // The page ids of one group: who has each, and which comes next.
 //
-// A page is fresh (never taken), free, reserved (taken by an open step) or held (named by the table
-// of at least one sequence; the reference count says by how many).
+// A page is in one of five states: fresh (never taken), free, reserved (taken by an open step),
+// held (named by the table of at least one sequence; the reference count says by how many) or
+// cached (named by none, but kept with its rows until it is held again or evicted).
 #ifndef KVCACHE_SRC_CACHE_PAGED_POOL_H_
 #define KVCACHE_SRC_CACHE_PAGED_POOL_H_
 
+#include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <span>
 
-#include "kvcache/status.h"
-
 namespace kvcache::internal {
-
-// Integers that the system zeroes as they are touched: the tables of a large pool cost memory only
-// as it fills. Not calloc's, which takes memory that was used before where it has some, and touches
-// all of it.
-struct FreeInts {
-  std::int64_t count = 0;
-  void operator()(std::int32_t* data) const noexcept;
-};
-using LazyInts = std::unique_ptr<std::int32_t[], FreeInts>;
-
-// `count` zeros, 1 <= count < 2^31; null if there is no memory.
-LazyInts make_lazy_ints(std::int64_t count) noexcept;
 
 // Freed pages come back last-in first-out, before any fresh one; fresh ones lowest id first, so the
 // pages ever touched are 0 .. touched() - 1.
 class PagePool {
  public:
-  // REQUIRES: 1 <= num_pages < 2^31. Errors: kOutOfMemory.
-  Status init(std::int64_t num_pages) noexcept;
+  // Over `tables`, 2 * num_pages zeros that live as long as the pool. REQUIRES: 1 <= num_pages <
+  // 2^31.
+  PagePool(std::int64_t num_pages, std::int32_t* tables) noexcept
+      : num_pages_(num_pages), references_(tables), free_(tables + num_pages) {}
 
   std::int64_t num_pages() const noexcept { return num_pages_; }
   std::int64_t touched() const noexcept { return touched_; }
   std::int64_t held() const noexcept { return held_; }
   std::int64_t reserved() const noexcept { return reserved_; }
+  std::int64_t cached() const noexcept { return cached_; }
+  // What could be taken, once cached pages are evicted.
   std::int64_t available() const noexcept { return num_pages_ - held_ - reserved_; }
 
-  // Fresh pages among the next `count`. REQUIRES: count <= available().
+  // Of the next `count` pages, those that are fresh, and those that must be evicted first: free
+  // ones go first, cached ones last. REQUIRES: count <= available().
   std::int64_t fresh_among(std::int64_t count) const noexcept {
-    return count > num_free_ ? count - num_free_ : 0;
+    return std::clamp<std::int64_t>(count - num_free_, 0, num_pages_ - touched_);
+  }
+  std::int64_t evicted_among(std::int64_t count) const noexcept {
+    return std::max<std::int64_t>(0, count - num_free_ - (num_pages_ - touched_));
   }
 
-  // REQUIRES: available() > 0. The page becomes reserved.
+  // The page becomes reserved. REQUIRES: a free or a fresh one is left.
   std::int32_t take() noexcept;
   // A reserved page becomes free.
   void give_back(std::int32_t page) noexcept;
-  // One more table names a reserved or held page.
+  // One more table names a reserved, held or cached page.
   void hold(std::int32_t page) noexcept;
-  // One table less; the last one frees it.
-  void drop(std::int32_t page) noexcept;
+  // One table less. True if it was the last: the page is then cached, until evict().
+  bool drop(std::int32_t page) noexcept;
+  // A cached page becomes free.
+  void evict(std::int32_t page) noexcept;
 
-  std::int32_t references(std::int32_t page) const noexcept { return references_[page]; }
+  // Tables that name the page.
+  std::int32_t references(std::int32_t page) const noexcept {
+    return std::max(references_[page], 0);
+  }
+  bool is_cached(std::int32_t page) const noexcept { return references_[page] == kCached; }
 
   // The free list, bottom first.
   std::span<const std::int32_t> free_list() const noexcept {
-    return {free_.get(), static_cast<std::size_t>(num_free_)};
+    return {free_, static_cast<std::size_t>(num_free_)};
   }
 
  private:
-  std::int64_t num_pages_ = 0;
+  static constexpr std::int32_t kCached = -1;  // in place of a reference count
+
+  std::int64_t num_pages_;
   std::int64_t touched_ = 0;
   std::int64_t num_free_ = 0;
   std::int64_t held_ = 0;
   std::int64_t reserved_ = 0;
-  LazyInts references_;  // [num_pages]
-  LazyInts free_;  // [num_pages], the first num_free_ in use: room for all, so freeing cannot fail
+  std::int64_t cached_ = 0;
+  std::int32_t* references_;  // [num_pages]
+  std::int32_t* free_;        // [num_pages], the first num_free_ in use: freeing cannot fail
 };
 
 }  // namespace kvcache::internal

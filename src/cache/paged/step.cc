@@ -73,52 +73,59 @@ Status PagedStore::check_appends(std::span<const Append> appends, PagedStep& ste
 
 // Fills the rooms of every group: pages each sequence needs more, its copied tail included.
 void PagedStore::count_room(PagedStep& step) const {
-  step.groups.resize(groups_.size());
+  step.rooms.resize(groups_.size());
   for (const StepSequence& entry : step.seqs) step.num_new_tokens += entry.count;
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    StepGroup& group = step.groups[g];
-    group.rooms.reserve(step.seqs.size() + 1);
+    GroupRoom& room = step.rooms[g];
+    room.seqs.reserve(step.seqs.size() + 1);
     std::int64_t pages = 0;
     for (const StepSequence& entry : step.seqs) {
       const PagedSequence& seq = *entry.seq;
-      const bool copies = entry.count > 0 && seq.length % page_size() != 0 &&
-                          groups_[g].pool.references(seq.tables[g].back()) > 1;
-      group.rooms.push_back({pages, copies});
-      pages += pages_for(seq.length + entry.count, page_size()) -
-               pages_for(seq.length, page_size()) + (copies ? 1 : 0);
+      const PageNeed need = groups_[g].need(seq.tables[g], length_in(g, seq), count_in(g, entry));
+      room.seqs.push_back({pages, need.copies_tail});
+      pages += need.pages;
     }
-    group.rooms.push_back({pages, false});
+    room.seqs.push_back({pages, false});
   }
 }
 
-// kNeverFits if it would not do even with the pages of all other sequences: a tail shared with one
-// of those would need no copy then.
-Status PagedStore::check_room(const PagedStep& step) const {
-  std::int64_t entries = 0;
+namespace {
+
+// The pages of a pool that a step's sequences would hold even if all others left: a tail shared
+// with one of those would need no copy then.
+std::int64_t pages_alone(const PagedStep& step, std::size_t g) {
+  const GroupRoom& room = step.rooms[g];
+  std::vector<std::int32_t> held;
+  for (const StepSequence& entry : step.seqs) {
+    const std::vector<std::int32_t>& pages = entry.seq->tables[g].pages;
+    held.insert(held.end(), pages.begin(), pages.end());
+  }
+  std::sort(held.begin(), held.end());
+  std::int64_t alone = room.num_pages();
+  for (std::size_t i = 0; i < step.seqs.size(); ++i) {
+    if (!room.seqs[i].copies_tail) continue;
+    const auto [first, last] =
+        std::equal_range(held.begin(), held.end(), step.seqs[i].seq->tables[g].pages.back());
+    if (last - first == 1) --alone;
+  }
+  return alone + (std::unique(held.begin(), held.end()) - held.begin());
+}
+
+}  // namespace
+
+// Errors: kNeverFits if it would not do even with the pages of all other sequences.
+Status PagedStore::check_room(const PagedStep& step, std::int64_t* entries) const {
+  *entries = 0;
   std::int64_t page_bytes = 0;
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    const StepGroup& group = step.groups[g];
-    const PagePool& pool = groups_[g].pool;
-    const std::int64_t needed = group.rooms.back().begin;
-    entries += needed;
+    const PagePool& pool = groups_[g].pool();
+    const std::int64_t needed = step.rooms[g].num_pages();
+    *entries += needed;
     if (needed <= pool.available()) {
-      page_bytes += pool.fresh_among(needed) * layout_.groups[g].page_bytes;
+      page_bytes += pool.fresh_among(needed) * groups_[g].page_bytes();
       continue;
     }
-    std::vector<std::int32_t> held;
-    for (const StepSequence& entry : step.seqs) {
-      const std::vector<std::int32_t>& table = entry.seq->tables[g];
-      held.insert(held.end(), table.begin(), table.end());
-    }
-    std::sort(held.begin(), held.end());
-    std::int64_t alone = needed;
-    for (std::size_t i = 0; i < step.seqs.size(); ++i) {
-      if (!group.rooms[i].copies_tail) continue;
-      const auto [first, last] =
-          std::equal_range(held.begin(), held.end(), step.seqs[i].seq->tables[g].back());
-      if (last - first == 1) --alone;
-    }
-    alone += std::unique(held.begin(), held.end()) - held.begin();
+    const std::int64_t alone = pages_alone(step, g);
     const bool never = alone > pool.num_pages();
     const std::string name = "pages of group " + std::to_string(g);
     if (never) {
@@ -129,11 +136,18 @@ Status PagedStore::check_room(const PagedStep& step) const {
                    needed);
   }
   if (budget_bytes_ == 0) return {};
+  return check_budget(step, *entries, page_bytes);
+}
+
+Status PagedStore::check_budget(const PagedStep& step, std::int64_t entries,
+                                std::int64_t page_bytes) const {
   const std::int64_t bytes = bytes_with(0, entries, page_bytes);
   if (bytes <= budget_bytes_) return {};
   std::int64_t kept = entries;
   for (const StepSequence& entry : step.seqs) {
-    for (const auto& table : entry.seq->tables) kept += static_cast<std::int64_t>(table.size());
+    for (const GroupTable& table : entry.seq->tables) {
+      kept += static_cast<std::int64_t>(table.pages.size());
+    }
   }
   const std::int64_t alone = bytes_with(
       static_cast<std::int64_t>(step.seqs.size()) - static_cast<std::int64_t>(sequences_.size()),
@@ -143,68 +157,47 @@ Status PagedStore::check_room(const PagedStep& step) const {
                  "at most " + std::to_string(budget_bytes_));
 }
 
-// Asks the memory resource for the pages that this step is the first to touch.
-Status PagedStore::commit_memory(const PagedStep& step) noexcept {
-  const auto bytes_of = [&](std::size_t g) {
-    return groups_[g].pool.fresh_among(step.groups[g].rooms.back().begin) *
-           layout_.groups[g].page_bytes;
-  };
+// Room in every vector, so that nothing allocates once pages are taken.
+void PagedStore::reserve_tables(PagedStep& step) {
+  step.written.resize(static_cast<std::size_t>(layout_.num_layers()));
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    const std::int64_t bytes = bytes_of(g);
-    if (bytes == 0) continue;
-    Status status = memory_.commit(groups_[g].region, bytes);
-    if (status.ok()) continue;
-    while (g-- > 0) {
-      if (bytes_of(g) > 0) memory_.decommit(groups_[g].region, bytes_of(g), 0, 0);
+    GroupRoom& room = step.rooms[g];
+    room.pages.reserve(static_cast<std::size_t>(room.num_pages()));
+    // At most: every new page, and for each sequence the tail it has.
+    room.runs.reserve(room.pages.capacity() + step.seqs.size());
+    for (std::size_t i = 0; i < step.seqs.size(); ++i) {
+      reserve_more(step.seqs[i].seq->tables[g].pages, room.seqs[i + 1].begin - room.seqs[i].begin);
     }
+  }
+}
+
+// Asks the memory resource for the pages that this step is the first to touch, and for tables.
+Status PagedStore::grant_memory(const PagedStep& step, std::int64_t entries) {
+  KVC_RETURN_IF_ERROR(charge_tables(0, entries));
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const Status status = groups_[g].grant_memory(step.rooms[g].num_pages());
+    if (status.ok()) continue;
+    while (g-- > 0) groups_[g].return_memory(step.rooms[g].num_pages());
+    settle_tables();
     return status;
   }
   return {};
 }
 
-// Tells the memory of the pages from `touched` on: fresh ones, side by side in the buffers of each
-// layer, that the step is about to fill.
-void PagedStore::announce(std::size_t g, std::int64_t touched) noexcept {
-  const PagedGroup& shape = layout_.groups[g];
-  const Group& group = groups_[g];
-  const std::int64_t fresh = group.pool.touched() - touched;
-  if (fresh == 0) return;
-  for (std::int64_t layer = 0; layer < shape.num_layers(); ++layer) {
-    const std::int64_t k = layer * (group.k_buffer_bytes + group.v_buffer_bytes);
-    const std::int64_t v = k + group.k_buffer_bytes;
-    memory_.will_fill(group.region, k + touched * shape.k_page_bytes, fresh * shape.k_page_bytes);
-    memory_.will_fill(group.region, v + touched * shape.v_page_bytes, fresh * shape.v_page_bytes);
-  }
-}
-
 // REQUIRES: room for everything in every vector.
-void PagedStore::take_pages(PagedStep& step) noexcept {
+void PagedStore::take(PagedStep& step) noexcept {
   std::int64_t in_use = 0;
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    StepGroup& group = step.groups[g];
-    PagePool& pool = groups_[g].pool;
-    const std::int64_t touched = pool.touched();
-    for (std::int64_t i = 0; i < group.rooms.back().begin; ++i) group.pages.push_back(pool.take());
-    announce(g, touched);
-    table_entries_ += group.rooms.back().begin;
-    in_use += pool.held() + pool.reserved();
+    GroupRoom& room = step.rooms[g];
+    groups_[g].take(room);
+    table_entries_ += room.num_pages();
+    if (is_blocks(g)) break;
+    in_use += groups_[g].pool().held() + groups_[g].pool().reserved();
     std::int64_t row = 0;
     for (std::size_t i = 0; i < step.seqs.size(); ++i) {
-      const PagedSequence& seq = *step.seqs[i].seq;
-      const StepGroup::Room& room = group.rooms[i];
-      std::int64_t next = room.begin;
-      std::int64_t slot = seq.length % page_size();
-      const std::int64_t end = row + step.seqs[i].count;
-      while (row < end) {
-        const bool in_place = slot != 0 && !room.copies_tail;
-        const std::int32_t page =
-            in_place ? seq.tables[g].back() : group.pages[static_cast<std::size_t>(next++)];
-        const std::int64_t count = std::min(page_size() - slot, end - row);
-        group.runs.push_back(
-            {page, static_cast<std::int32_t>(slot), static_cast<std::int32_t>(count), row});
-        row += count;
-        slot = 0;
-      }
+      const StepSequence& entry = step.seqs[i];
+      groups_[g].place(entry.seq->tables[g], entry.seq->length, entry.count, row, i, room);
+      row += entry.count;
     }
   }
   pages_high_water_ = std::max(pages_high_water_, in_use);
@@ -219,81 +212,65 @@ Result<std::unique_ptr<PagedStep>> PagedStore::reserve(std::span<const Append> a
   auto step = std::make_unique<PagedStep>();
   KVC_RETURN_IF_ERROR(check_appends(appends, *step));
   count_room(*step);
-  KVC_RETURN_IF_ERROR(check_room(*step));
-  step->written.resize(static_cast<std::size_t>(layout_.num_layers()));
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    StepGroup& group = step->groups[g];
-    group.pages.reserve(static_cast<std::size_t>(group.rooms.back().begin));
-    // At most: every new page, and for each sequence the tail it has.
-    group.runs.reserve(group.pages.capacity() + step->seqs.size());
-    for (std::size_t i = 0; i < step->seqs.size(); ++i) {
-      reserve_more(step->seqs[i].seq->tables[g], group.rooms[i + 1].begin - group.rooms[i].begin);
-    }
-  }
-  KVC_RETURN_IF_ERROR(commit_memory(*step));
-  take_pages(*step);
+  std::int64_t entries = 0;
+  KVC_RETURN_IF_ERROR(check_room(*step, &entries));
+  reserve_tables(*step);
+  KVC_RETURN_IF_ERROR(grant_memory(*step, entries));
+  take(*step);
   return step;
 }
 
-void PagedStore::count_copies(StepGroup& group, const PagedStep& step) noexcept {
-  if (group.counted) return;
-  group.counted = true;
+void PagedStore::count_copies(GroupRoom& room, const PagedStep& step) noexcept {
+  if (room.counted) return;
+  room.counted = true;
   for (std::size_t i = 0; i < step.seqs.size(); ++i) {
-    if (!group.rooms[i].copies_tail) continue;
+    if (!room.seqs[i].copies_tail) continue;
     ++pages_copied_;
     rows_copied_ += step.seqs[i].seq->length % page_size();
   }
 }
 
-// Ids are kept as long as they are complete: one append without them ends what is known.
-void PagedStore::store_tokens(const PagedStep& step, const StepSequence& entry,
+// Ids of accepted tokens, into the blocks that the step has for them. They are kept as long as they
+// are complete: one append without them ends what is known.
+void PagedStore::store_tokens(const PagedStep& step, std::size_t i,
                               std::int64_t accepted) noexcept {
-  PagedSequence& seq = *entry.seq;
-  if (entry.tokens_begin < 0 || seq.known_tokens != seq.length) return;
-  const std::int32_t* ids = step.tokens.data() + entry.tokens_begin;
-  for (std::int64_t i = 0; i < accepted; ++i) {
-    const std::int64_t row = seq.length + i;
-    const std::int32_t page = seq.tables[0][static_cast<std::size_t>(row / page_size())];
-    token_slots(page)[row % page_size()] = ids[i];
-  }
-  seq.known_tokens += accepted;
-}
-
-// Ends the step for its sequence i: pages of accepted rows enter the table, the others go back.
-void PagedStore::keep(PagedStep& step, std::size_t i, std::int64_t accepted) noexcept {
+  const std::size_t blocks = layout_.groups.size();
   const StepSequence& entry = step.seqs[i];
   PagedSequence& seq = *entry.seq;
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    const StepGroup& group = step.groups[g];
-    PagePool& pool = groups_[g].pool;
-    const bool copied = accepted > 0 && group.rooms[i].copies_tail;
-    const std::int64_t begin = group.rooms[i].begin;
-    const std::int64_t end = begin + (copied ? 1 : 0) +
-                             pages_for(seq.length + accepted, page_size()) -
-                             pages_for(seq.length, page_size());
-    for (std::int64_t p = group.rooms[i + 1].begin; p > end; --p) {
-      pool.give_back(group.pages[static_cast<std::size_t>(p - 1)]);
-      --table_entries_;
-    }
-    std::vector<std::int32_t>& table = seq.tables[g];
-    if (copied) {
-      const std::int32_t shared = table.back();
-      const std::int32_t own = group.pages[static_cast<std::size_t>(begin)];
-      if (g == 0) std::copy_n(token_slots(shared), seq.length % page_size(), token_slots(own));
-      pool.drop(shared);
-      --table_entries_;
-      pool.hold(own);
-      table.back() = own;
-    }
-    for (std::int64_t p = begin + (copied ? 1 : 0); p < end; ++p) {
-      const std::int32_t page = group.pages[static_cast<std::size_t>(p)];
-      pool.hold(page);
-      table.push_back(page);
-    }
+  const std::int64_t count = std::min(count_in(blocks, entry), accepted);
+  const GroupRoom& room = step.rooms[blocks];
+  GroupTable& table = seq.tables[blocks];
+  const std::int32_t shared = room.seqs[i].copies_tail ? table.pages.back() : -1;
+  table_entries_ += groups_[blocks].keep(table, seq.known_tokens, count, i, room);
+  if (count == 0) return;
+  const auto block_of = [&](std::int64_t row) {
+    return token_slots(table.pages[static_cast<std::size_t>(row / page_size())]);
+  };
+  if (shared >= 0) {
+    std::copy_n(token_slots(shared), seq.known_tokens % page_size(), block_of(seq.known_tokens));
   }
-  store_tokens(step, entry, accepted);
+  const std::int32_t* ids = step.tokens.data() + entry.tokens_begin;
+  for (std::int64_t t = 0; t < count; ++t) {
+    const std::int64_t row = seq.known_tokens + t;
+    block_of(row)[row % page_size()] = ids[t];
+  }
+  seq.known_tokens += count;
+}
+
+// Ends the step for its sequence i: pages of accepted rows enter the tables, the others go back.
+void PagedStore::keep(PagedStep& step, std::size_t i, std::int64_t accepted) noexcept {
+  PagedSequence& seq = *step.seqs[i].seq;
+  store_tokens(step, i, accepted);
+  for (std::size_t g = layout_.groups.size(); g-- > 0;) {
+    table_entries_ += groups_[g].keep(seq.tables[g], seq.length, accepted, i, step.rooms[g]);
+  }
   seq.length += accepted;
   seq.step = nullptr;
+}
+
+void PagedStore::end_step() noexcept {
+  --open_steps_;
+  settle_tables();
 }
 
 Status PagedStore::commit(PagedStep& step, std::span<const std::int64_t> accepted) {
@@ -315,13 +292,13 @@ Status PagedStore::commit(PagedStep& step, std::span<const std::int64_t> accepte
   for (std::size_t i = step.seqs.size(); i-- > 0;) {
     keep(step, i, accepted.empty() ? step.seqs[i].count : accepted[i]);
   }
-  --open_steps_;
+  end_step();
   return {};
 }
 
 void PagedStore::rollback(PagedStep& step) noexcept {
   for (std::size_t i = step.seqs.size(); i-- > 0;) keep(step, i, 0);
-  --open_steps_;
+  end_step();
 }
 
 }  // namespace kvcache::internal

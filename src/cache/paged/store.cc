@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <string>
 
 #include "base/checked_math.h"
@@ -11,9 +12,6 @@
 
 namespace kvcache::internal {
 namespace {
-
-// Buffers start at pages of the system, so that neighbours never share one.
-constexpr std::int64_t kBufferAlignment = 4096;
 
 SequenceId next_id() noexcept {
   static std::atomic<std::int64_t> last{0};
@@ -29,29 +27,32 @@ Result<std::unique_ptr<PagedStore>> PagedStore::create(PagedLayout layout, std::
                                                        MemoryResource& memory) {
   std::unique_ptr<PagedStore> store(
       new PagedStore(std::move(layout), num_pages, budget_bytes, memory));
-  store->groups_.resize(store->layout_.groups.size());
-  store->token_ids_ = make_lazy_ints(num_pages * store->layout_.page_size);
-  if (store->token_ids_ == nullptr) return out_of_memory();
-  for (std::size_t g = 0; g < store->groups_.size(); ++g) {
-    const PagedGroup& shape = store->layout_.groups[g];
-    Group& group = store->groups_[g];
-    KVC_RETURN_IF_ERROR(group.pool.init(num_pages));
-    group.k_buffer_bytes = round_up(num_pages * shape.k_page_bytes, kBufferAlignment);
-    group.v_buffer_bytes = round_up(num_pages * shape.v_page_bytes, kBufferAlignment);
-    std::int64_t bytes = 0;
-    if (!checked_mul(shape.num_layers(), group.k_buffer_bytes + group.v_buffer_bytes, &bytes)) {
-      return out_of_memory();
-    }
-    KVC_ASSIGN_OR_RETURN(group.region, memory.reserve(bytes));
-  }
+  KVC_RETURN_IF_ERROR(store->create_groups());
   return store;
 }
 
-PagedStore::~PagedStore() {
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    if (groups_[g].region.data == nullptr) continue;
-    memory_.release(groups_[g].region, groups_[g].pool.touched() * layout_.groups[g].page_bytes);
+Status PagedStore::create_groups() {
+  const std::int64_t bytes = num_pages_ * layout_.page_table_bytes();
+  KVC_ASSIGN_OR_RETURN(tables_, memory_.reserve(bytes));
+  KVC_RETURN_IF_ERROR(memory_.commit(tables_, bytes));
+  tables_bytes_ = bytes;
+  std::byte* at = tables_.data;
+  for (std::size_t g = 0; g <= layout_.groups.size(); ++g) {
+    const GroupLayout* const layout = is_blocks(g) ? nullptr : &layout_.groups[g];
+    groups_.emplace_back(layout, page_size(), num_pages_, memory_, at);
+    at += round_up(PageGroup::table_bytes(layout, num_pages_), alignof(std::max_align_t));
   }
+  token_ids_ = reinterpret_cast<std::int32_t*>(at);
+  return {};
+}
+
+PagedStore::~PagedStore() {
+  groups_.clear();
+  if (tables_.data != nullptr) memory_.release(tables_, tables_bytes_ + sharing_bytes_);
+}
+
+void PagedStore::set_keeper(PageKeeper* keeper) noexcept {
+  for (PageGroup& group : groups_) group.set_keeper(keeper);
 }
 
 Result<const PagedSequence*> PagedStore::find(SequenceId id) const {
@@ -83,33 +84,30 @@ Result<PagedSequence*> PagedStore::find_idle(SequenceId id) {
 }
 
 Result<PagedSequence*> PagedStore::insert(std::unique_ptr<PagedSequence> seq) {
-  const std::size_t count = sequences_.size() + 1;
-  if (tails_.capacity() < count) {
-    const std::lock_guard lock(tails_mutex_);
-    tails_.reserve(std::max(count, 2 * tails_.capacity()));
-  }
   seq->id = next_id();
   PagedSequence* const raw = seq.get();
   sequences_.emplace(static_cast<std::int64_t>(seq->id), std::move(seq));
   return raw;
 }
 
-Result<SequenceId> PagedStore::open() {
-  KVC_RETURN_IF_ERROR(check_budget(1, 0));
+std::unique_ptr<PagedSequence> PagedStore::make_sequence() const {
   auto seq = std::make_unique<PagedSequence>();
   seq->tables.resize(groups_.size());
-  KVC_ASSIGN_OR_RETURN(const PagedSequence* opened, insert(std::move(seq)));
+  return seq;
+}
+
+Result<SequenceId> PagedStore::open() {
+  KVC_RETURN_IF_ERROR(charge_tables(1, 0));
+  const SettleTables settle{*this};
+  KVC_ASSIGN_OR_RETURN(const PagedSequence* opened, insert(make_sequence()));
   return opened->id;
 }
 
-void PagedStore::shorten(PagedSequence& seq, std::int64_t pages) noexcept {
+void PagedStore::shorten(PagedSequence& seq, std::int64_t length) noexcept {
+  seq.length = length;
+  seq.known_tokens = std::min(seq.known_tokens, length);
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    std::vector<std::int32_t>& table = seq.tables[g];
-    while (static_cast<std::int64_t>(table.size()) > pages) {
-      groups_[g].pool.drop(table.back());
-      table.pop_back();
-      --table_entries_;
-    }
+    table_entries_ -= groups_[g].shorten(seq.tables[g], length_in(g, seq));
   }
 }
 
@@ -117,6 +115,7 @@ Status PagedStore::release(SequenceId id) {
   KVC_ASSIGN_OR_RETURN(PagedSequence * seq, find_idle(id));
   shorten(*seq, 0);
   sequences_.erase(static_cast<std::int64_t>(id));
+  settle_tables();
   return {};
 }
 
@@ -126,20 +125,21 @@ Result<SequenceId> PagedStore::fork(SequenceId id, std::int64_t length) {
     return refusal(StatusCode::kOutOfRange, "length", length,
                    "0 .. " + std::to_string(parent->length));
   }
-  const std::int64_t pages = pages_for(length, page_size());
-  const std::int64_t entries = pages * layout_.num_groups();
-  KVC_RETURN_IF_ERROR(check_budget(1, entries));
-  auto seq = std::make_unique<PagedSequence>();
+  auto seq = make_sequence();
   seq->length = length;
   seq->known_tokens = std::min(parent->known_tokens, length);
-  seq->tables.resize(groups_.size());
+  std::int64_t entries = 0;
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    const std::vector<std::int32_t>& from = parent->tables[g];
-    seq->tables[g].assign(from.begin(), from.begin() + pages);
+    const std::vector<std::int32_t>& from = parent->tables[g].pages;
+    const std::int64_t pages = pages_for(length_in(g, *seq), page_size());
+    seq->tables[g].pages.assign(from.begin(), from.begin() + pages);
+    entries += pages;
   }
-  KVC_ASSIGN_OR_RETURN(const PagedSequence* child, insert(std::move(seq)));
+  KVC_RETURN_IF_ERROR(charge_tables(1, entries));
+  const SettleTables settle{*this};
+  KVC_ASSIGN_OR_RETURN(PagedSequence * child, insert(std::move(seq)));
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    for (const std::int32_t page : child->tables[g]) groups_[g].pool.hold(page);
+    groups_[g].adopt(child->tables[g], length_in(g, *child));
   }
   table_entries_ += entries;
   return child->id;
@@ -151,9 +151,8 @@ Status PagedStore::truncate(SequenceId id, std::int64_t length) {
     return refusal("n", length, "at least 0");
   }
   if (length >= seq->length) return {};
-  shorten(*seq, pages_for(length, page_size()));
-  seq->length = length;
-  seq->known_tokens = std::min(seq->known_tokens, length);
+  shorten(*seq, length);
+  settle_tables();
   return {};
 }
 
@@ -183,7 +182,7 @@ Status PagedStore::reorder(std::span<const SequenceId> ids,
   }
   struct Change {
     PagedSequence* seq;
-    PagedSequence becomes;
+    std::unique_ptr<PagedSequence> becomes;
   };
   std::vector<Change> changes;
   changes.reserve(seqs.size());
@@ -196,55 +195,46 @@ Status PagedStore::reorder(std::span<const SequenceId> ids,
     }
     const PagedSequence& source = *seqs[static_cast<std::size_t>(beam)];
     if (&source == seqs[i]) continue;
-    changes.push_back({seqs[i], source});
+    changes.push_back({seqs[i], make_sequence()});
+    PagedSequence& becomes = *changes.back().becomes;
+    becomes.length = source.length;
+    becomes.known_tokens = source.known_tokens;
     for (std::size_t g = 0; g < groups_.size(); ++g) {
-      entries += static_cast<std::int64_t>(source.tables[g].size());
-      entries -= static_cast<std::int64_t>(seqs[i]->tables[g].size());
+      becomes.tables[g].pages = source.tables[g].pages;
+      entries += static_cast<std::int64_t>(source.tables[g].pages.size());
+      entries -= static_cast<std::int64_t>(seqs[i]->tables[g].pages.size());
     }
   }
-  KVC_RETURN_IF_ERROR(check_budget(0, entries));
+  KVC_RETURN_IF_ERROR(charge_tables(0, entries));
   // All references are taken before any is dropped, so that no page is freed on the way.
   for (const Change& change : changes) {
     for (std::size_t g = 0; g < groups_.size(); ++g) {
-      for (const std::int32_t page : change.becomes.tables[g]) groups_[g].pool.hold(page);
+      groups_[g].adopt(change.becomes->tables[g], length_in(g, *change.becomes));
     }
   }
-  for (Change& change : changes) {
+  for (const Change& change : changes) {
     shorten(*change.seq, 0);
-    change.seq->tables.swap(change.becomes.tables);
-    change.seq->length = change.becomes.length;
-    change.seq->known_tokens = change.becomes.known_tokens;
-    for (const auto& table : change.seq->tables) {
-      table_entries_ += static_cast<std::int64_t>(table.size());
+    change.seq->length = change.becomes->length;
+    change.seq->known_tokens = change.becomes->known_tokens;
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      groups_[g].hand_over(change.becomes->tables[g], change.seq->tables[g]);
+      table_entries_ += static_cast<std::int64_t>(change.seq->tables[g].pages.size());
     }
   }
+  settle_tables();
   return {};
 }
 
 bool PagedStore::owns(const TensorView& rows) const noexcept {
   const ByteSpan span = byte_span(rows);
-  return std::any_of(groups_.begin(), groups_.end(), [&](const Group& group) {
-    return intersect(span, {reinterpret_cast<std::uintptr_t>(group.region.data),
-                            static_cast<std::uint64_t>(group.region.bytes)});
-  });
-}
-
-std::byte* PagedStore::k_rows(std::int64_t layer) const noexcept {
-  const LayerPlace at = place(layer);
-  const Group& group = groups_[static_cast<std::size_t>(at.group)];
-  return group.region.data + at.index * (group.k_buffer_bytes + group.v_buffer_bytes);
-}
-
-std::byte* PagedStore::v_rows(std::int64_t layer) const noexcept {
-  return k_rows(layer) + groups_[static_cast<std::size_t>(place(layer).group)].k_buffer_bytes;
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [&](const PageGroup& group) { return group.owns(span); });
 }
 
 std::int64_t PagedStore::bytes_with(std::int64_t sequences, std::int64_t entries,
                                     std::int64_t page_bytes) const noexcept {
   std::int64_t bytes = page_bytes;
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    bytes += groups_[g].pool.touched() * layout_.groups[g].page_bytes;
-  }
+  for (const PageGroup& group : groups_) bytes += group.pool().touched() * group.page_bytes();
   return bytes + layout_.table_bytes(num_pages_,
                                      static_cast<std::int64_t>(sequences_.size()) + sequences,
                                      table_entries_ + entries);
@@ -252,24 +242,44 @@ std::int64_t PagedStore::bytes_with(std::int64_t sequences, std::int64_t entries
 
 // Pages alone always fit, num_pages being chosen so: what a budget refuses is tables of very many
 // empty sequences, or of very many sharers of the same pages.
-Status PagedStore::check_budget(std::int64_t sequences, std::int64_t entries) const {
-  if (budget_bytes_ == 0) return {};
-  const std::int64_t bytes = bytes_with(sequences, entries, 0);
-  if (bytes <= budget_bytes_ || bytes <= reserved_bytes()) return {};
-  return refusal(StatusCode::kRetryLater, "budget_bytes", std::to_string(bytes) + " needed",
-                 "at most " + std::to_string(budget_bytes_));
+Status PagedStore::charge_tables(std::int64_t sequences, std::int64_t entries) {
+  if (budget_bytes_ > 0) {
+    const std::int64_t bytes = bytes_with(sequences, entries, 0);
+    if (bytes > budget_bytes_ && bytes > reserved_bytes()) {
+      return refusal(StatusCode::kRetryLater, "budget_bytes", std::to_string(bytes) + " needed",
+                     "at most " + std::to_string(budget_bytes_));
+    }
+  }
+  const std::int64_t more =
+      layout_.sharing_bytes(num_pages_, static_cast<std::int64_t>(sequences_.size()) + sequences,
+                            table_entries_ + entries) -
+      sharing_bytes_;
+  if (more <= 0) return {};
+  KVC_RETURN_IF_ERROR(memory_.commit(tables_, more));
+  sharing_bytes_ += more;
+  return {};
+}
+
+void PagedStore::settle_tables() noexcept {
+  const std::int64_t unused =
+      sharing_bytes_ - layout_.sharing_bytes(num_pages_,
+                                             static_cast<std::int64_t>(sequences_.size()),
+                                             table_entries_);
+  if (unused <= 0) return;
+  memory_.decommit(tables_, unused, 0, 0);
+  sharing_bytes_ -= unused;
 }
 
 std::int64_t PagedStore::free_pages(std::int64_t group) const noexcept {
   if (group < 0 || group >= layout_.num_groups()) return 0;
-  const std::int64_t available = groups_[static_cast<std::size_t>(group)].pool.available();
+  const std::int64_t available = groups_[static_cast<std::size_t>(group)].pool().available();
   if (budget_bytes_ == 0) return available;
   const auto fits = [this](std::int64_t count) {
     std::int64_t page_bytes = 0;
-    for (std::size_t g = 0; g < groups_.size(); ++g) {
-      page_bytes += groups_[g].pool.fresh_among(count) * layout_.groups[g].page_bytes;
+    for (const PageGroup& each : groups_) {
+      page_bytes += each.pool().fresh_among(count) * each.page_bytes();
     }
-    return bytes_with(0, count * layout_.num_groups(), page_bytes) <= budget_bytes_;
+    return bytes_with(0, count * (layout_.num_groups() + 1), page_bytes) <= budget_bytes_;
   };
   std::int64_t low = 0;
   std::int64_t high = available;
@@ -286,10 +296,11 @@ std::int64_t PagedStore::free_pages(std::int64_t group) const noexcept {
 
 PagedStats PagedStore::stats() const noexcept {
   PagedStats stats;
-  for (const Group& group : groups_) {
-    stats.pages_total += group.pool.num_pages();
-    stats.pages_held += group.pool.held();
-    stats.pages_reserved += group.pool.reserved();
+  for (std::size_t g = 0; !is_blocks(g); ++g) {
+    const PagePool& pool = groups_[g].pool();
+    stats.pages_total += pool.num_pages();
+    stats.pages_held += pool.held();
+    stats.pages_reserved += pool.reserved();
   }
   stats.pages_high_water = pages_high_water_;
   stats.pages_copied = pages_copied_;
@@ -299,35 +310,19 @@ PagedStats PagedStore::stats() const noexcept {
   return stats;
 }
 
-// A held page is full, unless every sequence that names it ends within it; then the longest counts.
 std::int64_t PagedStore::nbytes() const noexcept {
-  const std::lock_guard lock(tails_mutex_);
   std::int64_t bytes = 0;
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    tails_.clear();
-    for (const auto& [id, seq] : sequences_) {
-      const std::int64_t rows = seq->length % page_size();
-      if (rows != 0) tails_.emplace_back(seq->tables[g].back(), rows);
-    }
-    std::sort(tails_.begin(), tails_.end());
-    std::int64_t rows = groups_[g].pool.held() * page_size();
-    for (std::size_t begin = 0, end = 0; begin < tails_.size(); begin = end) {
-      const std::int32_t page = tails_[begin].first;
-      while (end < tails_.size() && tails_[end].first == page) ++end;
-      if (static_cast<std::int32_t>(end - begin) < groups_[g].pool.references(page)) continue;
-      rows -= page_size() - tails_[end - 1].second;
-    }
-    bytes += rows * layout_.groups[g].row_bytes();
-  }
+  for (const PageGroup& group : groups_) bytes += group.stored_bytes();
   return bytes;
 }
 
 std::vector<std::int32_t> PagedStore::tokens(const PagedSequence& seq) const {
   std::vector<std::int32_t> ids;
   ids.reserve(static_cast<std::size_t>(seq.known_tokens));
+  const std::vector<std::int32_t>& blocks = seq.tables.back().pages;
   for (std::int64_t row = 0; row < seq.known_tokens; ++row) {
-    const std::int32_t page = seq.tables[0][static_cast<std::size_t>(row / page_size())];
-    ids.push_back(token_slots(page)[row % page_size()]);
+    const std::int32_t block = blocks[static_cast<std::size_t>(row / page_size())];
+    ids.push_back(token_slots(block)[row % page_size()]);
   }
   return ids;
 }

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -18,8 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "cache/paged/group.h"
 #include "cache/paged/layout.h"
-#include "cache/paged/pool.h"
 #include "kvcache/memory.h"
 #include "kvcache/paged_cache.h"
 #include "kvcache/status.h"
@@ -28,26 +29,17 @@
 namespace kvcache::internal {
 
 struct PagedStep;
-struct PagedTables;
 
 struct PagedSequence {
   SequenceId id{};
   std::int64_t length = 0;  // committed tokens
   // Leading tokens whose ids are known: they are kept as long as every append brings them.
   std::int64_t known_tokens = 0;
-  std::vector<std::vector<std::int32_t>> tables;  // [group]: pages_for(length) page ids
+  std::vector<GroupTable> tables;  // [group], and that of the blocks of token ids
 
   const PagedStep* step = nullptr;  // the open step it is in
   std::int64_t step_index = 0;      // and where
   std::int64_t mark = 0;            // of the last call that looked for repetitions
-};
-
-// New rows of one sequence within one page.
-struct StepRun {
-  std::int32_t page = 0;
-  std::int32_t slot = 0;   // of its first row
-  std::int32_t count = 0;  // rows
-  std::int64_t row = 0;    // of the packed new tokens
 };
 
 struct StepSequence {
@@ -56,23 +48,9 @@ struct StepSequence {
   std::int64_t tokens_begin = -1;  // their ids in PagedStep::tokens; -1: none given
 };
 
-// What a step took from one group.
-struct StepGroup {
-  // Pages of sequence i: rooms[i].begin .. rooms[i + 1].begin; the first is the copy of its tail.
-  struct Room {
-    std::int64_t begin = 0;
-    bool copies_tail = false;
-  };
-  std::vector<Room> rooms;                    // [num_seqs + 1]
-  std::vector<std::int32_t> pages;            // in the order they were taken
-  std::vector<StepRun> runs;                  // in the order of the packed rows
-  bool counted = false;                       // whether its copies are in the counters yet
-  std::shared_ptr<const PagedTables> tables;  // built by the first view
-};
-
 struct PagedStep {
   std::vector<StepSequence> seqs;
-  std::vector<StepGroup> groups;
+  std::vector<GroupRoom> rooms;  // [group], and that of the blocks of token ids
   std::vector<std::int32_t> tokens;
   std::vector<unsigned char> written;  // [num_layers]
   std::int64_t num_new_tokens = 0;
@@ -107,19 +85,20 @@ class PagedStore {
   Result<std::unique_ptr<PagedStep>> reserve(std::span<const Append> appends);
   Status commit(PagedStep& step, std::span<const std::int64_t> accepted);
   void rollback(PagedStep& step) noexcept;
-  void count_copies(StepGroup& group, const PagedStep& step) noexcept;
+  void count_copies(GroupRoom& room, const PagedStep& step) noexcept;
 
   // --- What there is. ---
   const PagedLayout& layout() const noexcept { return layout_; }
   std::int64_t page_size() const noexcept { return layout_.page_size; }
-  const PagedGroup& group_of(std::int64_t layer) const noexcept {
-    return layout_.groups[place(layer).group];
+  const LayerSpec& spec_of(std::int64_t layer) const noexcept {
+    return layout_.groups[static_cast<std::size_t>(place(layer).group)].spec;
+  }
+  const PageGroup& group_of(std::int64_t layer) const noexcept {
+    return groups_[static_cast<std::size_t>(place(layer).group)];
   }
   LayerPlace place(std::int64_t layer) const noexcept {
     return layout_.places[static_cast<std::size_t>(layer)];
   }
-  std::byte* k_rows(std::int64_t layer) const noexcept;
-  std::byte* v_rows(std::int64_t layer) const noexcept;
   Device device() const noexcept { return memory_.device(); }
   // Whether a tensor lies, in part or whole, in memory of the pages.
   bool owns(const TensorView& rows) const noexcept;
@@ -128,55 +107,74 @@ class PagedStore {
   PagedStats stats() const noexcept;
   std::int64_t nbytes() const noexcept;
   std::int64_t reserved_bytes() const noexcept { return bytes_with(0, 0, 0); }
+  // Who decides about pages that no sequence names. REQUIRES: it outlives the store, or is unset.
+  void set_keeper(PageKeeper* keeper) noexcept;
   // The known ids of a sequence, oldest first.
   std::vector<std::int32_t> tokens(const PagedSequence& seq) const;
 
   Status check_invariants() const;  // check.cc
 
  private:
-  struct Group {
-    Region region;  // for each layer of the group a buffer of K pages, then one of V pages
-    std::int64_t k_buffer_bytes = 0;
-    std::int64_t v_buffer_bytes = 0;
-    PagePool pool;
-  };
-  struct Need;
-
   PagedStore(PagedLayout layout, std::int64_t num_pages, std::int64_t budget_bytes,
              MemoryResource& memory) noexcept
       : layout_(std::move(layout)),
         num_pages_(num_pages),
         budget_bytes_(budget_bytes),
         memory_(memory) {}
+  Status create_groups();
+
+  // The blocks of token ids are a group of no rows, behind the others: it goes by the tokens whose
+  // ids are known.
+  bool is_blocks(std::size_t group) const noexcept { return group == layout_.groups.size(); }
+  std::int64_t length_in(std::size_t group, const PagedSequence& seq) const noexcept {
+    return is_blocks(group) ? seq.known_tokens : seq.length;
+  }
+  std::int64_t count_in(std::size_t group, const StepSequence& entry) const noexcept {
+    const bool none = is_blocks(group) &&
+                      (entry.tokens_begin < 0 || entry.seq->known_tokens != entry.seq->length);
+    return none ? 0 : entry.count;
+  }
+  std::int32_t* token_slots(std::int32_t block) const noexcept {
+    return token_ids_ + block * layout_.page_size;
+  }
 
   // reserved_bytes() after more sequences, page ids in tables, and touched pages (of every group).
   std::int64_t bytes_with(std::int64_t sequences, std::int64_t entries,
                           std::int64_t page_bytes) const noexcept;
-  Status check_budget(std::int64_t sequences, std::int64_t entries) const;
+  // Asks for the tables of more sequences and page ids; settle_tables() gives back what is not used
+  // of it. Errors: kRetryLater past the budget, kOutOfMemory.
+  Status charge_tables(std::int64_t sequences, std::int64_t entries);
+  void settle_tables() noexcept;
+  struct SettleTables {  // at the end of a scope
+    PagedStore& store;
+    ~SettleTables() { store.settle_tables(); }
+  };
   Result<PagedSequence*> find_idle(SequenceId id);
   Result<PagedSequence*> insert(std::unique_ptr<PagedSequence> seq);
-  // Drops table entries from the tail, so that appending again takes the same pages again.
-  void shorten(PagedSequence& seq, std::int64_t pages) noexcept;
+  std::unique_ptr<PagedSequence> make_sequence() const;
+  // Keeps the first `length` tokens.
+  void shorten(PagedSequence& seq, std::int64_t length) noexcept;
 
   Status check_appends(std::span<const Append> appends, PagedStep& step);
   void count_room(PagedStep& step) const;
-  Status check_room(const PagedStep& step) const;
-  Status commit_memory(const PagedStep& step) noexcept;
-  void announce(std::size_t group, std::int64_t touched) noexcept;
-  void take_pages(PagedStep& step) noexcept;
+  Status check_room(const PagedStep& step, std::int64_t* entries) const;
+  Status check_budget(const PagedStep& step, std::int64_t entries, std::int64_t page_bytes) const;
+  void reserve_tables(PagedStep& step);
+  Status grant_memory(const PagedStep& step, std::int64_t entries);
+  void take(PagedStep& step) noexcept;
   void keep(PagedStep& step, std::size_t i, std::int64_t accepted) noexcept;
-  void store_tokens(const PagedStep& step, const StepSequence& entry,
-                    std::int64_t accepted) noexcept;
-  std::int32_t* token_slots(std::int32_t page) const noexcept {
-    return token_ids_.get() + page * layout_.page_size;
-  }
+  void store_tokens(const PagedStep& step, std::size_t i, std::int64_t accepted) noexcept;
+  void end_step() noexcept;
 
   PagedLayout layout_;
   std::int64_t num_pages_;
   std::int64_t budget_bytes_;
   MemoryResource& memory_;
-  std::vector<Group> groups_;
-  LazyInts token_ids_;  // [num_pages, page_size], by the pages of group 0
+  Region tables_;                      // of all groups, and the token ids
+  std::int64_t tables_bytes_ = 0;      // committed of it at creation
+  std::int64_t sharing_bytes_ = 0;     // committed beyond that, see PagedLayout
+  std::deque<PageGroup> groups_;       // those of the layout, and that of the blocks of token ids
+  std::int32_t* token_ids_ = nullptr;  // [num_pages, page_size], by block
   std::unordered_map<std::int64_t, std::unique_ptr<PagedSequence>> sequences_;
   std::int64_t table_entries_ = 0;  // page ids in tables and taken by steps, over all groups
   std::int64_t mark_ = 0;
@@ -184,10 +182,6 @@ class PagedStore {
   std::int64_t pages_high_water_ = 0;
   std::int64_t pages_copied_ = 0;
   std::int64_t rows_copied_ = 0;
-
-  // (page, rows) of partly filled tails, for nbytes(): room for every sequence.
-  mutable std::mutex tails_mutex_;
-  mutable std::vector<std::pair<std::int32_t, std::int64_t>> tails_;
 };
 
 }  // namespace kvcache::internal

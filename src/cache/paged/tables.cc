@@ -22,12 +22,10 @@ Status check_count(const char* name, std::int64_t count) {
 }
 
 KvPart make_part(const PagedStore& store, std::int64_t layer, const PagedTables& tables) noexcept {
-  const PagedGroup& group = store.group_of(layer);
+  const PageGroup& group = store.group_of(layer);
   KvPart part;
-  const PageStrides& k = group.k_strides;
-  const PageStrides& v = group.v_strides;
-  part.k = strided_rows(store.k_rows(layer), group.spec.k_format.dtype, k.page, k.head, k.token);
-  part.v = strided_rows(store.v_rows(layer), group.spec.v_format.dtype, v.page, v.head, v.token);
+  part.k = group.rows(store.place(layer).index, 0);
+  part.v = group.rows(store.place(layer).index, 1);
   part.page_size = static_cast<std::int32_t>(store.page_size());
   part.block_table = tables.block_table.data();
   part.block_table_stride = tables.stride;
@@ -37,13 +35,13 @@ KvPart make_part(const PagedStore& store, std::int64_t layer, const PagedTables&
 
 OwnedKvView make_view(const PagedStore& store, std::int64_t layer, const KvPart* part,
                       std::int64_t num_seqs, std::shared_ptr<const PagedTables> tables) noexcept {
-  const LayerSpec& spec = store.group_of(layer).spec;
+  const LayerSpec& spec = store.spec_of(layer);
   KvView view;
   view.device = store.device();
   view.num_seqs = static_cast<std::int32_t>(num_seqs);
-  view.num_kv_heads = static_cast<std::int32_t>(spec.num_kv_heads);
-  view.k_head_dim = static_cast<std::int32_t>(spec.k_head_dim);
-  view.v_head_dim = static_cast<std::int32_t>(spec.v_head_dim);
+  view.num_kv_heads = static_cast<std::int32_t>(spec.key().heads);
+  view.k_head_dim = static_cast<std::int32_t>(spec.key().dim);
+  view.v_head_dim = static_cast<std::int32_t>(spec.value().dim);
   view.num_parts = 1;
   view.parts = part;
   return OwnedKvView(view, std::move(tables));
@@ -62,7 +60,7 @@ std::shared_ptr<PagedTables> empty_tables(std::size_t num_seqs, std::int64_t max
 
 std::shared_ptr<const PagedTables> step_tables(const PagedStore& store, const PagedStep& step,
                                                std::size_t g) {
-  const StepGroup& group = step.groups[g];
+  const GroupRoom& room = step.rooms[g];
   std::int64_t max_pages = 0;
   for (const StepSequence& entry : step.seqs) {
     max_pages = std::max(max_pages, pages_for(entry.seq->length + entry.count, store.page_size()));
@@ -72,12 +70,12 @@ std::shared_ptr<const PagedTables> step_tables(const PagedStore& store, const Pa
     const PagedSequence& seq = *step.seqs[i].seq;
     tables->lengths[i] = static_cast<std::int32_t>(seq.length + step.seqs[i].count);
     std::int32_t* next = tables->block_table.data() + static_cast<std::int64_t>(i) * tables->stride;
-    next = std::copy(seq.tables[g].begin(), seq.tables[g].end(), next);
-    if (group.rooms[i].copies_tail) --next;
-    std::copy(group.pages.begin() + group.rooms[i].begin,
-              group.pages.begin() + group.rooms[i + 1].begin, next);
+    next = std::copy(seq.tables[g].pages.begin(), seq.tables[g].pages.end(), next);
+    if (room.seqs[i].copies_tail) --next;
+    std::copy(room.pages.begin() + room.seqs[i].begin, room.pages.begin() + room.seqs[i + 1].begin,
+              next);
   }
-  const PagedGroup& shape = store.layout().groups[g];
+  const GroupLayout& shape = store.layout().groups[g];
   tables->parts.reserve(shape.layers.size());
   for (const std::int64_t layer : shape.layers) {
     tables->parts.push_back(make_part(store, layer, *tables));
@@ -92,12 +90,12 @@ Result<OwnedKvView> committed_view(const PagedStore& store, std::int64_t layer, 
   KVC_RETURN_IF_ERROR(check_count("seqs", static_cast<std::int64_t>(seqs.size())));
   std::int64_t max_pages = 0;
   for (const PagedSequence* seq : seqs) {
-    max_pages = std::max(max_pages, static_cast<std::int64_t>(seq->tables[g].size()));
+    max_pages = std::max(max_pages, static_cast<std::int64_t>(seq->tables[g].pages.size()));
   }
   std::shared_ptr<PagedTables> tables = empty_tables(seqs.size(), max_pages);
   for (std::size_t i = 0; i < seqs.size(); ++i) {
     tables->lengths[i] = static_cast<std::int32_t>(seqs[i]->length);
-    std::copy(seqs[i]->tables[g].begin(), seqs[i]->tables[g].end(),
+    std::copy(seqs[i]->tables[g].pages.begin(), seqs[i]->tables[g].pages.end(),
               tables->block_table.begin() + static_cast<std::int64_t>(i) * tables->stride);
   }
   tables->parts.push_back(make_part(store, layer, *tables));
@@ -112,8 +110,8 @@ Result<OwnedKvView> step_view(const PagedStore& store, PagedStep& step, std::int
   std::shared_ptr<const PagedTables> tables;
   {
     const std::lock_guard lock(step.mutex);
-    if (step.groups[g].tables == nullptr) step.groups[g].tables = step_tables(store, step, g);
-    tables = step.groups[g].tables;
+    if (step.rooms[g].tables == nullptr) step.rooms[g].tables = step_tables(store, step, g);
+    tables = step.rooms[g].tables;
   }
   const KvPart* part = tables->parts.data() + store.place(layer).index;
   return make_view(store, layer, part, num_seqs, std::move(tables));
@@ -125,11 +123,12 @@ Result<BlockTable> make_block_table(const PagedStore& store, std::int64_t layer,
   table.num_seqs = static_cast<std::int64_t>(seqs.size());
   KVC_RETURN_IF_ERROR(check_count("seqs", table.num_seqs));
   for (const PagedSequence* seq : seqs) {
-    table.max_pages = std::max(table.max_pages, static_cast<std::int64_t>(seq->tables[g].size()));
+    table.max_pages =
+        std::max(table.max_pages, static_cast<std::int64_t>(seq->tables[g].pages.size()));
   }
   table.pages.assign(static_cast<std::size_t>(table.num_seqs * table.max_pages), -1);
   for (std::size_t i = 0; i < seqs.size(); ++i) {
-    std::copy(seqs[i]->tables[g].begin(), seqs[i]->tables[g].end(),
+    std::copy(seqs[i]->tables[g].pages.begin(), seqs[i]->tables[g].pages.end(),
               table.pages.begin() + static_cast<std::int64_t>(i) * table.max_pages);
   }
   return table;
@@ -138,7 +137,8 @@ Result<BlockTable> make_block_table(const PagedStore& store, std::int64_t layer,
 Result<PageIndices> make_page_indices(const PagedStore& store, std::int64_t layer, Sequences seqs) {
   const std::size_t g = group_index(store, layer);
   std::int64_t total = 0;
-  for (const PagedSequence* seq : seqs) total += static_cast<std::int64_t>(seq->tables[g].size());
+  for (const PagedSequence* seq : seqs)
+    total += static_cast<std::int64_t>(seq->tables[g].pages.size());
   KVC_RETURN_IF_ERROR(check_count("kv_indices", total));
   PageIndices indices;
   indices.kv_indptr.reserve(seqs.size() + 1);
@@ -146,7 +146,7 @@ Result<PageIndices> make_page_indices(const PagedStore& store, std::int64_t laye
   indices.kv_last_page_len.reserve(seqs.size());
   indices.kv_indptr.push_back(0);
   for (const PagedSequence* seq : seqs) {
-    const std::vector<std::int32_t>& pages = seq->tables[g];
+    const std::vector<std::int32_t>& pages = seq->tables[g].pages;
     indices.kv_indices.insert(indices.kv_indices.end(), pages.begin(), pages.end());
     indices.kv_indptr.push_back(static_cast<std::int32_t>(indices.kv_indices.size()));
     const std::int64_t full = (static_cast<std::int64_t>(pages.size()) - 1) * store.page_size();
@@ -160,7 +160,7 @@ Result<std::vector<std::int32_t>> make_slot_mapping(const PagedStore& store, con
                                                     std::int64_t layer) {
   std::vector<std::int32_t> slots;
   slots.reserve(static_cast<std::size_t>(step.num_new_tokens));
-  for (const StepRun& run : step.groups[group_index(store, layer)].runs) {
+  for (const StepRun& run : step.rooms[group_index(store, layer)].runs) {
     const std::int64_t first = run.page * store.page_size() + run.slot;
     for (std::int64_t i = 0; i < run.count; ++i) {
       slots.push_back(static_cast<std::int32_t>(first + i));

@@ -12,7 +12,8 @@ namespace {
 
 LayerShape shape_of(Layout layout, std::int64_t batch = 3, std::int64_t heads = 2,
                     std::int64_t k_dim = 40, std::int64_t v_dim = 24) {
-  return {batch, heads, k_dim, v_dim, DType::kF32, DType::kBF16, layout};
+  return {batch, LayerSpec::kv(heads, k_dim, v_dim, plain(DType::kF32), plain(DType::kBF16)),
+          layout};
 }
 
 // System pages that [begin, begin + bytes) touches.
@@ -53,14 +54,14 @@ TEST(ContiguousGeometry, GrowingRowsShareNoPageAndStayAligned) {
       ContiguousGeometry g;
       ASSERT_TRUE(growing_geometry(shape_of(layout), capacity, &g));
       EXPECT_EQ(g.rows, layout == Layout::kHND ? 6 : 3);
-      EXPECT_EQ(g.k_row_stride % 64, 0);
-      EXPECT_GE(g.k_row_stride, capacity * g.k_token_bytes + page_bytes());
-      EXPECT_EQ(g.v_offset, g.rows * g.k_row_stride);
+      EXPECT_EQ(g.buffers[0].row_stride % 64, 0);
+      EXPECT_GE(g.buffers[0].row_stride, capacity * g.buffers[0].token_bytes + page_bytes());
+      EXPECT_EQ(g.buffers[1].offset, g.rows * g.buffers[0].row_stride);
       std::int64_t next_free = 0;  // page
       for (std::int64_t row = 0; row < 2 * g.rows; ++row) {
-        const std::int64_t begin = row * g.k_row_stride;
+        const std::int64_t begin = row * g.buffers[0].row_stride;
         EXPECT_GE(begin / page_bytes(), next_free);
-        next_free = (begin + capacity * g.k_token_bytes - 1) / page_bytes() + 1;
+        next_free = (begin + capacity * g.buffers[0].token_bytes - 1) / page_bytes() + 1;
       }
       EXPECT_LE(next_free * page_bytes(), g.region_bytes + page_bytes());
     }
@@ -71,7 +72,7 @@ TEST(ContiguousGeometry, StridesOfAllCapacitiesAreEqualModuloAPage) {
   ContiguousGeometry small, large;
   ASSERT_TRUE(growing_geometry(shape_of(Layout::kHND), 3, &small));
   ASSERT_TRUE(growing_geometry(shape_of(Layout::kHND), 100000, &large));
-  EXPECT_EQ(small.k_row_stride % page_bytes(), large.k_row_stride % page_bytes());
+  EXPECT_EQ(small.buffers[0].row_stride % page_bytes(), large.buffers[0].row_stride % page_bytes());
 }
 
 TEST(ContiguousGeometry, RowStartsAreSpreadOverThePage) {
@@ -79,7 +80,7 @@ TEST(ContiguousGeometry, RowStartsAreSpreadOverThePage) {
   ASSERT_TRUE(growing_geometry(shape_of(Layout::kHND, 8, 8), 1000, &g));
   std::set<std::int64_t> phases;
   for (std::int64_t row = 0; row < g.rows; ++row) {
-    phases.insert(row * g.k_row_stride % page_bytes());
+    phases.insert(row * g.buffers[0].row_stride % page_bytes());
   }
   EXPECT_EQ(static_cast<std::int64_t>(phases.size()), g.rows);
 }
@@ -88,10 +89,10 @@ TEST(ContiguousGeometry, FixedRowsAreDenseAndCommittedWhole) {
   for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
     ContiguousGeometry g;
     ASSERT_TRUE(fixed_geometry(shape_of(layout), 10, &g));
-    EXPECT_EQ(g.k_row_stride, 10 * g.k_token_bytes);
-    EXPECT_EQ(g.v_row_stride, 10 * g.v_token_bytes);
-    EXPECT_EQ(g.v_offset % page_bytes(), 0);
-    EXPECT_GE(g.v_offset, 3 * 2 * 10 * 40 * 4);
+    EXPECT_EQ(g.buffers[0].row_stride, 10 * g.buffers[0].token_bytes);
+    EXPECT_EQ(g.buffers[1].row_stride, 10 * g.buffers[1].token_bytes);
+    EXPECT_EQ(g.buffers[1].offset % page_bytes(), 0);
+    EXPECT_GE(g.buffers[1].offset, 3 * 2 * 10 * 40 * 4);
     EXPECT_EQ(g.committed_bytes(1), g.region_bytes);
     EXPECT_EQ(g.covered_length(1), 10);
     EXPECT_EQ(g.stored_bytes(10), 3 * 2 * 10 * (40 * 4 + 24 * 2));

@@ -17,7 +17,7 @@ using kvcache::testing::values;
 constexpr std::int64_t kTiB = std::int64_t{1} << 40;
 
 // 500 floats a token: two tokens fill most of a page.
-LayerShape wide_shape() { return {2, 1, 500, 500, DType::kF32, DType::kF32, Layout::kHND}; }
+LayerShape wide_shape() { return {2, LayerSpec::kv(1, 500, 500), Layout::kHND}; }
 
 Placement growing(MemoryResource& memory, std::int64_t reserve_tokens) {
   return {&memory, 0, reserve_tokens, kTiB};
@@ -50,7 +50,7 @@ void expect_indices(const ContiguousLayer& layer) {
 TEST(ContiguousLayer, CommitsOncePerPageOfARowNotPerTokenOrRow) {
   RefusingMemory memory;
   ContiguousLayer layer;
-  LayerShape shape{4, 8, 16, 16, DType::kF32, DType::kF32, Layout::kHND};
+  LayerShape shape{4, LayerSpec::kv(8, 16, 16), Layout::kHND};
   const Placement placement = growing(memory, 4096);
   ASSERT_TRUE(layer.populate(shape, 1, placement).ok());
   std::int64_t copied = 0;

@@ -21,7 +21,8 @@ TEST(BatchingView, SlotsLaidOutAlikeShareAPartAndOthersGetTheirOwn) {
   growing.reserve_tokens = 4096;
   growing.address_bytes = std::int64_t{1} << 40;
   fixed.fixed_capacity = 32;
-  const LayerShape shape{1, 2, 8, 16, DType::kF32, DType::kF16, Layout::kHND};
+  const LayerShape shape{1, LayerSpec::kv(2, 8, 16, plain(DType::kF32), plain(DType::kF16)),
+                         Layout::kHND};
   for (std::size_t i = 0; i < 5; ++i) {
     ASSERT_TRUE(layers[i].populate(shape, 8, i == 3 ? fixed : growing).ok());
     layers[i].set_length(static_cast<std::int64_t>(i) + 1);

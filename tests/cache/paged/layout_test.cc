@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 namespace kvcache::internal {
@@ -11,13 +12,7 @@ namespace {
 
 LayerSpec spec(std::int64_t heads, std::int64_t k_dim, std::int64_t v_dim,
                DType dtype = DType::kBF16) {
-  LayerSpec result;
-  result.num_kv_heads = heads;
-  result.k_head_dim = k_dim;
-  result.v_head_dim = v_dim;
-  result.k_format.dtype = dtype;
-  result.v_format.dtype = dtype;
-  return result;
+  return LayerSpec::kv(heads, k_dim, v_dim, dtype);
 }
 
 TEST(PagedLayout, GroupsAreInTheOrderOfTheirFirstLayer) {
@@ -30,29 +25,29 @@ TEST(PagedLayout, GroupsAreInTheOrderOfTheirFirstLayer) {
   EXPECT_EQ(layout.places[2].index, 1);
   EXPECT_EQ(layout.groups[0].page_bytes, 2 * 16 * 8 * (128 + 128) * 2);
   EXPECT_EQ(layout.page_bytes(), 2 * 16 * 8 * 256 * 2 + 16 * 2 * 128 * 2);
-  EXPECT_EQ(layout.page_table_bytes(), 12 * 2 + 4 * 16 + 128);
+  EXPECT_EQ(layout.page_table_bytes(), 32 * 2 + 4 * 16 + 140);
 }
 
 TEST(PagedLayout, StridesWithinAPageFollowTheLayout) {
   const std::vector<LayerSpec> layers = {spec(3, 8, 4)};
-  const PagedGroup hnd = make_paged_layout(layers, 16, Layout::kHND).value().groups[0];
-  EXPECT_EQ(hnd.k_strides.page, 3 * 16 * 8);
-  EXPECT_EQ(hnd.k_strides.head, 16 * 8);
-  EXPECT_EQ(hnd.k_strides.token, 8);
-  EXPECT_EQ(hnd.v_strides.head, 16 * 4);
-  const PagedGroup nhd = make_paged_layout(layers, 16, Layout::kNHD).value().groups[0];
-  EXPECT_EQ(nhd.k_strides.page, 3 * 16 * 8);
-  EXPECT_EQ(nhd.k_strides.head, 8);
-  EXPECT_EQ(nhd.k_strides.token, 3 * 8);
+  const GroupLayout hnd = make_paged_layout(layers, 16, Layout::kHND).value().groups[0];
+  EXPECT_EQ(hnd.buffers[0].page_bytes, 2 * 3 * 16 * 8);
+  EXPECT_EQ(hnd.buffers[0].head_stride, 2 * 16 * 8);
+  EXPECT_EQ(hnd.buffers[0].token_stride, 2 * 8);
+  EXPECT_EQ(hnd.buffers[1].head_stride, 2 * 16 * 4);
+  const GroupLayout nhd = make_paged_layout(layers, 16, Layout::kNHD).value().groups[0];
+  EXPECT_EQ(nhd.buffers[0].page_bytes, 2 * 3 * 16 * 8);
+  EXPECT_EQ(nhd.buffers[0].head_stride, 2 * 8);
+  EXPECT_EQ(nhd.buffers[0].token_stride, 2 * 3 * 8);
 }
 
 TEST(PagedLayout, TablesNeedMoreOnlyBeyondWhatThePagesBring) {
   const PagedLayout layout =
       make_paged_layout(std::vector<LayerSpec>{spec(1, 8, 8)}, 16, Layout::kHND).value();
-  const std::int64_t fixed = 10 * (12 + 64 + 128);
+  const std::int64_t fixed = 10 * (32 + 64 + 140);
   EXPECT_EQ(layout.table_bytes(10, 0, 0), fixed);
-  EXPECT_EQ(layout.table_bytes(10, 10, 10), fixed);
-  EXPECT_EQ(layout.table_bytes(10, 11, 12), fixed + 128 + 2 * 4);
+  EXPECT_EQ(layout.table_bytes(10, 10, 20), fixed);
+  EXPECT_EQ(layout.table_bytes(10, 11, 22), fixed + 128 + 2 * 4);
 }
 
 TEST(PagedLayout, PagesInABudgetAreThoseThatFitWithTheirTables) {
@@ -83,6 +78,22 @@ TEST(PagedLayout, SizesThatNoCacheCouldHaveAreRefused) {
   EXPECT_FALSE(make_paged_layout({}, 16, Layout::kHND).ok());
 }
 
+TEST(PagedLayout, BuffersAndLivesThatAreNotBuiltAreRefusedByName) {
+  const auto refused = [](const LayerSpec& layer, const std::string& name) {
+    const Status status =
+        make_paged_layout(std::vector<LayerSpec>{layer}, 16, Layout::kHND).status();
+    return status.code() == StatusCode::kUnsupported &&
+           status.message().find(name) != std::string::npos;
+  };
+  LayerSpec latent = spec(1, 8, 8);
+  latent.num_buffers = 1;
+  latent.buffers[0].role = Role::kLatent;
+  EXPECT_TRUE(refused(latent, "layers[0].num_buffers: found 1"));
+  LayerSpec windowed = spec(1, 8, 8);
+  windowed.life.window = 4096;
+  EXPECT_TRUE(refused(windowed, "layers[0].life"));
+}
+
 TEST(PagedLayout, SlotsOfAPoolFitInt32) {
   const PagedLayout layout =
       make_paged_layout(std::vector<LayerSpec>{spec(1, 8, 8)}, 16, Layout::kHND).value();
@@ -105,7 +116,7 @@ TEST(PagedPlan, CountsRowsPagesAndTables) {
   const std::int64_t row = 2 * 2 * 16 * 2 + 8 * 2;
   EXPECT_EQ(plan.nbytes, 3 * 17 * row);
   EXPECT_EQ(plan.num_pages, 3 * 2 * 2);
-  EXPECT_EQ(plan.reserved_bytes, 6 * 16 * row + 6 * (24 + 64 + 128));
+  EXPECT_EQ(plan.reserved_bytes, 6 * 16 * row + 6 * (64 + 64 + 140));
 }
 
 TEST(PagedPlan, AbsurdRequestsAreRefused) {

@@ -2,48 +2,15 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <vector>
-
-#include "base/memory_kinds.h"
-
-#if !KVC_PORTABLE_MEMORY
-#include <sys/mman.h>
-#endif
 
 namespace kvcache::internal {
 namespace {
 
-#if !KVC_PORTABLE_MEMORY
-
-TEST(LazyInts, TakeNoMemoryBeforeTheyAreTouchedThoughTheHeapHasSomeThatWasUsed) {
-  constexpr std::size_t kBytes = std::size_t{4} << 20;
-  // The second block lies in the heap: freeing the first taught malloc to keep such blocks there.
-  for (int block = 0; block < 2; ++block) {
-    void* used = std::malloc(kBytes);
-    ASSERT_NE(used, nullptr);
-    std::memset(used, 1, kBytes);
-    EXPECT_EQ(*static_cast<const volatile char*>(used), 1);  // so that it is not optimized away
-    std::free(used);
-  }
-  const LazyInts ints = make_lazy_ints(kBytes / 8);
-  ASSERT_NE(ints, nullptr);
-  ints[3] = 1;
-  std::vector<unsigned char> resident((kBytes / 2) / static_cast<std::size_t>(page_bytes()));
-  ASSERT_EQ(mincore(ints.get(), kBytes / 2, resident.data()), 0);
-  EXPECT_EQ(std::count_if(resident.begin(), resident.end(),
-                          [](unsigned char page) { return (page & 1) != 0; }),
-            1);
-}
-
-#endif
-
 TEST(PagePool, FreshPagesAscendAndFreedOnesComeBackLastInFirstOut) {
-  PagePool pool;
-  ASSERT_TRUE(pool.init(5).ok());
+  std::vector<std::int32_t> tables(10);
+  PagePool pool(5, tables.data());
   for (std::int32_t page = 0; page < 4; ++page) EXPECT_EQ(pool.take(), page);
   pool.give_back(0);
   pool.give_back(2);
@@ -57,8 +24,8 @@ TEST(PagePool, FreshPagesAscendAndFreedOnesComeBackLastInFirstOut) {
 }
 
 TEST(PagePool, APageIsReservedThenHeldUntilTheLastReferenceGoes) {
-  PagePool pool;
-  ASSERT_TRUE(pool.init(2).ok());
+  std::vector<std::int32_t> tables(4);
+  PagePool pool(2, tables.data());
   const std::int32_t page = pool.take();
   EXPECT_EQ(pool.reserved(), 1);
   EXPECT_EQ(pool.held(), 0);
@@ -67,12 +34,32 @@ TEST(PagePool, APageIsReservedThenHeldUntilTheLastReferenceGoes) {
   EXPECT_EQ(pool.reserved(), 0);
   EXPECT_EQ(pool.held(), 1);
   EXPECT_EQ(pool.references(page), 2);
-  pool.drop(page);
+  EXPECT_FALSE(pool.drop(page));
   EXPECT_EQ(pool.available(), 1);
-  pool.drop(page);
+  EXPECT_TRUE(pool.drop(page));
   EXPECT_EQ(pool.available(), 2);
+  EXPECT_EQ(pool.cached(), 1);
+  pool.evict(page);
+  EXPECT_EQ(pool.cached(), 0);
   EXPECT_EQ(std::vector<std::int32_t>(pool.free_list().begin(), pool.free_list().end()),
             (std::vector<std::int32_t>{page}));
+}
+
+TEST(PagePool, CachedPagesAreHeldAgainOrEvictedAfterAllOthers) {
+  std::vector<std::int32_t> tables(6);
+  PagePool pool(3, tables.data());
+  const std::int32_t page = pool.take();
+  pool.hold(page);
+  EXPECT_TRUE(pool.drop(page));
+  EXPECT_TRUE(pool.is_cached(page));
+  EXPECT_EQ(pool.references(page), 0);
+  EXPECT_EQ(pool.available(), 3);
+  EXPECT_EQ(pool.evicted_among(2), 0);
+  EXPECT_EQ(pool.evicted_among(3), 1);
+  EXPECT_EQ(pool.fresh_among(3), 2);
+  pool.hold(page);
+  EXPECT_EQ(pool.held(), 1);
+  EXPECT_FALSE(pool.is_cached(page));
 }
 
 }  // namespace

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -19,9 +21,8 @@ using Ids = std::vector<std::int32_t>;
 class PagedStoreTest : public ::testing::Test {
  protected:
   PagedStoreTest() {
-    LayerSpec spec;
-    spec.num_kv_heads = spec.k_head_dim = spec.v_head_dim = 1;
-    PagedLayout layout = make_paged_layout(std::vector<LayerSpec>{spec}, 4, Layout::kHND).value();
+    PagedLayout layout =
+        make_paged_layout(std::vector<LayerSpec>{LayerSpec::kv(1, 1, 1)}, 4, Layout::kHND).value();
     store_ = PagedStore::create(std::move(layout), 8, 0, system_memory()).value();
   }
 
@@ -88,19 +89,92 @@ TEST_F(PagedStoreTest, NbytesCountsASharedRowOnceAndATailByItsLongestSharer) {
   EXPECT_EQ(store_->nbytes(), 5 * row);
 }
 
+TEST_F(PagedStoreTest, ATokenBlockThatIsSharedIsCopiedBeforeItIsWritten) {
+  const SequenceId a = store_->open().value();
+  append(a, 2, {1, 2});
+  const SequenceId b = store_->fork(a, 2).value();
+  append(a, 1, {});  // ends what is known of a, whose block b still shares
+  append(b, 2, {3, 4});
+  EXPECT_EQ(tokens(a), (Ids{1, 2}));
+  EXPECT_EQ(tokens(b), (Ids{1, 2, 3, 4}));
+  EXPECT_TRUE(store_->check_invariants().ok()) << store_->check_invariants().to_string();
+}
+
+// Keeps every page that it is asked about, and evicts the oldest first.
+class KeepAll final : public PageKeeper {
+ public:
+  bool keeps(const PageGroup&, std::int32_t page) noexcept override {
+    kept.push_back(page);
+    return true;
+  }
+  void make_room(PageGroup& group, std::int64_t count) noexcept override {
+    for (; count > 0; --count) {
+      group.evict(kept.front());
+      evicted.push_back(kept.front());
+      kept.erase(kept.begin());
+    }
+  }
+  Ids kept, evicted;
+};
+
+TEST_F(PagedStoreTest, CachedPagesAreAvailableAndEvictedOnlyWhenNoOtherIsLeft) {
+  KeepAll keeper;
+  store_->set_keeper(&keeper);
+  const SequenceId a = store_->open().value();
+  append(a, 12, {});
+  ASSERT_TRUE(store_->release(a).ok());
+  EXPECT_EQ(keeper.kept, (Ids{2, 1, 0}));
+  EXPECT_EQ(store_->free_pages(0), 8);
+  EXPECT_EQ(store_->nbytes(), 0);
+  EXPECT_TRUE(store_->check_invariants().ok()) << store_->check_invariants().to_string();
+  const SequenceId b = store_->open().value();
+  append(b, 20, {});
+  EXPECT_EQ(keeper.evicted, Ids());
+  append(b, 8, {});
+  EXPECT_EQ(keeper.evicted, (Ids{2, 1}));
+  EXPECT_EQ(store_->free_pages(0), 1);
+  EXPECT_TRUE(store_->check_invariants().ok()) << store_->check_invariants().to_string();
+  store_->set_keeper(nullptr);
+}
+
+TEST(PagedStoreMemory, PagesStayWhereTheyAreWhileThePoolGrowsByRegions) {
+  // Pages of 64 KiB: 64 of them a region of 4 MiB.
+  PagedLayout layout =
+      make_paged_layout(std::vector<LayerSpec>{LayerSpec::kv(1, 1024, 1024)}, 8, Layout::kHND)
+          .value();
+  LimitedMemory memory(std::int64_t{1} << 30);
+  const auto store = PagedStore::create(std::move(layout), 1000, 0, memory).value();
+  const SequenceId seq = store->open().value();
+  std::vector<const std::byte*> starts;
+  for (int page = 0; page < 200; ++page) {
+    const Append append{seq, 8};
+    std::unique_ptr<PagedStep> step = store->reserve({&append, 1}).value();
+    step->written[0] = 1;
+    ASSERT_TRUE(store->commit(*step, {}).ok());
+    starts.push_back(store->group_of(0).rows(0, 0).page_at(page));
+    std::memset(const_cast<std::byte*>(starts.back()), page, 1024);
+  }
+  const RowsView rows = store->group_of(0).rows(0, 0);
+  for (int page = 0; page < 200; ++page) {
+    ASSERT_EQ(rows.page_at(page), starts[static_cast<std::size_t>(page)]);
+    ASSERT_EQ(static_cast<int>(*rows.page_at(page)), page);
+  }
+  EXPECT_EQ(memory.committed_bytes(), store->reserved_bytes());
+}
+
 TEST_F(PagedStoreTest, BuffersOfLayersDoNotOverlap) {
-  LayerSpec spec;
-  spec.num_kv_heads = 3;
-  spec.k_head_dim = 5;
-  spec.v_head_dim = 7;
-  PagedLayout layout = make_paged_layout(std::vector<LayerSpec>(3, spec), 4, Layout::kNHD).value();
-  const std::int64_t k_bytes = 8 * layout.groups[0].k_page_bytes;
-  const std::int64_t v_bytes = 8 * layout.groups[0].v_page_bytes;
+  PagedLayout layout =
+      make_paged_layout(std::vector<LayerSpec>(3, LayerSpec::kv(3, 5, 7)), 4, Layout::kNHD).value();
+  const std::int64_t bytes[] = {8 * layout.groups[0].buffers[0].page_bytes,
+                                8 * layout.groups[0].buffers[1].page_bytes};
   const auto store = PagedStore::create(std::move(layout), 8, 0, system_memory()).value();
+  const PageGroup& group = store->group_of(0);
+  std::int64_t end = 0;
   for (std::int64_t layer = 0; layer < 3; ++layer) {
-    EXPECT_GE(store->v_rows(layer) - store->k_rows(layer), k_bytes);
-    if (layer == 2) break;
-    EXPECT_GE(store->k_rows(layer + 1) - store->v_rows(layer), v_bytes);
+    for (std::int32_t buffer = 0; buffer < 2; ++buffer) {
+      EXPECT_GE(group.rows(layer, buffer).offset, end);
+      end = group.rows(layer, buffer).offset + bytes[buffer];
+    }
   }
 }
 

@@ -1,0 +1,19 @@
+// What a LayerSpec may say, for every cache.
+#ifndef KVCACHE_SRC_CACHE_LAYER_CHECK_H_
+#define KVCACHE_SRC_CACHE_LAYER_CHECK_H_
+
+#include <string>
+
+#include "kvcache/layer_spec.h"
+#include "kvcache/status.h"
+
+namespace kvcache::internal {
+
+// Keys and values of the same number of heads, all tokens kept, sizes of 1 .. 2^31 - 1, plain
+// floating rows. `name` is that of the spec, "layers[3]". Errors: kInvalidArgument; kUnsupported
+// for buffers and lives that are not built. May throw bad_alloc.
+Status check_layer_spec(const std::string& name, const LayerSpec& spec);
+
+}  // namespace kvcache::internal
+
+#endif  // KVCACHE_SRC_CACHE_LAYER_CHECK_H_

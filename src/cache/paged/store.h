@@ -116,7 +116,7 @@ class PagedStore {
 
  private:
   PagedStore(PagedLayout layout, std::int64_t num_pages, std::int64_t budget_bytes,
-             MemoryResource& memory) noexcept
+             MemoryResource& memory)
       : layout_(std::move(layout)),
         num_pages_(num_pages),
         budget_bytes_(budget_bytes),

@@ -16,7 +16,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Decides what leaves first. Called with the index's own entries, never with rows.
 // Thread safety: calls are serialised by the PrefixCache.
@@ -76,7 +76,7 @@ class KVC_API PrefixCache final {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_PREFIX_H_

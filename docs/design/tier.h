@@ -14,7 +14,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Names a record: 256 bits over the fingerprint of the model and format, the salt, and all tokens
 // from the start of the text to the end of the record.
@@ -50,7 +50,7 @@ class KVC_API Tier {
   virtual TierStats stats() const noexcept = 0;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_TIER_H_

@@ -26,7 +26,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 struct AttentionOptions {
   std::optional<float> scale;  // default 1 / sqrt(k_head_dim)
@@ -131,7 +131,7 @@ KVC_API Status merge(const TensorView& out_a, const TensorView& lse_a, const Ten
 KVC_API Status finish(const MutableTensorView& out, const TensorView& lse,
                       std::span<const float> sinks);
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_ATTENTION_H_

@@ -10,7 +10,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 struct BackendInfo {
   std::string name;         // what AttentionOptions::backend and KVCACHE_BACKEND take
@@ -46,7 +46,7 @@ KVC_API Result<std::vector<PrefetchChoice>> prefetch_choices(std::int32_t turns 
 // What is known of the processor, one line: "AMD EPYC; avx2 avx512 avx512bf16; L2 1 MiB, ...".
 KVC_API Result<std::string> cpu_description();
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_BACKEND_H_

@@ -17,7 +17,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 struct BatchingOptions {
   std::optional<std::int64_t> num_layers;   // default: those of the first request
@@ -135,7 +135,7 @@ class KVC_API BatchingCache final {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_BATCHING_CACHE_H_

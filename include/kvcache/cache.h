@@ -17,7 +17,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 struct CacheOptions {
   // Element type of the stored rows; default: that of the first update, K and V each its own.
@@ -151,7 +151,7 @@ class KVC_API Cache {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_CACHE_H_

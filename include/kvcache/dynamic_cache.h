@@ -5,7 +5,7 @@
 #include "kvcache/cache.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Layers appear when they are first used (a skipped one has length 0). Growth copies no rows:
 // address space is reserved ahead and committed as it is filled.
@@ -24,7 +24,7 @@ class KVC_API DynamicCache final : public Cache {
   using Cache::Cache;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_DYNAMIC_CACHE_H_

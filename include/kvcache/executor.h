@@ -9,7 +9,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Runs independent tasks. Implement it to lend the host's own threads.
 //
@@ -50,7 +50,7 @@ struct ExecContext {
   Executor& get() const noexcept { return executor != nullptr ? *executor : default_executor(); }
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_EXECUTOR_H_

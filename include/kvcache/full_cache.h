@@ -8,7 +8,7 @@
 #include "kvcache/cache.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Every call of Cache, and those of its only layer's handle. Other layers are kOutOfRange.
 class KVC_API FullCache final : public Cache {
@@ -39,7 +39,7 @@ class KVC_API FullCache final : public Cache {
   using Cache::Cache;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_FULL_CACHE_H_

@@ -14,7 +14,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 namespace functional {
 
 // A state of a history: all states that come from one init() by updates. They share storage.
@@ -124,7 +124,7 @@ inline Result<CachedAttention> cached_attention(std::int64_t num_heads, std::int
 }
 
 }  // namespace functional
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_FUNCTIONAL_H_

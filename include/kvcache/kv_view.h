@@ -13,7 +13,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Consecutive keys and values of every sequence of a view, stored in pages. Row `r` of sequence
 // `s` lies in slot r % page_size of page block_table[s][r / page_size]; RowsView says where that
@@ -83,7 +83,7 @@ KVC_API KvPart dense_part(const KeyValueView& rows, Layout layout) noexcept;
 KVC_API Result<OwnedKvView> dense_view(const KeyValueView& rows, Layout layout,
                                        std::int64_t first_position = 0);
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_KV_VIEW_H_

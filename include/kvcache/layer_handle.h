@@ -13,7 +13,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 class Cache;
 
@@ -60,7 +60,7 @@ class KVC_API LayerHandle {
   std::int64_t layer_;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_LAYER_HANDLE_H_

@@ -10,7 +10,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // What the rows of a buffer are to the layer. Caches take a key and a value buffer; the others are
 // kUnsupported until built.
@@ -85,7 +85,7 @@ constexpr std::int64_t bytes_per_token(const LayerSpec& spec) noexcept {
   return bytes;
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_LAYER_SPEC_H_

@@ -10,7 +10,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 enum class MaskKind : std::uint8_t {
   kNone = 0,
@@ -38,7 +38,7 @@ struct Mask {
   KVC_API static Result<Mask> named(std::string_view name);
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_MASK_H_

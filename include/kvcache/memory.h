@@ -11,7 +11,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // A reservation of address space, page aligned. Fresh memory reads as zeros.
 struct Region {
@@ -100,7 +100,7 @@ class KVC_API LimitedMemory final : public MemoryResource {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_MEMORY_H_

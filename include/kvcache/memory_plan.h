@@ -11,7 +11,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 enum class CacheKind : std::uint8_t { kDynamic = 0, kStatic = 1, kPaged = 2 };
 
@@ -35,7 +35,7 @@ struct PlannedBytes {
 // that no cache could have, or whose bytes exceed 2^62.
 KVC_API Result<PlannedBytes> plan_memory(CacheKind kind, const MemoryPlanRequest& request);
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_MEMORY_PLAN_H_

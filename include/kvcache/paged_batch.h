@@ -18,7 +18,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // B: rows of the batch, H: num_kv_heads, T: new tokens, S: tokens so far, D: head_dim. Shapes are
 // head-first; over a cache of Layout::kNHD they are [B, T, H, D].
@@ -136,7 +136,7 @@ class KVC_API PagedBatch final {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_PAGED_BATCH_H_

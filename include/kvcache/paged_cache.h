@@ -21,7 +21,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Names a sequence. Ids are unique in the process and never used again.
 enum class SequenceId : std::int64_t {};
@@ -219,7 +219,7 @@ class KVC_API PagedCache {
   std::shared_ptr<Impl> impl_;  // shared with open steps, so that late drops are safe
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_PAGED_CACHE_H_

@@ -9,7 +9,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // How a stored row of one head encodes its elements. kStrided, the plain form, is head_dim
 // contiguous elements of `dtype`; it is the only form whose rows are handed out as tensors.
@@ -69,7 +69,7 @@ constexpr RowsView strided_rows(const void* data, DType dtype, std::int64_t page
   return rows;
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_ROW_FORMAT_H_

@@ -5,7 +5,7 @@
 #include "kvcache/cache.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // A layer's shape is fixed, and its whole capacity committed, by its first successful update;
 // reset, batch_select and batch_repeat_interleave may change the batch. Updates past the capacity
@@ -26,7 +26,7 @@ class KVC_API StaticCache final : public Cache {
   using Cache::Cache;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_STATIC_CACHE_H_

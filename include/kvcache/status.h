@@ -10,7 +10,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Numbers are part of the ABI: codes are added, never renumbered.
 enum class StatusCode : std::int32_t {
@@ -80,7 +80,7 @@ class [[nodiscard]] Result {
   std::variant<T, Status> state_;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 // Returns the error of `expr` (a Status) from the enclosing function.

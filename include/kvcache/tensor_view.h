@@ -9,7 +9,7 @@
 #include "kvcache/types.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 inline constexpr int kMaxRank = 4;
 
@@ -75,7 +75,7 @@ struct KeyValueView {
   TensorView value;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_TENSOR_VIEW_H_

@@ -7,7 +7,7 @@
 #include "kvcache/version.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // Element type of a tensor. Rows of a cache are floating; indices and positions are kI32 or kI64.
 enum class DType : std::uint8_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI32 = 3, kI64 = 4 };
@@ -66,7 +66,7 @@ struct Device {
   friend constexpr bool operator==(const Device&, const Device&) = default;
 };
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_TYPES_H_

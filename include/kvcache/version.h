@@ -3,7 +3,7 @@
 #define KVCACHE_VERSION_H_
 
 #define KVC_VERSION_MAJOR 0
-#define KVC_VERSION_MINOR 1
+#define KVC_VERSION_MINOR 2
 #define KVC_VERSION_PATCH 0
 
 // Marks what the shared library exports; everything else is hidden.
@@ -14,12 +14,12 @@
 #endif
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 // "major.minor.patch" of the library that is linked (the macros are those of the headers).
 KVC_API const char* version() noexcept;
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache
 
 #endif  // KVCACHE_VERSION_H_

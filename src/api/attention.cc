@@ -13,7 +13,7 @@
 #include "tensor/strides.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 struct AttentionPlan::Impl {
   internal::Plan plan;
@@ -84,5 +84,5 @@ Status finish(const MutableTensorView& out, const TensorView& lse, std::span<con
   return internal::at_door([&]() -> Status { return internal::finish_parts(out, lse, sinks); });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -8,7 +8,7 @@
 #include "kernels/kernel_table.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 namespace {
 
 // "32 KiB", "1 MiB".
@@ -103,5 +103,5 @@ Result<std::string> cpu_description() {
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

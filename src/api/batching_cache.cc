@@ -64,7 +64,7 @@ Status BatchingCache::Impl::check_append(const TensorView& key, const TensorView
   return slots.check_bounds(layer, *count);
 }
 
-inline namespace v0 {
+inline namespace v1 {
 
 BatchingCache::BatchingCache(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
 BatchingCache::BatchingCache(BatchingCache&&) noexcept = default;
@@ -271,5 +271,5 @@ BatchingStats BatchingCache::stats() const noexcept {
   return stats;
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -157,7 +157,7 @@ Status internal::check_mask_length(std::optional<std::int64_t> mask_length, cons
                  "none or the " + std::to_string(count) + " new tokens of key");
 }
 
-inline namespace v0 {
+inline namespace v1 {
 
 Cache::Cache(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
 Cache::Cache(Cache&&) noexcept = default;
@@ -336,5 +336,5 @@ Result<std::shared_ptr<const void>> Cache::retain(std::int64_t layer_idx) const 
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -4,7 +4,7 @@
 #include "base/door.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 Result<DynamicCache> DynamicCache::create(const CacheOptions& options) {
   return internal::at_door([&]() -> Result<DynamicCache> {
@@ -20,5 +20,5 @@ Result<DynamicCache> DynamicCache::clone() const {
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -4,7 +4,7 @@
 #include "base/door.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 Result<FullCache> FullCache::create(const CacheOptions& options) {
   return internal::at_door([&]() -> Result<FullCache> {
@@ -30,5 +30,5 @@ KeyValueView FullCache::key_values() const noexcept {
   return rows != nullptr ? rows->rows() : KeyValueView{};
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -15,7 +15,7 @@
 #include "tensor/strides.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 namespace functional {
 
 using internal::at_door;
@@ -282,5 +282,5 @@ Result<CacheState> CachedAttention::operator()(const TensorView& q, const Tensor
 }
 
 }  // namespace functional
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -25,7 +25,7 @@ Status check_rows(const char* name, const TensorView& rows, Layout layout,
 
 }  // namespace
 
-inline namespace v0 {
+inline namespace v1 {
 
 KvPart dense_part(const KeyValueView& rows, Layout layout) noexcept {
   return internal::part_of(rows, layout);
@@ -45,5 +45,5 @@ Result<OwnedKvView> dense_view(const KeyValueView& rows, Layout layout,
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -7,7 +7,7 @@
 #include "tensor/strides.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 Result<LayerFetch> LayerHandle::update_and_fetch(const TensorView& key, const TensorView& value,
                                                  std::optional<std::int64_t> mask_length,
@@ -31,5 +31,5 @@ Result<OwnedKvView> LayerHandle::view() const { return cache_->view(layer_); }
 
 Status LayerHandle::rewind(std::int64_t n) const { return cache_->rewind_layer(layer_, n); }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

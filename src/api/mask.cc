@@ -6,7 +6,7 @@
 #include "base/expect.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 Result<Mask> Mask::named(std::string_view name) {
   return internal::at_door([&]() -> Result<Mask> {
@@ -18,5 +18,5 @@ Result<Mask> Mask::named(std::string_view name) {
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

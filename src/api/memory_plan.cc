@@ -59,7 +59,7 @@ Result<PlannedBytes> plan_contiguous(CacheKind kind, const MemoryPlanRequest& re
 
 }  // namespace
 
-inline namespace v0 {
+inline namespace v1 {
 
 Result<PlannedBytes> plan_memory(CacheKind kind, const MemoryPlanRequest& request) {
   return internal::at_door([&]() -> Result<PlannedBytes> {
@@ -75,5 +75,5 @@ Result<PlannedBytes> plan_memory(CacheKind kind, const MemoryPlanRequest& reques
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

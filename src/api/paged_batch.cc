@@ -14,7 +14,7 @@
 #include "tensor/strides.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 namespace {
 
 using internal::at_door;
@@ -327,5 +327,5 @@ Status PagedBatch::truncate(std::int64_t n) {
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

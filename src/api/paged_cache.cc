@@ -14,7 +14,7 @@
 #include "tensor/strides.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 using internal::at_door;
 using internal::expect_at_least;
@@ -363,5 +363,5 @@ Status PagedCache::check_invariants() const {
   return at_door([&] { return impl_->store->check_invariants(); });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

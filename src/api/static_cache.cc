@@ -7,7 +7,7 @@
 #include "base/expect.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 Result<StaticCache> StaticCache::create(std::int64_t max_length, std::int64_t num_layers,
                                         const CacheOptions& options) {
@@ -27,5 +27,5 @@ Result<StaticCache> StaticCache::clone() const {
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -25,7 +25,7 @@ std::int64_t page_bytes() noexcept {
 
 }  // namespace internal
 
-inline namespace v0 {
+inline namespace v1 {
 
 MemoryResource::~MemoryResource() = default;
 void MemoryResource::will_fill(const Region&, std::int64_t, std::int64_t) noexcept {}
@@ -161,5 +161,5 @@ void LimitedMemory::will_fill(const Region& region, std::int64_t offset,
   if (impl_ != nullptr) impl_->upstream->will_fill(region, offset, length);
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

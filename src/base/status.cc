@@ -1,7 +1,7 @@
 #include "kvcache/status.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 const char* name_of(StatusCode code) noexcept {
   switch (code) {
@@ -40,5 +40,5 @@ std::string Status::to_string() const {
   return text;
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -252,7 +252,7 @@ void ThreadPool::parallel_for(std::int64_t num_tasks, TaskFn fn, void* context) 
 
 }  // namespace internal
 
-inline namespace v0 {
+inline namespace v1 {
 
 Executor::~Executor() = default;
 
@@ -290,5 +290,5 @@ Result<std::unique_ptr<Executor>> make_thread_pool(std::int32_t num_threads) {
   });
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

@@ -1,7 +1,7 @@
 #include "kvcache/types.h"
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 const char* name_of(DType dtype) noexcept {
   switch (dtype) {
@@ -29,5 +29,5 @@ const char* name_of(Layout layout) noexcept {
   return "?";
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

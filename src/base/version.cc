@@ -4,12 +4,12 @@
 #define KVC_STRING(x) KVC_STRING_INNER(x)
 
 namespace kvcache {
-inline namespace v0 {
+inline namespace v1 {
 
 const char* version() noexcept {
   return KVC_STRING(KVC_VERSION_MAJOR) "." KVC_STRING(KVC_VERSION_MINOR) "." KVC_STRING(
       KVC_VERSION_PATCH);
 }
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace kvcache

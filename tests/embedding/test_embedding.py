@@ -135,14 +135,14 @@ class Embedding(unittest.TestCase):
 
     def test_the_shared_library_exports_public_names_alone(self):
         names = exported(next(self.shared.rglob("libkvcache.so")))
-        public = re.compile(r"_ZNK?7kvcache2v0|_ZT[VIS]N7kvcache2v0|kvc_")
+        public = re.compile(r"_ZNK?7kvcache2v1|_ZT[VIS]N7kvcache2v1|kvc_")
         self.assertEqual([name for name in sorted(names) if not public.match(name)], [])
         # A class hides behind its Impl, and an Impl behind the class.
         readable = run("c++filt", *sorted(names))
         inside = re.compile(r"^(kvcache::[\w:]*::Impl\b.*)$", re.MULTILINE)
         self.assertEqual(inside.findall(readable), [])
-        for name in ("kvcache::v0::attend(", "kvcache::v0::PagedCache::reserve(",
-                     "vtable for kvcache::v0::Executor"):
+        for name in ("kvcache::v1::attend(", "kvcache::v1::PagedCache::reserve(",
+                     "vtable for kvcache::v1::Executor"):
             self.assertIn(name, readable)
 
     def test_the_shared_library_exports_the_c_header_and_no_other_c_name(self):

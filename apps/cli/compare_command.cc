@@ -175,7 +175,7 @@ Status run(Flags& flags) {
     shown = turn == 0 && written(cache);
     if (!shown) return;
     print("{}{}:\n{}", cache == StoreKind::kNone ? "" : "\n\n",
-               cache == StoreKind::kNone ? "Without a cache" : "With a cache", prompt);
+          cache == StoreKind::kNone ? "Without a cache" : "With a cache", prompt);
     std::fflush(stdout);
   };
   callbacks.on_text = [&](StoreKind, std::string_view text) {

@@ -198,10 +198,9 @@ Status PagedLayer::append(const TensorView& key, const TensorView& value) {
 }
 
 Status PagedLayer::append_first(const TensorView& key, const TensorView& value) {
-  const LayerSpec spec =
-      LayerSpec::kv(key.shape[1], key.shape[3], value.shape[3],
-                    plain(options_.dtype.value_or(key.dtype)),
-                    plain(options_.dtype.value_or(value.dtype)));
+  const LayerSpec spec = LayerSpec::kv(key.shape[1], key.shape[3], value.shape[3],
+                                       plain(options_.dtype.value_or(key.dtype)),
+                                       plain(options_.dtype.value_or(value.dtype)));
   const std::int64_t needed = pages_for(key.shape[0], key.shape[2]);
   if (pool_ != nullptr && spec == spec_ && pool_->pages >= needed) {
     const Status status = append_first_to(pool_, spec, key, value);

@@ -34,8 +34,7 @@ class CommandTest : public ::testing::Test {
     const std::string out = to.empty() ? directory_.path() + "/stdout" : to;
     const std::string error = directory_.path() + "/stderr";
     std::ofstream(error).close();
-    const std::string command =
-        program_ + " " + words + " > " + out + " 2> " + error + " " + more;
+    const std::string command = program_ + " " + words + " > " + out + " 2> " + error + " " + more;
     const int state = std::system(command.c_str());
     Ran ran;
     ran.exit_code = WIFEXITED(state) ? WEXITSTATUS(state) : -1;

@@ -243,12 +243,7 @@ class PagedStore final : public DigestStore {
                                                      Layout layout, std::int64_t page_size,
                                                      bool shared) {
     CacheConfig config;
-    LayerSpec spec;
-    spec.num_kv_heads = rows.kv_heads;
-    spec.k_head_dim = rows.k_dim;
-    spec.v_head_dim = rows.v_dim;
-    spec.k_format.dtype = spec.v_format.dtype = dtype;
-    config.layers = {spec};
+    config.layers = {LayerSpec::kv(rows.kv_heads, rows.k_dim, rows.v_dim, dtype)};
     config.page_size = page_size;
     config.layout = layout;
     for (const std::int32_t length : rows.lengths) config.num_pages += length / page_size + 2;

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "cache/contiguous/copy.h"
+#include "base/checked_math.h"
+#include "base/parallel.h"
 #include "tensor/convert.h"
 #include "tensor/strides.h"
 
@@ -29,10 +30,8 @@ TensorView packed_rows(const TensorView& rows, Layout layout, std::vector<std::b
 void copy_out(const KvView& view, bool keys, std::int64_t length, Layout layout,
               const MutableTensorView& rows, const ExecContext& context) noexcept {
   const KvPart& part = view.parts[0];
-  const DType stored = keys ? part.k_format.dtype : part.v_format.dtype;
-  const std::int64_t page_stride = keys ? part.k_page_stride : part.v_page_stride;
-  const std::int64_t head_stride = keys ? part.k_head_stride : part.v_head_stride;
-  const std::int64_t token_stride = keys ? part.k_token_stride : part.v_token_stride;
+  const RowsView& stored = keys ? part.k : part.v;
+  const std::int64_t size = size_of(stored.format.dtype);
   const KvExtents strides = kv_strides(rows, layout);
   const KvAxes axes = axes_of(layout);
   const std::int64_t pages = ceil_div(length, part.page_size);  // of each sequence
@@ -44,22 +43,21 @@ void copy_out(const KvView& view, bool keys, std::int64_t length, Layout layout,
           const std::int64_t first = i % pages * part.page_size;
           const std::int64_t page = part.block_table[seq * part.block_table_stride + i % pages];
           RowCopy copy;
-          copy.src_dtype = stored;
+          copy.src_dtype = stored.format.dtype;
           copy.dst_dtype = rows.dtype;
-          copy.src = static_cast<const std::byte*>(keys ? part.k : part.v) +
-                     page * page_stride * size_of(stored);
+          copy.src = stored.page_at(page);
           copy.dst = static_cast<std::byte*>(rows.data) +
                      (seq * strides.batch + first * strides.length) * size_of(rows.dtype);
           const auto set = [&](int axis, std::int64_t extent, std::int64_t from, std::int64_t to) {
             copy.shape[axis] = extent;
-            copy.src_strides[axis] = from * size_of(stored);
+            copy.src_strides[axis] = from;
             copy.dst_strides[axis] = to * size_of(rows.dtype);
           };
           set(axes.batch, 1, 0, 0);
-          set(axes.head, view.num_kv_heads, head_stride, strides.heads);
-          set(axes.seq, std::min<std::int64_t>(part.page_size, length - first), token_stride,
+          set(axes.head, view.num_kv_heads, stored.head_stride, strides.heads);
+          set(axes.seq, std::min<std::int64_t>(part.page_size, length - first), stored.token_stride,
               strides.length);
-          set(axes.dim, keys ? view.k_head_dim : view.v_head_dim, 1, strides.dim);
+          set(axes.dim, keys ? view.k_head_dim : view.v_head_dim, size, strides.dim);
           copy_rows(copy);
         }
       });

@@ -201,7 +201,8 @@ class Soak {
 
   // Tokens that element() makes exact rows of, in the storage of both K and V.
   static double largest_token(const LayerSpec& spec) {
-    const bool wide = spec.k_format.dtype == DType::kF32 && spec.v_format.dtype == DType::kF32;
+    const bool wide =
+        spec.key().format.dtype == DType::kF32 && spec.value().format.dtype == DType::kF32;
     return wide ? 1 << 20 : 63;
   }
 

@@ -462,14 +462,14 @@ int run_digest(DigestFlags& flags) {
   bar.clear();
   if (!digests.ok()) return fail(digests.status());
   if (flags.json) {
-    fmt::print("{}\n", bench::to_json(*digests));
+    print("{}\n", bench::to_json(*digests));
   } else {
     std::vector<std::vector<std::string>> rows = {{"case", "storage", "backend", "bits", "error"}};
     for (const bench::Digest& each : *digests) {
       rows.push_back({each.name, each.storage, each.backend, fmt::format("{:016x}", each.bits),
                       fmt::format("{:.1e}", each.error)});
     }
-    fmt::print("{}", table(rows));
+    print("{}", table(rows));
   }
   const Status status = bench::check_digests(*digests);
   return status.ok() ? 0 : fail(status);
@@ -479,7 +479,7 @@ void add_digest(CLI::App& bench, int* exit_code) {
   auto flags = std::make_shared<DigestFlags>();
   CLI::App* command = bench.add_subcommand(
       "digest", "A digest of the bits of every result on a fixed list, to compare two builds");
-  command->add_option("--model", flags->model.directory, "Whose logits [the model that ships]");
+  command->add_option("--model", flags->model.model, "Whose logits [the model that ships]");
   command->add_option("--filter", flags->filter, "Only cases whose names contain this");
   add_json(*command, flags->json);
   command->callback([flags, exit_code] { *exit_code = run_digest(*flags); });

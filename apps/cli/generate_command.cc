@@ -89,8 +89,8 @@ class PromptEncoder {
     } else if (const std::string path = runner::find_chat_template(loaded.directory);
                !path.empty()) {
       say("{}: a chat template, which is not applied: the prompt goes in as it is (--chat "
-                 "asks by it)\n",
-                 path);
+          "asks by it)\n",
+          path);
     }
     return made;
   }

@@ -130,7 +130,8 @@ Result<runner::LoadedModel> load(const ModelFlags& flags) {
   KVC_ASSIGN_OR_RETURN(const runner::WeightMode mode, runner::parse_weight_mode(flags.weights));
   KVC_ASSIGN_OR_RETURN(const runner::Activations activations,
                        runner::parse_activations(flags.activations));
-  KVC_ASSIGN_OR_RETURN(runner::LoadedModel loaded, runner::LoadedModel::load(directory, mode, activations));
+  KVC_ASSIGN_OR_RETURN(runner::LoadedModel loaded,
+                       runner::LoadedModel::load(directory, mode, activations));
   say_notes(loaded.notes);
   return loaded;
 }

@@ -33,7 +33,7 @@ Status run(const Flags& flags) {
     return {};
   }
   print("{}; backend {}; best of {} turns, one thread, rows in no cache\n", cpu, backend,
-             flags.turns);
+        flags.turns);
   for (const PrefetchChoice& choice : choices) {
     print("rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
   }

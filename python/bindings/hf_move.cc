@@ -27,10 +27,9 @@ Status append_rows(const KvView& view, std::int32_t index, std::int64_t begin, S
     const std::int64_t page = pages[begin / part.page_size];
     const Append append{seq, count, {}, {}};
     KVC_ASSIGN_OR_RETURN(PagedCache::Step step, to->reserve({&append, 1}));
-    KVC_RETURN_IF_ERROR(to->write(
-        step, 0,
-        rows_of_page(part.k, view.num_kv_heads, view.k_head_dim, page, count),
-        rows_of_page(part.v, view.num_kv_heads, view.v_head_dim, page, count)));
+    KVC_RETURN_IF_ERROR(
+        to->write(step, 0, rows_of_page(part.k, view.num_kv_heads, view.k_head_dim, page, count),
+                  rows_of_page(part.v, view.num_kv_heads, view.v_head_dim, page, count)));
     KVC_RETURN_IF_ERROR(to->commit(step));
     begin += count;
   }

@@ -77,7 +77,7 @@ class PagedLayer {
   Moment now() const noexcept { return now_; }
   const LayerSpec& spec() const noexcept { return spec_; }
   std::int64_t elements() const noexcept {  // of K and V, in all rows
-    return batch() * length() * spec_.num_kv_heads * (spec_.k_head_dim + spec_.v_head_dim);
+    return batch() * length() * spec_.key().heads * (spec_.key().dim + spec_.value().dim);
   }
   PagedStats stats() const;             // of the pool, which forks share
   std::int64_t nbytes() const;          // likewise

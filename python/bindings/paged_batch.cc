@@ -145,12 +145,12 @@ AnyPair gather(const PyPagedBatch& self, std::int64_t layer, Given<kPair> out,
     const std::int64_t length = tokens.empty() ? 0 : tokens.front();
     const auto make = [&](std::int64_t dim, DType dtype) {
       const std::int64_t shape[4] = {static_cast<std::int64_t>(tokens.size()),
-                                     head_first ? spec.num_kv_heads : length,
-                                     head_first ? length : spec.num_kv_heads, dim};
+                                     head_first ? spec.key().heads : length,
+                                     head_first ? length : spec.key().heads, dim};
       return new_array(self.cache->framework, dtype, shape, 4);
     };
-    key = make(spec.k_head_dim, spec.k_format.dtype);
-    value = make(spec.v_head_dim, spec.v_format.dtype);
+    key = make(spec.key().dim, spec.key().format.dtype);
+    value = make(spec.value().dim, spec.value().format.dtype);
   } else if (nb::isinstance<nb::sequence>(out) && nb::len(out) == 2) {
     key = out[0];
     value = out[1];

@@ -264,8 +264,8 @@ Result<Activations> parse_activations(std::string_view name) {
                 "activations: found " + std::string(name) + ", expected int16 or int8");
 }
 
-Result<Weights> load_weights(const std::string& directory, ModelConfig config,
-                             WeightMode mode, Activations activations) try {
+Result<Weights> load_weights(const std::string& directory, ModelConfig config, WeightMode mode,
+                             Activations activations) try {
   if (activations != Activations::kInt16 && mode != WeightMode::kInt8) {
     return Status(StatusCode::kInvalidArgument,
                   "activations: found int8, expected int16 where weights are not int8");

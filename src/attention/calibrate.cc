@@ -54,10 +54,9 @@ class Rows {
     partial_ = {floats + kHeads * padded, floats + kHeads * (padded + 1),
                 floats + kHeads * (padded + 2)};
     rows_.num_rows = kBytes / 2 / row_bytes;
-    rows_.k = stored_.data();
-    rows_.v = static_cast<const std::byte*>(stored_.data()) + kBytes / 2;
-    rows_.k_dtype = rows_.v_dtype = dtype;
-    rows_.k_token_stride = rows_.v_token_stride = dim;
+    const auto* const stored = static_cast<const std::byte*>(stored_.data());
+    rows_.k = strided_rows(stored, dtype, 0, 0, dim);
+    rows_.v = strided_rows(stored + kBytes / 2, dtype, 0, 0, dim);
     rows_.page_size = rows_.num_rows;
     position_ = rows_.num_rows;
     return {};

@@ -27,7 +27,7 @@ constexpr std::int64_t kProductsAlone = 1 << 20;
 
 // Of the keys of the first part: all parts of a view have rows alike, or nearly.
 std::int64_t row_bytes(const KvView& view) {
-  return view.num_parts == 0 ? 0 : view.k_head_dim * size_of(view.parts[0].k_format.dtype);
+  return view.num_parts == 0 ? 0 : view.parts[0].k.format.bytes(view.k_head_dim);
 }
 
 // Of all rows of the view, keys and values, near enough.

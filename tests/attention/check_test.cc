@@ -90,20 +90,21 @@ TEST_F(AttentionMemory, NothingIsWrittenToRowsThatAreRead) {
       options.shuffle = shuffle;
       KvStorage kv(data_, options);
       const KvPart& part = kv.view().parts[0];
-      for (const void* stored : {part.k, part.v}) {
-        float* const first = static_cast<float*>(const_cast<void*>(stored));
-        const std::int64_t page = part.block_table == nullptr ? 1 : part.block_table[0];
-        EXPECT_EQ(run(kv, q_, rows(first + page * part.k_page_stride)),
+      const auto at = [](const RowsView& stored, std::int64_t page, std::int64_t slot) {
+        return reinterpret_cast<float*>(const_cast<std::byte*>(stored.row_at(page, 0, slot)));
+      };
+      for (const RowsView& stored : {part.k, part.v}) {
+        float* const first = at(stored, part.block_table == nullptr ? 1 : part.block_table[0], 0);
+        EXPECT_EQ(run(kv, q_, rows(first)),
                   "out: found memory of the keys and values, expected memory of its own");
-        EXPECT_EQ(run(kv, q_, rows(other_), logs(first + page * part.k_page_stride)),
+        EXPECT_EQ(run(kv, q_, rows(other_), logs(first)),
                   "lse: found memory of the keys and values, expected memory of its own");
       }
       if (page_size != 16) continue;
       // The second sequence has one row in its last page: the slots behind it are nobody's.
-      float* const last = static_cast<float*>(const_cast<void*>(part.v)) +
-                          part.block_table[part.block_table_stride + 1] * part.v_page_stride;
-      EXPECT_NE(run(kv, q_, rows(other_), logs(last + part.v_token_stride - 1)), "");
-      EXPECT_EQ(run(kv, q_, rows(other_), logs(last + part.v_token_stride)), "");
+      float* const free = at(part.v, part.block_table[part.block_table_stride + 1], 1);
+      EXPECT_NE(run(kv, q_, rows(other_), logs(free - 1)), "");
+      EXPECT_EQ(run(kv, q_, rows(other_), logs(free)), "");
     }
   }
 }

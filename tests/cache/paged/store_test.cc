@@ -181,11 +181,7 @@ TEST_F(PagedStoreTest, BuffersOfLayersDoNotOverlap) {
 TEST(PagedStoreMemory, IsToldOfTheFreshPagesThatAStepFillsAndOfNoOthers) {
   testing::RefusingMemory memory;
   {
-    LayerSpec spec;
-    spec.num_kv_heads = 2;
-    spec.k_head_dim = 16;
-    spec.v_head_dim = 8;
-    const std::vector<LayerSpec> layers(3, spec);
+    const std::vector<LayerSpec> layers(3, LayerSpec::kv(2, 16, 8));
     PagedLayout layout = make_paged_layout(layers, 4, Layout::kHND).value();
     const std::int64_t page_bytes = layout.page_bytes();
     auto store = PagedStore::create(std::move(layout), 64, 0, memory).value();

@@ -8,90 +8,14 @@
 #include <cmath>
 #include <cstring>
 #include <utility>
-#include <vector>
+
+#include "runner/config/json_reader.h"
+#include "runner/config/likely_cause.h"
 
 namespace kvcache::runner {
 namespace {
 
-constexpr std::size_t kMaxDepth = 64;
 constexpr std::size_t kMaxShown = 60;
-
-// Builds the document while it is read, so that depth and doubled keys are seen at once.
-class DocumentBuilder final : public nlohmann::json_sax<Json> {
- public:
-  bool null() override { return add(nullptr); }
-  bool boolean(bool value) override { return add(value); }
-  bool number_integer(number_integer_t value) override { return add(value); }
-  bool number_unsigned(number_unsigned_t value) override { return add(value); }
-  bool number_float(number_float_t value, const string_t&) override { return add(value); }
-  bool string(string_t& value) override { return add(std::move(value)); }
-  bool binary(binary_t&) override { return fail("binary data"); }
-  bool start_object(std::size_t) override { return open(Json::object()); }
-  bool start_array(std::size_t) override { return open(Json::array()); }
-  bool end_object() override { return close(); }
-  bool end_array() override { return close(); }
-
-  bool key(string_t& value) override {
-    auto [slot, inserted] = open_.back()->emplace(value, nullptr);
-    if (!inserted) return fail("the key " + describe(std::string_view(value)) + " twice");
-    slot_ = &*slot;
-    return true;
-  }
-
-  bool parse_error(std::size_t position, const std::string&,
-                   const nlohmann::detail::exception&) override {
-    return fail("bad syntax at byte " + std::to_string(position));
-  }
-
-  Json& root() { return root_; }
-  const std::string& problem() const { return problem_; }
-
- private:
-  template <typename Value>
-  Json* place(Value&& value) {
-    if (open_.empty()) {
-      root_ = std::forward<Value>(value);
-      return &root_;
-    }
-    if (slot_ != nullptr) {
-      Json* filled = std::exchange(slot_, nullptr);
-      *filled = std::forward<Value>(value);
-      return filled;
-    }
-    return &open_.back()->emplace_back(std::forward<Value>(value));
-  }
-
-  template <typename Value>
-  bool add(Value&& value) {
-    place(std::forward<Value>(value));
-    return true;
-  }
-
-  bool open(Json value) {
-    if (open_.size() >= kMaxDepth) {
-      return fail("nesting deeper than " + std::to_string(kMaxDepth));
-    }
-    open_.push_back(place(std::move(value)));
-    return true;
-  }
-
-  bool close() {
-    open_.pop_back();
-    return true;
-  }
-
-  bool fail(std::string problem) {
-    if (problem_.empty()) problem_ = std::move(problem);
-    return false;
-  }
-
-  Json root_;
-  // Containers being read, outermost first. Growing an array moves only its own elements, none of
-  // which is still open, so the pointers stay good.
-  std::vector<Json*> open_;
-  Json* slot_ = nullptr;  // where the value of the key just read belongs
-  std::string problem_;
-};
 
 Status io_error(const std::string& path, const char* what) {
   const int code = errno;
@@ -134,13 +58,15 @@ Result<std::string> read_text_file(const std::string& path, std::int64_t max_byt
 
 Result<Json> parse_json(std::string_view text, const std::string& name) {
   return without_exceptions(name, [&]() -> Result<Json> {
-    DocumentBuilder builder;
-    if (!Json::sax_parse(text.begin(), text.end(), &builder)) {
-      const std::string& problem = builder.problem();
-      return found_expected(StatusCode::kCorrupt, name, problem.empty() ? "bad syntax" : problem,
-                            "JSON");
+    JsonReader reader(text);
+    std::optional<Json> document = reader.read();
+    if (!document) {
+      const std::string kind = kind_of_content(text);
+      return found_expected(
+          StatusCode::kCorrupt, name,
+          kind.empty() ? "bad syntax at byte " + std::to_string(reader.position()) : kind, "JSON");
     }
-    return std::move(builder.root());
+    return *std::move(document);
   });
 }
 
@@ -169,6 +95,10 @@ std::string describe(std::string_view text) {
 std::string describe(const Json& value) {
   if (const auto* text = value.get_ptr<const Json::string_t*>()) {
     return describe(std::string_view(*text));
+  }
+  if (const auto* unreadable = value.get_ptr<const Json::binary_t*>()) {
+    const std::string what(unreadable->begin(), unreadable->end());
+    return what.size() <= kMaxShown ? what : what.substr(0, kMaxShown) + "...";
   }
   if (value.is_object()) return "an object";
   if (value.is_array()) return "a list of " + std::to_string(value.size());

@@ -22,9 +22,9 @@ using Json = nlohmann::json;
 // Errors: kNotFound, kIo; kCorrupt when it holds more than `max_bytes` (checked before allocating).
 Result<std::string> read_text_file(const std::string& path, std::int64_t max_bytes);
 
-// `text` as JSON. `name` is what errors call it (a path). Nesting deeper than 64 and an object
-// that names a key twice are refused: readers that pick one of the two would disagree.
-// Errors: kCorrupt.
+// `text` as JSON. `name` is what errors call it (a path). A value that no field can have is refused
+// by who asks for it, not here: NaN, two values of one key, what lies deeper than 64, and the rest
+// of json_reader.h. Errors: kCorrupt.
 Result<Json> parse_json(std::string_view text, const std::string& name);
 
 // read_text_file and parse_json.

@@ -211,7 +211,7 @@ TEST(SafetensorsHeader, FieldsOfTheWrongKindAreRefused) {
   }
   const std::string twice = "{\"x\":" + good.dump() + ",\"x\":" + good.dump() + "}";
   EXPECT_EQ(parse_safetensors_header(twice, 4, "f").status().message(),
-            "f: header: found the key \"x\" twice, expected JSON");
+            "f: tensor \"x\": found two values of one key, expected an object");
 }
 
 TEST(SafetensorsHeader, DamagedHeadersNeverCrash) {

@@ -1,8 +1,11 @@
 #include "runner/config/model_config.h"
 
+#include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "runner/config/json_file.h"
+#include "runner/config/likely_cause.h"
 
 namespace kvcache::runner {
 namespace {
@@ -40,28 +43,40 @@ Result<ModelFamily> parse_family(const JsonObject& root) {
     }
   }
   const Json* architectures = root.find("architectures");
-  if (architectures == nullptr) {
+  if (architectures == nullptr || *architectures == Json::array()) {
     if (by_type == nullptr) {
       return root.error(StatusCode::kCorrupt, "model_type", "llama, qwen2 or qwen3");
     }
     return by_type->family;
   }
-  if (!architectures->is_array() || architectures->size() != 1) {
-    return root.error(StatusCode::kCorrupt, "architectures", "a list of one name");
+  if (!architectures->is_array()) {
+    return root.error(StatusCode::kCorrupt, "architectures", "a list of names");
   }
-  const Json& architecture = architectures->front();
   for (const FamilyTraits& traits : kFamilies) {
-    if (architecture != Json(traits.architecture)) continue;
-    if (by_type != nullptr && by_type != &traits) {
-      return found_expected(StatusCode::kCorrupt, root.where() + ": architectures",
-                            describe(architecture),
-                            std::string(by_type->architecture) + " for this model_type");
-    }
-    return traits.family;
+    if (by_type != nullptr && by_type != &traits) continue;
+    const bool listed = std::find(architectures->begin(), architectures->end(),
+                                  Json(traits.architecture)) != architectures->end();
+    if (listed) return traits.family;
   }
-  return found_expected(StatusCode::kUnsupported, root.where() + ": architectures",
-                        describe(architecture),
-                        "LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM");
+  const std::string where = root.where() + ": architectures";
+  const std::string found = describe(architectures->front());
+  if (by_type == nullptr) {
+    return found_expected(StatusCode::kUnsupported, where, found,
+                          "LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM");
+  }
+  return found_expected(StatusCode::kUnsupported, where, found,
+                        std::string(by_type->architecture) + " for this model_type");
+}
+
+// Whether a window slides over the keys of some layer of Qwen2 and Qwen3, where no layer_types say
+// it.
+Result<bool> slides(const JsonObject& root, std::int64_t num_layers) {
+  KVC_ASSIGN_OR_RETURN(const bool in_use, root.boolean("use_sliding_window", false));
+  const bool absent = !root.node().contains("sliding_window");
+  if (!in_use || root.has("layer_types") || !(absent || root.has("sliding_window"))) return false;
+  KVC_ASSIGN_OR_RETURN(const std::int64_t first,
+                       root.integer("max_window_layers", 0, INT64_MAX, 28));
+  return first < num_layers;
 }
 
 // What transformers would compute and this runner does not, by name.
@@ -82,7 +97,9 @@ Status refuse_unsupported(const JsonObject& root, ModelFamily family) {
     return root.error(StatusCode::kUnsupported, "hidden_act", "silu");
   }
   if (family != ModelFamily::kLlama) {
-    KVC_ASSIGN_OR_RETURN(const bool window, root.boolean("use_sliding_window", false));
+    KVC_ASSIGN_OR_RETURN(const std::int64_t layers,
+                         root.integer("num_hidden_layers", 1, kMaxLayers));
+    KVC_ASSIGN_OR_RETURN(const bool window, slides(root, layers));
     if (window) {
       return root.error(StatusCode::kUnsupported, "use_sliding_window",
                         "false: sliding_window attention is not supported");
@@ -108,8 +125,10 @@ Status refuse_partial_rotation(const JsonObject& object) {
   return object.error(StatusCode::kUnsupported, "partial_rotary_factor", "1");
 }
 
-// transformers takes rope_scaling over rope_parameters, and a rope_theta inside over one outside.
-Result<RopeConfig> parse_rope(const JsonObject& root, std::int64_t max_position_embeddings) {
+// transformers takes rope_scaling over rope_parameters, and a rope_theta inside over one outside;
+// of original_max_position_embeddings it is the other way round.
+Result<RopeConfig> parse_rope(const JsonObject& root, std::int64_t max_position_embeddings,
+                              std::vector<std::string>* notes) {
   RopeConfig rope;
   KVC_RETURN_IF_ERROR(refuse_partial_rotation(root));
   KVC_ASSIGN_OR_RETURN(rope.theta, root.number_above("rope_theta", 0.0, rope.theta));
@@ -144,36 +163,50 @@ Result<RopeConfig> parse_rope(const JsonObject& root, std::int64_t max_position_
   KVC_ASSIGN_OR_RETURN(rope.low_freq_factor, fields.number_above("low_freq_factor", 0.0));
   KVC_ASSIGN_OR_RETURN(rope.high_freq_factor,
                        fields.number_above("high_freq_factor", rope.low_freq_factor));
+  constexpr const char* kOriginal = "original_max_position_embeddings";
+  if (!root.has(kOriginal)) {
+    KVC_ASSIGN_OR_RETURN(rope.original_max_position_embeddings,
+                         fields.integer(kOriginal, 1, kMaxPositions, max_position_embeddings));
+    return rope;
+  }
   KVC_ASSIGN_OR_RETURN(rope.original_max_position_embeddings,
-                       fields.integer("original_max_position_embeddings", 1, kMaxPositions,
-                                      max_position_embeddings));
+                       root.integer(kOriginal, 1, kMaxPositions));
+  if (fields.has(kOriginal) && *fields.find(kOriginal) != *root.find(kOriginal)) {
+    notes->push_back(root.where() + ": " + kOriginal + ": taken is " +
+                     describe(*root.find(kOriginal)) + ", as transformers takes it, not the " +
+                     describe(*fields.find(kOriginal)) + " of " + std::string(key));
+  }
   return rope;
 }
 
-Result<std::optional<DType>> parse_dtype(const JsonObject& root) {
-  const std::string_view key = root.has("dtype") ? "dtype" : "torch_dtype";
-  if (!root.has(key)) return std::optional<DType>();
-  KVC_ASSIGN_OR_RETURN(const std::string name, root.text(key));
-  if (name == "float32") return std::optional<DType>(DType::kF32);
-  if (name == "float16") return std::optional<DType>(DType::kF16);
-  if (name == "bfloat16") return std::optional<DType>(DType::kBF16);
-  return root.error(StatusCode::kUnsupported, key, "float32, float16 or bfloat16");
+// A whole number, also one written as 40.0.
+std::optional<std::int64_t> whole_number(const Json& value) {
+  if (value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX) return INT64_MAX;
+  if (value.is_number_integer()) return value.get<std::int64_t>();
+  if (!value.is_number_float()) return std::nullopt;
+  const double number = value.get<double>();
+  if (std::trunc(number) != number || std::abs(number) > 1e15) return std::nullopt;
+  return static_cast<std::int64_t>(number);
 }
 
-Result<std::vector<std::int32_t>> parse_eos(const JsonObject& object, std::int64_t vocab_size) {
-  std::vector<std::int32_t> ids;
+// An id that no token has ends nothing, as in transformers; -1 is how some write "none".
+Status parse_eos(const JsonObject& object, ModelConfig* config) {
   const Json* value = object.find("eos_token_id");
-  if (value == nullptr) return ids;
+  if (value == nullptr) return Status();
   const Json list = value->is_array() ? *value : Json::array({*value});
+  const std::string range = "token ids 0 .. " + std::to_string(config->vocab_size - 1);
   for (const Json& item : list) {
-    const auto* id = item.get_ptr<const Json::number_unsigned_t*>();
-    if (id == nullptr || *id >= static_cast<std::uint64_t>(vocab_size)) {
-      return found_expected(StatusCode::kCorrupt, object.where() + ": eos_token_id", describe(item),
-                            "token ids 0 .. " + std::to_string(vocab_size - 1));
+    const std::string where = object.where() + ": eos_token_id";
+    const std::optional<std::int64_t> id = whole_number(item);
+    if (!id) return found_expected(StatusCode::kCorrupt, where, describe(item), range);
+    if (*id >= 0 && *id < config->vocab_size) {
+      config->eos_token_ids.push_back(static_cast<std::int32_t>(*id));
+    } else if (*id != -1) {
+      config->notes.push_back(where + ": found " + describe(item) + ", expected " + range +
+                              ": it ends no text");
     }
-    ids.push_back(static_cast<std::int32_t>(*id));
   }
-  return ids;
+  return Status();
 }
 
 // Field by field, as transformers' configuration_{llama,qwen2,qwen3}.py read them.
@@ -221,7 +254,8 @@ Result<ModelConfig> parse_fields(const JsonObject& root) {
   if (config.rms_norm_eps >= 1.0) {
     return root.error(StatusCode::kCorrupt, "rms_norm_eps", "a number below 1");
   }
-  KVC_ASSIGN_OR_RETURN(config.rope, parse_rope(root, config.max_position_embeddings));
+  KVC_ASSIGN_OR_RETURN(config.rope,
+                       parse_rope(root, config.max_position_embeddings, &config.notes));
   KVC_ASSIGN_OR_RETURN(config.tie_word_embeddings, root.boolean("tie_word_embeddings", false));
   if (config.family == ModelFamily::kQwen2) {
     config.attention_bias = true;  // fixed by the family, whatever the file says
@@ -233,13 +267,6 @@ Result<ModelConfig> parse_fields(const JsonObject& root) {
     KVC_ASSIGN_OR_RETURN(config.mlp_bias, root.boolean("mlp_bias", false));
   }
   config.qk_norm = qwen3;
-  KVC_ASSIGN_OR_RETURN(config.stored_dtype, parse_dtype(root));
-  KVC_ASSIGN_OR_RETURN(config.eos_token_ids, parse_eos(root, config.vocab_size));
-  if (root.has("bos_token_id")) {
-    KVC_ASSIGN_OR_RETURN(const std::int64_t bos,
-                         root.integer("bos_token_id", 0, config.vocab_size - 1));
-    config.bos_token_id = static_cast<std::int32_t>(bos);
-  }
   return config;
 }
 
@@ -259,12 +286,15 @@ Result<ModelConfig> parse_model_config(std::string_view config_json, const std::
     KVC_ASSIGN_OR_RETURN(const Json document, parse_json(config_json, name));
     KVC_ASSIGN_OR_RETURN(const JsonObject root, JsonObject::create(document, name));
     KVC_ASSIGN_OR_RETURN(ModelConfig config, parse_fields(root));
-    if (!generation_config_json) return config;
+    if (!generation_config_json) {
+      KVC_RETURN_IF_ERROR(parse_eos(root, &config));
+      return config;
+    }
     KVC_ASSIGN_OR_RETURN(const Json generation_document,
                          parse_json(*generation_config_json, generation_name));
     KVC_ASSIGN_OR_RETURN(const JsonObject generation,
                          JsonObject::create(generation_document, generation_name));
-    KVC_ASSIGN_OR_RETURN(config.eos_token_ids, parse_eos(generation, config.vocab_size));
+    KVC_RETURN_IF_ERROR(parse_eos(generation, &config));
     return config;
   });
 }
@@ -272,14 +302,22 @@ Result<ModelConfig> parse_model_config(std::string_view config_json, const std::
 Result<ModelConfig> load_model_config(const std::string& directory) {
   const std::string name = directory + "/config.json";
   const std::string generation_name = directory + "/generation_config.json";
-  KVC_ASSIGN_OR_RETURN(const std::string text, read_text_file(name, kMaxConfigBytes));
+  const Result<std::string> text = read_text_file(name, kMaxConfigBytes);
+  if (text.status().code() == StatusCode::kNotFound) {
+    const std::string kind = kind_of_directory(directory, "config.json");
+    if (!kind.empty()) {
+      return found_expected(StatusCode::kNotFound, directory, kind,
+                            "a model directory with a config.json");
+    }
+  }
+  if (!text.ok()) return text.status();
   Result<std::string> generation = read_text_file(generation_name, kMaxConfigBytes);
   if (!generation.ok() && generation.status().code() != StatusCode::kNotFound) {
     return generation.status();
   }
   std::optional<std::string_view> generation_text;
   if (generation.ok()) generation_text = *generation;
-  return parse_model_config(text, name, generation_text, generation_name);
+  return parse_model_config(*text, name, generation_text, generation_name);
 }
 
 }  // namespace kvcache::runner

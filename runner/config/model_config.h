@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "kvcache/status.h"
-#include "kvcache/types.h"
 
 namespace kvcache::runner {
 
@@ -52,20 +51,20 @@ struct ModelConfig {
   bool mlp_bias = false;               // gate_proj, up_proj and down_proj have one
   bool qk_norm = false;                // an RMS norm per head on q and k before the rotation
 
-  // The dtype the checkpoint says it was written in; the tensors themselves decide.
-  std::optional<DType> stored_dtype;
-
   // Generation stops at any of these. As in transformers, a generation_config.json decides alone,
   // even when it names none; config.json counts only where there is no such file.
   std::vector<std::int32_t> eos_token_ids;
-  std::optional<std::int32_t> bos_token_id;
+
+  // Where the files contradict one another or themselves: a line each, which names the field, what
+  // was found and what was taken.
+  std::vector<std::string> notes;
 };
 
 // Reads `directory`/config.json and, where there is one, `directory`/generation_config.json. Both
-// spellings are understood: rope_theta + rope_scaling + torch_dtype, and rope_parameters + dtype as
-// transformers 5 writes them. Absent fields take the defaults of transformers' configuration of
-// the family, except the sizes, which must be there.
-// Errors: kNotFound, kIo: no readable file. kCorrupt: not JSON, a missing or absurd value.
+// spellings are understood: rope_theta + rope_scaling, and rope_parameters as transformers 5 writes
+// it. Absent fields take the defaults of transformers' configuration of the family, except the
+// sizes, which must be there. Errors: kNotFound, kIo: no readable file. kCorrupt: not JSON, a
+// missing or absurd value.
 //         kUnsupported: an architecture, activation, rotation, attention or quantization that this
 //         runner does not compute. Each names file, field, found and expected.
 Result<ModelConfig> load_model_config(const std::string& directory);

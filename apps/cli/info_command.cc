@@ -9,6 +9,7 @@
 #include "apps/cli/options.h"
 #include "kvcache/kvcache.h"
 #include "runner/ops/matmul.h"
+#include "runner/tokenizer/unicode.h"
 
 namespace kvcache::cli {
 namespace {
@@ -38,6 +39,8 @@ Status run(const Flags& flags) {
       out["prefetch"].push_back(
           {{"row_bytes", choice.row_bytes}, {"level", choice.level}, {"reason", choice.reason}});
     }
+    out["unicode"] = {{"classes", runner::kUnicodeClasses},
+                      {"normalization", runner::kUnicodeNormalization}};
     out["backends"] = nlohmann::json::array();
     for (const BackendInfo& backend : known) {
       out["backends"].push_back({{"name", backend.name},
@@ -51,27 +54,27 @@ Status run(const Flags& flags) {
                       {"weights", name_of(model->weight_type())},
                       {"weight_bytes", model->weight_bytes()}};
     }
-    fmt::print("{}\n", out.dump());
+    print("{}\n", out.dump());
     return {};
   }
-  fmt::print("kvcache {}\n", version());
-  fmt::print("processor        {}\n", cpu);
-  fmt::print("threads          {} (KVCACHE_NUM_THREADS)\n", threads);
-  fmt::print("matrix products  {}\n", runner::matmul_backend());
-  fmt::print("prefetching by decode (KVCACHE_PREFETCH forces none, runs, l1, l2 or l3):\n");
+  print("kvcache {}\n", version());
+  print("processor        {}\n", cpu);
+  print("threads          {} (KVCACHE_NUM_THREADS)\n", threads);
+  print("matrix products  {}\n", runner::matmul_backend());
+  print("Unicode          {} for classes of characters, {} for NFC, as tokenizers has them\n",
+        runner::kUnicodeClasses, runner::kUnicodeNormalization);
+  print("prefetching by decode (KVCACHE_PREFETCH forces none, runs, l1, l2 or l3):\n");
   for (const PrefetchChoice& choice : prefetch) {
-    fmt::print("  rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
+    print("  rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
   }
-  fmt::print("attention backends (KVCACHE_BACKEND forces one):\n");
+  print("attention backends (KVCACHE_BACKEND forces one):\n");
   for (const BackendInfo& backend : known) {
-    fmt::print("  {} {:<10} {:<13} {}; {}\n", backend.selected ? "*" : " ", backend.name,
-               backend.available ? "available" : "not available", backend.description,
-               backend.reason);
+    print("  {} {:<10} {:<13} {}; {}\n", backend.selected ? "*" : " ", backend.name,
+          backend.available ? "available" : "not available", backend.description, backend.reason);
   }
   if (model.has_value()) {
-    fmt::print("weights          {} parameters in {}: {}\n",
-               with_thousands(model->num_parameters()), name_of(model->weight_type()),
-               human_bytes(model->weight_bytes()));
+    print("weights          {} parameters in {}: {}\n", with_thousands(model->num_parameters()),
+          name_of(model->weight_type()), human_bytes(model->weight_bytes()));
   }
   return {};
 }

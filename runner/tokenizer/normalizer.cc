@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "runner/tokenizer/component.h"
+#include "runner/tokenizer/unicode.h"
 #include "runner/tokenizer/utf8.h"
 
 namespace kvcache::runner {
@@ -17,12 +18,14 @@ bool is_one_character(std::string_view text) {
   return !text.empty() && next_utf8(text).length == text.size();
 }
 
-}  // namespace
-
-Result<std::string> Nfc::apply(std::string_view text) const {
+// Appends the NFC of `text`, as utf8proc has it.
+Status compose(std::string_view text, std::string* out) {
   const bool ascii = std::all_of(text.begin(), text.end(),
                                  [](char c) { return static_cast<unsigned char>(c) < 128; });
-  if (ascii) return std::string(text);
+  if (ascii) {
+    *out += text;
+    return Status();
+  }
   utf8proc_uint8_t* composed = nullptr;
   const utf8proc_ssize_t length =
       utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
@@ -36,7 +39,28 @@ Result<std::string> Nfc::apply(std::string_view text) const {
     return found_expected(StatusCode::kInvalidArgument, "text", utf8proc_errmsg(length),
                           "text that NFC can normalise");
   }
-  return std::string(reinterpret_cast<const char*>(composed), static_cast<std::size_t>(length));
+  out->append(reinterpret_cast<const char*>(composed), static_cast<std::size_t>(length));
+  return Status();
+}
+
+}  // namespace
+
+Result<std::string> Nfc::apply(std::string_view text) const {
+  std::string composed;
+  std::size_t done = 0;  // where the text that waits for utf8proc begins
+  std::size_t at = 0;
+  while (at < text.size()) {
+    const Utf8Step step = next_utf8(text.substr(at));
+    // Whatever Unicode utf8proc knows: a character that this one does not is a wall.
+    if (step.code_point >= 0x300 && normalization_ignores(step.code_point)) {
+      KVC_RETURN_IF_ERROR(compose(text.substr(done, at - done), &composed));
+      composed += text.substr(at, step.length);
+      done = at + step.length;
+    }
+    at += step.length;
+  }
+  KVC_RETURN_IF_ERROR(compose(text.substr(done), &composed));
+  return composed;
 }
 
 Result<std::string> Prepend::apply(std::string_view text) const {

@@ -13,7 +13,7 @@
 
 namespace kvcache::runner {
 
-// Unicode's canonical composition.
+// Unicode's canonical composition, of the version kUnicodeNormalization.
 struct Nfc {
   // Errors: kInvalidArgument: utf8proc refuses the text; kOutOfMemory.
   Result<std::string> apply(std::string_view text) const;

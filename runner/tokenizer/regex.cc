@@ -3,11 +3,13 @@
 
 #include <pcre2.h>
 
-#include <cstring>
-#include <optional>
+#include <algorithm>
+#include <cstdio>
 #include <utility>
 
 #include "runner/config/json_file.h"
+#include "runner/tokenizer/unicode.h"
+#include "runner/tokenizer/utf8.h"
 
 namespace kvcache::runner {
 namespace {
@@ -16,93 +18,198 @@ constexpr std::size_t kMaxPatternBytes = 16384;
 constexpr std::uint32_t kMatchLimit = 10'000'000;
 constexpr std::uint32_t kHeapLimitKib = 65'536;
 
-// Oniguruma's \s is the property White_Space, its \w is letters, marks, digits and connectors.
-// PCRE2's \s has U+180E besides, its \w lacks the marks.
-constexpr std::string_view kSpace = "\\p{White_Space}";
-constexpr std::string_view kNotSpace = "\\P{White_Space}";
-constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+// Far more than the longest published pattern becomes; PCRE2 takes less than this.
+constexpr std::size_t kMaxTranslatedBytes = std::size_t{1} << 20;
 
 Status refuse(const std::string& where, std::string_view found, std::string_view expected) {
   return found_expected(StatusCode::kUnsupported, where, describe(found), expected);
 }
 
-// `pattern` for PCRE2.
-Result<std::string> translate(std::string_view pattern, const std::string& where) {
-  static constexpr std::string_view kPlainEscapes = "dDrntf";
-  static constexpr std::string_view kPunctuation = "\\.^$|?*+()[]{}/-'\"#&~!@%=:;<>,`_ ";
-  std::string out;
-  bool in_class = false;
-  bool class_start = false;  // right after '[' or '[^', where ']' would be a literal
-  for (std::size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    const bool first_in_class = std::exchange(class_start, false);
-    if (c == '\\') {
-      if (++i == pattern.size()) return refuse(where, "\\", "an escape after it");
-      const char escaped = pattern[i];
-      const std::string_view escape = pattern.substr(i - 1, 2);
-      if (escaped == 's') {
-        out += kSpace;
-      } else if (escaped == 'S') {
-        out += kNotSpace;
-      } else if (escaped == 'w') {
-        out += in_class ? std::string(kWord) : "[" + std::string(kWord) + "]";
-      } else if (escaped == 'W' && !in_class) {
-        out += "[^" + std::string(kWord) + "]";
-      } else if (escaped == 'p' || escaped == 'P' || escaped == 'x') {
-        const std::size_t end = pattern.find('}', i);
-        if (pattern.substr(i + 1, 1) != "{" || end == std::string_view::npos) {
-          return refuse(where, escape, "\\p{..}, \\P{..} or \\x{..}");
-        }
-        out += pattern.substr(i - 1, end - i + 2);
-        i = end;
-      } else if (kPlainEscapes.find(escaped) != std::string_view::npos ||
-                 kPunctuation.find(escaped) != std::string_view::npos) {
-        out += escape;
-      } else {
-        return refuse(where, escape,
-                      "\\s \\S \\w \\W \\d \\D \\p{..} \\P{..} \\x{..} \\r \\n \\t \\f");
-      }
-    } else if (in_class) {
-      if (c == '[') return refuse(where, "[ within [..]", "no nested set");
-      if (c == '&' && pattern.substr(i, 2) == "&&") {
-        return refuse(where, "&& within [..]", "no intersection of sets");
-      }
-      if (c == ']' && first_in_class) return refuse(where, "[]", "\\] for a bracket in a set");
-      if (c == ']') in_class = false;
-      out += c;
-    } else {
-      if (c == '^' || c == '$') {
-        return refuse(where, std::string_view(&c, 1), "no anchors: lines differ between engines");
-      }
-      if (c == '(' && pattern.substr(i, 2) == "(?") {
-        // (?m) and (?s) trade places between the engines; only these openings agree.
-        const std::string_view rest = pattern.substr(i);
-        bool known = false;
-        for (const char* opening : {"(?:", "(?i:", "(?i)", "(?!", "(?=", "(?<!", "(?<=", "(?>"}) {
-          known |= rest.starts_with(opening);
-        }
-        if (!known) return refuse(where, rest.substr(0, 4), "(?: (?i: (?! (?= (?<! (?<= or (?>");
-      } else if (c == '{' && pattern.substr(i, 2) == "{,") {
-        return refuse(where, "{,", "{0,");
-      } else if (c == '}' && pattern.substr(i, 2) == "}+") {
-        return refuse(where, "}+", "no + after a counted repetition");  // possessive only in PCRE2
-      } else if (c == '(' && pattern.substr(i, 2) == "(*") {
-        return refuse(where, pattern.substr(i, 6), "no verb");
-      } else if (c == '[') {
-        in_class = true;
-        class_start = true;
-        if (pattern.substr(i, 2) == "[^") {
-          out += c;
-          ++i;
-          out += '^';
-          continue;
-        }
-      }
-      out += c;
-    }
-  }
-  return out;
+using Ranges = std::vector<CodeRange>;
+
+void append(const Ranges& more, Ranges* ranges) {
+  ranges->insert(ranges->end(), more.begin(), more.end());
 }
+
+// The property White_Space, which Oniguruma's \s is.
+Ranges space_ranges() {
+  Ranges ranges;
+  for (char32_t c = 0; c <= 0x3000; ++c) {
+    if (is_white_space(c)) ranges.push_back({c, c});
+  }
+  return ranges;
+}
+
+// Oniguruma's \w: what is alphabetic (circled letters are, too), marks, digits, connectors; outside
+// [..] also the superscripts and fractions of Latin-1.
+Ranges word_ranges(bool in_set) {
+  Ranges ranges = {{0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};
+  for (const char* name : {"L", "M", "Nd", "Nl", "Pc"}) append(ranges_of(name), &ranges);
+  if (!in_set) append({{0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}}, &ranges);
+  return ranges;
+}
+
+Ranges complement_of(Ranges ranges) {
+  ranges.push_back({0xD800, 0xDFFF});  // which PCRE2 does not let a pattern name
+  std::sort(ranges.begin(), ranges.end(),
+            [](const CodeRange& a, const CodeRange& b) { return a.first < b.first; });
+  Ranges result;
+  char32_t next = 0;
+  for (const CodeRange& range : ranges) {
+    if (range.first > next) result.push_back({next, range.first - 1});
+    next = std::max<char32_t>(next, range.last + 1);
+  }
+  if (next <= 0x10FFFF) result.push_back({next, 0x10FFFF});
+  return result;
+}
+
+// A class as it stands within [..]. PCRE2 goes through the ranges in their order, so the widest
+// come first: most letters of a text lie in a few of them.
+std::string items_of(Ranges ranges) {
+  std::stable_sort(ranges.begin(), ranges.end(), [](const CodeRange& a, const CodeRange& b) {
+    return a.last - a.first > b.last - b.first;
+  });
+  std::string items;
+  char item[32];
+  for (const CodeRange& range : ranges) {
+    std::snprintf(item, sizeof(item), range.first == range.last ? "\\x{%x}" : "\\x{%x}-\\x{%x}",
+                  static_cast<unsigned>(range.first), static_cast<unsigned>(range.last));
+    items += item;
+  }
+  return items;
+}
+
+// A pattern for PCRE2. The host's PCRE2 knows the Unicode of its day, so classes are spelled out.
+class Translator {
+ public:
+  Translator(std::string_view pattern, const std::string& where)
+      : pattern_(pattern), where_(where) {}
+
+  Result<std::string> run() {
+    for (at_ = 0; at_ < pattern_.size(); ++at_) {
+      const bool first_in_set = std::exchange(set_starts_, false);
+      if (pattern_[at_] == '\\') {
+        KVC_RETURN_IF_ERROR(escape());
+      } else if (in_set_) {
+        KVC_RETURN_IF_ERROR(within_set(first_in_set));
+      } else {
+        KVC_RETURN_IF_ERROR(outside_set());
+      }
+      if (out_.size() > kMaxTranslatedBytes) {
+        return refuse(where_, pattern_, "fewer classes of characters");
+      }
+    }
+    return std::move(out_);
+  }
+
+ private:
+  Status escape() {
+    static constexpr std::string_view kPlain = "rntf";
+    static constexpr std::string_view kPunctuation = "\\.^$|?*+()[]{}/-'\"#&~!@%=:;<>,`_ ";
+    if (at_ + 1 == pattern_.size()) return refuse(where_, "\\", "an escape after it");
+    const char escaped = pattern_[++at_];
+    const std::string_view escape = pattern_.substr(at_ - 1, 2);
+    if (escaped == 's' || escaped == 'S') {
+      put_class(space_ranges(), escaped == 'S');
+    } else if (escaped == 'd' || escaped == 'D') {
+      put_class(ranges_of("Nd"), escaped == 'D');
+    } else if (escaped == 'w' || (escaped == 'W' && !in_set_)) {
+      put_class(word_ranges(in_set_), escaped == 'W');
+    } else if (escaped == 'p' || escaped == 'P' || escaped == 'x') {
+      const std::size_t end = pattern_.find('}', at_);
+      if (pattern_.substr(at_ + 1, 1) != "{" || end == std::string_view::npos) {
+        return refuse(where_, escape, "\\p{..}, \\P{..} or \\x{..}");
+      }
+      const std::string_view name = pattern_.substr(at_ + 2, end - at_ - 2);
+      const std::string_view whole = pattern_.substr(at_ - 1, end - at_ + 2);
+      at_ = end;
+      if (escaped == 'x') {
+        out_ += whole;
+        return Status();
+      }
+      const Ranges ranges = name == "White_Space" ? space_ranges() : ranges_of(name);
+      if (ranges.empty()) {
+        return refuse(where_, whole, "a general category (L, Lu, ..) or a script written today");
+      }
+      put_class(ranges, escaped == 'P');
+    } else if (kPlain.find(escaped) != std::string_view::npos ||
+               kPunctuation.find(escaped) != std::string_view::npos) {
+      out_ += escape;
+    } else {
+      return refuse(where_, escape,
+                    "\\s \\S \\w \\W \\d \\D \\p{..} \\P{..} \\x{..} \\r \\n \\t \\f");
+    }
+    return Status();
+  }
+
+  // Within a set both engines let (?i) widen a class; outside of one Oniguruma does not.
+  void put_class(const Ranges& ranges, bool negated) {
+    if (in_set_) {
+      out_ += items_of(negated ? complement_of(ranges) : ranges);
+      return;
+    }
+    const std::string set = (negated ? "[^" : "[") + items_of(ranges) + "]";
+    out_ += caseless_.back() ? "(?-i:" + set + ")" : set;
+  }
+
+  Status within_set(bool first) {
+    const char c = pattern_[at_];
+    if (c == '[') return refuse(where_, "[ within [..]", "no nested set");
+    if (c == '&' && pattern_.substr(at_, 2) == "&&") {
+      return refuse(where_, "&& within [..]", "no intersection of sets");
+    }
+    if (c == ']' && first) return refuse(where_, "[]", "\\] for a bracket in a set");
+    if (c == ']') in_set_ = false;
+    out_ += c;
+    return Status();
+  }
+
+  Status outside_set() {
+    const char c = pattern_[at_];
+    const std::string_view rest = pattern_.substr(at_);
+    if (c == '^' || c == '$') {
+      return refuse(where_, rest.substr(0, 1), "no anchors: lines differ between engines");
+    }
+    if (rest.starts_with("(?")) {
+      // (?m) and (?s) trade places between the engines; only these openings agree.
+      bool known = false;
+      for (const char* opening : {"(?:", "(?i:", "(?i)", "(?!", "(?=", "(?<!", "(?<=", "(?>"}) {
+        known |= rest.starts_with(opening);
+      }
+      if (!known) return refuse(where_, rest.substr(0, 4), "(?: (?i: (?! (?= (?<! (?<= or (?>");
+    } else if (rest.starts_with("{,")) {
+      return refuse(where_, "{,", "{0,");
+    } else if (rest.starts_with("}+")) {
+      return refuse(where_, "}+", "no + after a counted repetition");  // possessive only in PCRE2
+    } else if (rest.starts_with("(*")) {
+      return refuse(where_, rest.substr(0, 6), "no verb");
+    }
+    out_ += c;
+    if (c == '(') {
+      if (rest.starts_with("(?i)")) {
+        caseless_.back() = true;  // to the end of the group it stands in
+      }
+      caseless_.push_back(caseless_.back() || rest.starts_with("(?i:"));
+    } else if (c == ')') {
+      if (caseless_.size() > 1) caseless_.pop_back();
+    } else if (c == '[') {
+      in_set_ = set_starts_ = true;
+      if (rest.starts_with("[^")) {
+        out_ += '^';
+        ++at_;
+      }
+    }
+    return Status();
+  }
+
+  std::string_view pattern_;
+  const std::string& where_;
+  std::size_t at_ = 0;
+  std::string out_;
+  bool in_set_ = false;
+  bool set_starts_ = false;               // right after '[' or '[^', where ']' would be a literal
+  std::vector<bool> caseless_ = {false};  // of the groups that are open, outermost first
+};
 
 struct MatchDataDeleter {
   void operator()(pcre2_match_data* data) const noexcept { pcre2_match_data_free(data); }
@@ -122,7 +229,7 @@ Result<Regex> Regex::compile(const std::string& pattern, const std::string& wher
                           std::to_string(pattern.size()) + " bytes",
                           "at most " + std::to_string(kMaxPatternBytes));
   }
-  KVC_ASSIGN_OR_RETURN(const std::string translated, translate(pattern, where));
+  KVC_ASSIGN_OR_RETURN(const std::string translated, Translator(pattern, where).run());
   struct CompileContextDeleter {
     void operator()(pcre2_compile_context* context) const noexcept {
       pcre2_compile_context_free(context);

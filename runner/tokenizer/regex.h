@@ -23,8 +23,9 @@ struct Span {
 };
 
 // Patterns of tokenizer.json are written for Oniguruma and run here on PCRE2. Both agree on what
-// published byte-level tokenizers use; the shorthands they read differently are rewritten (\s, \w),
-// and everything that could mean something else is refused by name.
+// published byte-level tokenizers use; classes of characters (\s, \w, \d, \p{..}) are spelled out
+// as runner/tokenizer/unicode.h has them, and everything that could mean something else is refused
+// by name.
 class Regex {
  public:
   // `where` is what errors call the pattern.

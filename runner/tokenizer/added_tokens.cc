@@ -1,11 +1,11 @@
 #include "runner/tokenizer/added_tokens.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 #include <utility>
 
 #include "runner/tokenizer/component.h"
+#include "runner/tokenizer/more_tokens.h"
+#include "runner/tokenizer/unicode.h"
 #include "runner/tokenizer/utf8.h"
 
 namespace kvcache::runner {
@@ -15,18 +15,18 @@ constexpr std::int64_t kMaxTokenBytes = 4096;
 
 // \w of Rust's regex crate, which tokenizers uses here: letters, marks, digits, connectors.
 bool is_word_character(char32_t c) {
-  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_PC:
+  switch (category_of(c)) {
+    case Category::kLu:
+    case Category::kLl:
+    case Category::kLt:
+    case Category::kLm:
+    case Category::kLo:
+    case Category::kNl:
+    case Category::kMn:
+    case Category::kMc:
+    case Category::kMe:
+    case Category::kNd:
+    case Category::kPc:
       return true;
     default:
       // Other_Alphabetic beyond the categories above (circled letters), and Join_Control.
@@ -77,15 +77,7 @@ Result<AddedToken> read_token(const JsonObject& object) {
   KVC_ASSIGN_OR_RETURN(const std::int64_t id, object.integer("id", 0, kMaxTokenId));
   token.id = static_cast<std::int32_t>(id);
   KVC_ASSIGN_OR_RETURN(token.content, object.text("content"));
-  if (token.content.empty() || token.content.size() > kMaxTokenBytes) {
-    return object.error(StatusCode::kCorrupt, "content",
-                        "1 .. " + std::to_string(kMaxTokenBytes) + " bytes");
-  }
-  KVC_ASSIGN_OR_RETURN(token.single_word, object.boolean("single_word", false));
-  KVC_ASSIGN_OR_RETURN(token.lstrip, object.boolean("lstrip", false));
-  KVC_ASSIGN_OR_RETURN(token.rstrip, object.boolean("rstrip", false));
-  KVC_ASSIGN_OR_RETURN(token.special, object.boolean("special", false));
-  KVC_ASSIGN_OR_RETURN(token.normalized, object.boolean("normalized", !token.special));
+  KVC_RETURN_IF_ERROR(read_token_flags(object, &token));
   return token;
 }
 
@@ -118,36 +110,85 @@ TokenFinder::Match TokenFinder::match_at(std::string_view text, std::size_t at) 
   return best;
 }
 
+Status read_token_flags(const JsonObject& object, AddedToken* token) {
+  KVC_ASSIGN_OR_RETURN(token->single_word, object.boolean("single_word", false));
+  KVC_ASSIGN_OR_RETURN(token->lstrip, object.boolean("lstrip", false));
+  KVC_ASSIGN_OR_RETURN(token->rstrip, object.boolean("rstrip", false));
+  KVC_ASSIGN_OR_RETURN(token->special, object.boolean("special", false));
+  KVC_ASSIGN_OR_RETURN(token->normalized, object.boolean("normalized", !token->special));
+  return Status();
+}
+
+Result<std::size_t> AddedTokens::add(AddedToken token, const TokenMap& vocabulary,
+                                     const std::string& where) {
+  if (token.content.size() > kMaxTokenBytes) {
+    return found_expected(StatusCode::kUnsupported, where + ": content",
+                          std::to_string(token.content.size()) + " bytes",
+                          "at most " + std::to_string(kMaxTokenBytes));
+  }
+  const auto [it, inserted] = index_of_.emplace(token.content, tokens_.size());
+  if (!inserted) {
+    AddedToken& before = tokens_[it->second];
+    token.id = before.id;
+    token.special |= before.special;
+    before = std::move(token);
+    return it->second;
+  }
+  const auto known = vocabulary.find(token.content);
+  token.id = known != vocabulary.end() ? known->second : next_id_;
+  next_id_ = std::max(next_id_, token.id + 1);
+  tokens_.push_back(std::move(token));
+  return tokens_.size() - 1;
+}
+
 Result<AddedTokens> AddedTokens::create(const JsonObject& root, const TokenMap& vocabulary,
-                                        const Normalizer& normalizer) {
+                                        const Normalizer& normalizer,
+                                        const std::string& directory) {
   AddedTokens result;
-  const Json* list = root.find("added_tokens");
-  if (list == nullptr) return result;
+  result.next_id_ = static_cast<std::int32_t>(vocabulary.size());
+  const Json none = Json::array();
+  const Json* list = root.has("added_tokens") ? root.find("added_tokens") : &none;
   if (!list->is_array()) return root.error(StatusCode::kCorrupt, "added_tokens", "a list");
-  std::unordered_map<std::int32_t, std::string_view> content_of;
-  for (const auto& [content, id] : vocabulary) content_of.emplace(id, content);
-  TokenMap seen;
+  std::size_t place = 0;
   for (const Json& item : *list) {
-    const std::string where =
-        root.where() + ": added_tokens[" + std::to_string(result.tokens_.size()) + "]";
+    const std::string where = root.where() + ": added_tokens[" + std::to_string(place++) + "]";
     KVC_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::create(item, where));
     KVC_ASSIGN_OR_RETURN(AddedToken token, read_token(object));
-    const auto known = vocabulary.find(token.content);
-    if (known != vocabulary.end() && known->second != token.id) {
-      return object.error(StatusCode::kCorrupt, "id",
-                          std::to_string(known->second) + ", its id in the vocabulary");
+    if (token.content.empty()) continue;
+    const std::int32_t written = token.id;
+    KVC_ASSIGN_OR_RETURN(const std::size_t index, result.add(std::move(token), vocabulary, where));
+    if (const std::int32_t id = result.tokens_[index].id; id != written) {
+      result.notes_.push_back(where + ": id: found " + std::to_string(written) + ", expected " +
+                              std::to_string(id) + ", which is taken, as tokenizers takes it");
     }
-    const auto taken = content_of.find(token.id);
-    if (taken != content_of.end() && taken->second != token.content) {
-      return object.error(StatusCode::kCorrupt, "id",
-                          "one that is not the id of " + describe(taken->second));
+  }
+  if (!directory.empty()) {
+    KVC_ASSIGN_OR_RETURN(const std::vector<AddedToken> more,
+                         read_more_tokens(directory, result.tokens_));
+    std::string added;
+    for (const AddedToken& token : more) {
+      if (token.content.empty()) continue;
+      if (!result.index_of_.contains(token.content))
+        added += " " + describe(std::string_view(token.content));
+      KVC_RETURN_IF_ERROR(result.add(token, vocabulary, directory).status());
     }
-    if (!seen.emplace(token.content, token.id).second) {
-      return object.error(StatusCode::kCorrupt, "content", "one that is not listed already");
+    if (!added.empty()) {
+      result.notes_.push_back(root.where() +
+                              ": added, as transformers adds them, are tokens that " +
+                              "stand in files beside it alone:" + added);
     }
-    result.tokens_.push_back(std::move(token));
-    // The map's own key: it stays where it is when the list grows.
-    content_of[result.tokens_.back().id] = seen.find(result.tokens_.back().content)->first;
+  }
+  // Where the ids of a vocabulary have gaps, its size may be one of them.
+  std::unordered_map<std::int32_t, std::string_view> content_of;
+  for (const auto& [content, id] : vocabulary) content_of.emplace(id, content);
+  for (const AddedToken& token : result.tokens_) {
+    const auto [taken, inserted] = content_of.emplace(token.id, token.content);
+    if (!inserted && taken->second != token.content) {
+      return found_expected(
+          StatusCode::kCorrupt, root.where() + ": added_tokens",
+          describe(std::string_view(token.content)) + " with the id of " + describe(taken->second),
+          "a vocabulary whose ids have no gaps");
+    }
   }
   for (std::size_t i = 0; i < result.tokens_.size(); ++i) {
     const AddedToken& token = result.tokens_[i];

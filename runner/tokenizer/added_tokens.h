@@ -15,7 +15,7 @@
 
 namespace kvcache::runner {
 
-// One entry of "added_tokens".
+// A token of "added_tokens", or of the files beside tokenizer.json.
 struct AddedToken {
   std::int32_t id = 0;
   std::string content;
@@ -25,6 +25,9 @@ struct AddedToken {
   bool normalized = false;   // searched in the normalised text
   bool special = false;      // left out of decoded text on request
 };
+
+// Reads single_word, lstrip, rstrip, normalized and special. Errors: kCorrupt.
+Status read_token_flags(const JsonObject& object, AddedToken* token);
 
 // One added token, or the text between two.
 struct TextPart {
@@ -53,10 +56,12 @@ class TokenFinder {
 
 class AddedTokens {
  public:
-  // Reads "added_tokens". Errors: kCorrupt: an id or content twice, or one that contradicts the
-  // vocabulary, ...
+  // Reads "added_tokens", and what transformers adds from the files of `directory` (none where it
+  // is empty). As in tokenizers a token has its id of the vocabulary, else the next free one,
+  // whatever the file says, and of two with one content the later holds. Errors: kCorrupt, kIo.
   static Result<AddedTokens> create(const JsonObject& root, const TokenMap& vocabulary,
-                                    const Normalizer& normalizer);
+                                    const Normalizer& normalizer,
+                                    const std::string& directory = {});
 
   // Appends the parts of `text`, in order. The first looks for tokens that are not
   // `normalized` in text as it came, the second for the others in normalised text.
@@ -66,10 +71,19 @@ class AddedTokens {
 
   const std::vector<AddedToken>& tokens() const { return tokens_; }
 
+  // Where files disagree, a line each.
+  const std::vector<std::string>& notes() const { return notes_; }
+
  private:
   void split(std::string_view text, const TokenFinder& finder, std::vector<TextPart>* parts) const;
 
+  // Returns the token's index.
+  Result<std::size_t> add(AddedToken token, const TokenMap& vocabulary, const std::string& where);
+
   std::vector<AddedToken> tokens_;
+  std::unordered_map<std::string, std::size_t> index_of_;  // by content
+  std::int32_t next_id_ = 0;                               // of a token the vocabulary lacks
+  std::vector<std::string> notes_;
   TokenFinder raw_;
   TokenFinder normalized_;
 };

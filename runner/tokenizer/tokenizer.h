@@ -30,8 +30,16 @@ class Tokenizer {
   // kUnsupported: a part it does not know; kOutOfMemory. Each names file, field, found, expected.
   static Result<Tokenizer> load(const std::string& path);
 
+  // tokenizer.json of a model directory, with the tokens that transformers adds from the files
+  // beside it (runner/tokenizer/more_tokens.h). Errors: as load().
+  static Result<Tokenizer> load_directory(const std::string& directory);
+
   // The same from the text of the file; `name` is what errors call it.
-  static Result<Tokenizer> parse(std::string_view json, const std::string& name);
+  static Result<Tokenizer> parse(std::string_view json, const std::string& name,
+                                 const std::string& directory = {});
+
+  // Where files disagree: a line each, which says what was taken.
+  const std::vector<std::string>& notes() const { return added_.notes(); }
 
   // Ids of `text`. Added tokens written in the text become their ids; `add_special_tokens` adds
   // what the post-processor puts around a single text (Llama 3: <|begin_of_text|>). Errors:
@@ -69,7 +77,7 @@ class Tokenizer {
 
   Tokenizer() = default;
 
-  static Result<Tokenizer> parse_document(const JsonObject& root);
+  static Result<Tokenizer> parse_document(const JsonObject& root, const std::string& directory);
   void name_token(std::int32_t id, std::string_view content, Kind kind);
   Kind kind_of(std::int32_t id) const;
 

@@ -3,6 +3,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "runner/config/likely_cause.h"
 #include "runner/tokenizer/component.h"
 #include "runner/tokenizer/tokenizer.h"
 
@@ -18,15 +19,28 @@ Result<Tokenizer> Tokenizer::load(const std::string& path) {
   return parse(text, path);
 }
 
-Result<Tokenizer> Tokenizer::parse(std::string_view json, const std::string& name) {
+Result<Tokenizer> Tokenizer::load_directory(const std::string& directory) {
+  const std::string path = directory + "/tokenizer.json";
+  const Result<std::string> text = read_text_file(path, kMaxFileBytes);
+  if (text.status().code() == StatusCode::kNotFound) {
+    const std::string kind = kind_of_directory(directory, "tokenizer.json");
+    return found_expected(StatusCode::kNotFound, directory, kind.empty() ? "no tokenizer" : kind,
+                          "tokenizer.json");
+  }
+  if (!text.ok()) return text.status();
+  return parse(*text, path, directory);
+}
+
+Result<Tokenizer> Tokenizer::parse(std::string_view json, const std::string& name,
+                                   const std::string& directory) {
   return without_exceptions(name, [&]() -> Result<Tokenizer> {
     KVC_ASSIGN_OR_RETURN(const Json document, parse_json(json, name));
     KVC_ASSIGN_OR_RETURN(const JsonObject root, JsonObject::create(document, name));
-    return parse_document(root);
+    return parse_document(root, directory);
   });
 }
 
-Result<Tokenizer> Tokenizer::parse_document(const JsonObject& root) {
+Result<Tokenizer> Tokenizer::parse_document(const JsonObject& root, const std::string& directory) {
   KVC_RETURN_IF_ERROR(
       refuse_unknown_keys(root, {"version", "truncation", "padding", "added_tokens", "normalizer",
                                  "pre_tokenizer", "post_processor", "decoder", "model"}));
@@ -37,8 +51,8 @@ Result<Tokenizer> Tokenizer::parse_document(const JsonObject& root) {
   KVC_ASSIGN_OR_RETURN(result.bpe_, Bpe::create(model));
   KVC_ASSIGN_OR_RETURN(result.normalizer_, Normalizer::create(root));
   KVC_ASSIGN_OR_RETURN(result.pre_tokenizer_, PreTokenizer::create(root, result.normalizer_));
-  KVC_ASSIGN_OR_RETURN(result.added_,
-                       AddedTokens::create(root, result.bpe_.vocabulary(), result.normalizer_));
+  KVC_ASSIGN_OR_RETURN(result.added_, AddedTokens::create(root, result.bpe_.vocabulary(),
+                                                          result.normalizer_, directory));
   KVC_ASSIGN_OR_RETURN(result.decoder_, Decoder::create(root));
 
   std::int32_t highest = -1;

@@ -246,6 +246,9 @@ void load(PyModel* self, Given<kPath> path, const std::string& weights,
   }
   auto loaded = std::make_shared<Loaded>(
       Loaded{take(std::move(*files)), std::move(pool), threads.value_or(0)});
+  for (const std::string& note : loaded->files.notes) {
+    if (PyErr_WarnEx(PyExc_UserWarning, note.c_str(), 1) != 0) throw nb::python_error();
+  }
   new (self) PyModel{std::move(loaded)};
 }
 

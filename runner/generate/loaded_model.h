@@ -1,8 +1,9 @@
-// LoadedModel: what a model directory holds, model and tokenizer, checked against one another.
+// LoadedModel: what a model directory holds, model and tokenizer.
 #ifndef KVCACHE_RUNNER_GENERATE_LOADED_MODEL_H_
 #define KVCACHE_RUNNER_GENERATE_LOADED_MODEL_H_
 
 #include <string>
+#include <vector>
 
 #include "runner/model/model.h"
 #include "runner/tokenizer/tokenizer.h"
@@ -14,8 +15,11 @@ struct LoadedModel {
   Model model;
   Tokenizer tokenizer;
 
-  // Errors: those of Model::load and Tokenizer::load; kCorrupt for a tokenizer with more tokens
-  // than the model's vocabulary.
+  // Where the files disagree: a line each, which says what was taken.
+  std::vector<std::string> notes;
+
+  // The tokenizer may have tokens that the model has no row for; a prompt with one is refused when
+  // it runs. Errors: those of Model::load and Tokenizer::load.
   static Result<LoadedModel> load(const std::string& directory, WeightMode mode,
                                   Activations activations = Activations::kInt16);
 };

@@ -109,6 +109,8 @@ Result<Model> Model::load(const std::string& directory, WeightMode mode,
                           Activations activations) try {
   KVC_ASSIGN_OR_RETURN(ModelConfig config, load_model_config(directory));
   KVC_ASSIGN_OR_RETURN(Weights weights, load_weights(directory, config, mode, activations));
+  config.tie_word_embeddings = weights.head.data == weights.embedding.data;
+  config.notes.insert(config.notes.end(), weights.notes.begin(), weights.notes.end());
   return Model(std::move(config), std::move(weights));
 } catch (const std::bad_alloc&) {
   return Status(StatusCode::kOutOfMemory, directory + ": found no memory left to load it");

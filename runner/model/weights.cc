@@ -1,6 +1,7 @@
 #include "runner/model/weights.h"
 
 #include <cmath>
+#include <cstring>
 #include <new>
 #include <random>
 #include <utility>
@@ -11,6 +12,8 @@ namespace kvcache::runner {
 namespace {
 
 constexpr std::int64_t kWidenBelow = 100'000'000;  // parameters
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kHead = "lm_head.weight";
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::string text = "[";
@@ -28,8 +31,7 @@ Status visit(const ModelConfig& config, Weights& weights, Source& source) {
   const std::int64_t q_size = config.num_heads * config.head_dim;
   const std::int64_t kv_size = config.num_kv_heads * config.head_dim;
   const std::int64_t inner = config.intermediate_size;
-  KVC_RETURN_IF_ERROR(
-      source.matrix("model.embed_tokens.weight", config.vocab_size, hidden, &weights.embedding));
+  KVC_RETURN_IF_ERROR(source.matrix(kEmbedding, config.vocab_size, hidden, &weights.embedding));
   weights.layers.resize(static_cast<std::size_t>(config.num_layers));
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     LayerWeights& layer = weights.layers[i];
@@ -72,7 +74,7 @@ Status visit(const ModelConfig& config, Weights& weights, Source& source) {
     weights.head = weights.embedding;
     return {};
   }
-  return source.matrix("lm_head.weight", config.vocab_size, hidden, &weights.head);
+  return source.matrix(kHead, config.vocab_size, hidden, &weights.head);
 }
 
 // Memory for a matrix that is not mapped.
@@ -101,6 +103,20 @@ std::int64_t quantise(Weights& weights, std::int64_t out, std::int64_t in, Weigh
   return out;
 }
 
+// Of different types: no. Nothing is lost then, as the tensors are used as they are stored.
+Result<bool> hold_the_same(const Checkpoint& checkpoint, const char* one, const char* other) {
+  KVC_ASSIGN_OR_RETURN(const TensorView a, checkpoint.find(one));
+  KVC_ASSIGN_OR_RETURN(const TensorView b, checkpoint.find(other));
+  if (a.dtype != b.dtype || a.rank != b.rank) return false;
+  std::int64_t elements = 1;
+  for (std::int32_t axis = 0; axis < a.rank; ++axis) {
+    if (a.shape[axis] != b.shape[axis]) return false;
+    elements *= a.shape[axis];
+  }
+  const auto bytes = static_cast<std::size_t>(elements * size_of(a.dtype));
+  return bytes == 0 || std::memcmp(a.data, b.data, bytes) == 0;
+}
+
 class FileSource {
  public:
   FileSource(const Checkpoint& checkpoint, Weights& weights, bool widen_all, bool quantise_all)
@@ -109,7 +125,11 @@ class FileSource {
         widen_all_(widen_all),
         quantise_all_(quantise_all) {}
 
-  Status matrix(const std::string& name, std::int64_t out, std::int64_t in, Weight* weight) {
+  // The embedding is read from the tensor of the head.
+  void take_embedding_from_head() { embedding_ = kHead; }
+
+  Status matrix(const std::string& asked, std::int64_t out, std::int64_t in, Weight* weight) {
+    const std::string& name = asked == kEmbedding ? embedding_ : asked;
     KVC_ASSIGN_OR_RETURN(const TensorView stored, find(name, {out, in}));
     if (quantise_all_) return quantised(name, stored, out, in, weight);
     if (widen_all_) {
@@ -178,6 +198,7 @@ class FileSource {
   Weights& weights_;
   bool widen_all_;
   bool quantise_all_;
+  std::string embedding_ = kEmbedding;
   std::string first_name_;
 };
 
@@ -243,8 +264,8 @@ Result<Activations> parse_activations(std::string_view name) {
                 "activations: found " + std::string(name) + ", expected int16 or int8");
 }
 
-Result<Weights> load_weights(const std::string& directory, const ModelConfig& config,
-                             WeightMode mode, Activations activations) try {
+Result<Weights> load_weights(const std::string& directory, ModelConfig config, WeightMode mode,
+                             Activations activations) try {
   if (activations != Activations::kInt16 && mode != WeightMode::kInt8) {
     return Status(StatusCode::kInvalidArgument,
                   "activations: found int8, expected int16 where weights are not int8");
@@ -258,6 +279,21 @@ Result<Weights> load_weights(const std::string& directory, const ModelConfig& co
       (mode != WeightMode::kStored && weights.mapped->num_parameters() < kWidenBelow);
   const bool quantise_all = mode == WeightMode::kInt8;
   FileSource source(*weights.mapped, weights, widen_all, quantise_all);
+  if (config.tie_word_embeddings && weights.mapped->contains(kHead)) {
+    if (!weights.mapped->contains(kEmbedding)) {
+      source.take_embedding_from_head();
+      weights.notes.push_back(directory + ": found lm_head.weight without " + kEmbedding +
+                              ": it is taken for both, as transformers takes it");
+    } else {
+      KVC_ASSIGN_OR_RETURN(const bool same, hold_the_same(*weights.mapped, kEmbedding, kHead));
+      if (!same) {
+        config.tie_word_embeddings = false;
+        weights.notes.push_back(directory + "/config.json: tie_word_embeddings: found true, but " +
+                                "lm_head.weight differs from " + kEmbedding +
+                                ": they are not tied, as in transformers");
+      }
+    }
+  }
   KVC_RETURN_IF_ERROR(visit(config, weights, source));
   if (quantise_all) weights.mapped.reset();  // nothing points into it
   return weights;

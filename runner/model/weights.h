@@ -47,17 +47,20 @@ struct Weights {
   std::int64_t num_parameters = 0;
   std::int64_t nbytes = 0;  // of the matrices, their scales and the vectors, as held
 
+  std::vector<std::string> notes;  // where config and files disagree: what was taken
+
   std::optional<Checkpoint> mapped;              // what stored matrices point into
   std::deque<std::vector<std::uint32_t>> owned;  // what other matrices and scales point into
 };
 
-// Every tensor the family needs, checked by name and shape.
-// Errors: kInvalidArgument for 8 bit activations where weights are not kInt8; kNotFound for a
-// missing tensor, kCorrupt for a wrong shape, kUnsupported for matrices of
-// different dtypes with WeightMode::kStored and for a NaN or an infinity in a matrix with
-// WeightMode::kInt8, kOutOfMemory.
-Result<Weights> load_weights(const std::string& directory, const ModelConfig& config,
-                             WeightMode mode, Activations activations = Activations::kInt16);
+// Every tensor the family needs, checked by name and shape. With tie_word_embeddings the head is
+// the embedding as in transformers: unless both are stored and differ, and from whichever is
+// stored. Errors: kInvalidArgument for 8 bit activations where weights are not kInt8; kNotFound for
+// a missing tensor, kCorrupt for a wrong shape, kUnsupported for matrices of different dtypes with
+// WeightMode::kStored and for a NaN or an infinity in a matrix with WeightMode::kInt8,
+// kOutOfMemory.
+Result<Weights> load_weights(const std::string& directory, ModelConfig config, WeightMode mode,
+                             Activations activations = Activations::kInt16);
 
 // Normal random matrices scaled by 1 / sqrt(in), seeded; norms 1 + small noise, biases small.
 // Of kInt8: the f32 ones, quantised.

@@ -96,6 +96,60 @@ TEST_F(WeightsTest, AMissingTensorIsNamed) {
   }
 }
 
+// What transformers does where config.json says that the head is the embedding.
+TEST_F(WeightsTest, TheHeadIsTiedAsTheStoredTensorsAllow) {
+  constexpr const char* kEmbedding = "model.embed_tokens.weight";
+  constexpr const char* kHead = "lm_head.weight";
+  const auto tied = [&](const std::function<void(Tensors&)>& change) {
+    load(change);
+    Json config = Json::parse(test::read_file(directory_.path() + "/config.json"));
+    config["tie_word_embeddings"] = true;
+    directory_.write("config.json", config.dump());
+    auto model = Model::load(directory_.path(), WeightMode::kAuto);
+    EXPECT_TRUE(model.ok()) << model.status().to_string();
+    return std::move(model).value();
+  };
+  std::string head;
+  const auto both = [&](Tensors& tensors) {
+    tensors[kHead] = tensors.at(kEmbedding);
+    head = tensors[kHead].bytes;
+  };
+  const Model same = tied(both);
+  EXPECT_TRUE(same.config().tie_word_embeddings);
+  EXPECT_TRUE(same.config().notes.empty());
+
+  const Model differing = tied([&](Tensors& tensors) {
+    both(tensors);
+    tensors[kHead].bytes[3] ^= 1;
+  });
+  EXPECT_FALSE(differing.config().tie_word_embeddings);
+  EXPECT_EQ(differing.config().notes,
+            (std::vector<std::string>{directory_.path() +
+                                      "/config.json: tie_word_embeddings: found true, but "
+                                      "lm_head.weight differs from model.embed_tokens.weight: they "
+                                      "are not tied, as in transformers"}));
+  EXPECT_GT(differing.num_parameters(), same.num_parameters());
+
+  const Model alone = tied([&](Tensors& tensors) {
+    both(tensors);
+    tensors.erase(kEmbedding);
+  });
+  EXPECT_TRUE(alone.config().tie_word_embeddings);
+  EXPECT_EQ(alone.num_parameters(), same.num_parameters());
+  EXPECT_EQ(alone.config().notes.size(), 1u);
+  const auto weights = load_weights(directory_.path(), alone.config(), WeightMode::kStored);
+  ASSERT_TRUE(weights.ok());
+  EXPECT_EQ(weights->head.data, weights->embedding.data);
+  EXPECT_EQ(std::memcmp(weights->embedding.data, head.data(), head.size()), 0);
+
+  // Without the word of config.json an embedding is missed.
+  EXPECT_EQ(load([&](Tensors& tensors) {
+              both(tensors);
+              tensors.erase(kEmbedding);
+            }).code(),
+            StatusCode::kNotFound);
+}
+
 TEST_F(WeightsTest, AWrongShapeNamesWhatWasFoundAndExpected) {
   const Status status = load([](Tensors& tensors) {
     auto& shape = tensors.at(kQuery).shape;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "runner/config/json_file.h"
+#include "runner/config/likely_cause.h"
 
 namespace kvcache::runner {
 namespace {
@@ -34,7 +35,8 @@ Result<Checkpoint> Checkpoint::open(const std::string& directory) {
     const Status status = checkpoint.open_index(index);
     if (status.code() == StatusCode::kNotFound && checkpoint.shard_of_.empty() &&
         status.message().starts_with(index)) {
-      return found_expected(StatusCode::kNotFound, directory, "no weights",
+      const std::string kind = kind_of_directory(directory, "model.safetensors");
+      return found_expected(StatusCode::kNotFound, directory, kind.empty() ? "no weights" : kind,
                             "model.safetensors or model.safetensors.index.json");
     }
     if (!status.ok()) return status;
@@ -72,11 +74,7 @@ Status Checkpoint::open_index(const std::string& index) {
 Status Checkpoint::add_tensor(const std::string& name, std::size_t shard) {
   const SafetensorsFile& file = files_[shard];
   const auto it = file.tensors().find(name);
-  if (it == file.tensors().end()) {
-    return found_expected(StatusCode::kCorrupt,
-                          file.path() + ": tensor " + describe(std::string_view(name)), "nothing",
-                          "a tensor of this name, as model.safetensors.index.json says");
-  }
+  if (it == file.tensors().end()) return Status();  // who needs it will miss it
   if (__builtin_add_overflow(num_parameters_, it->second.num_elements, &num_parameters_)) {
     return found_expected(StatusCode::kCorrupt, directory_, "more parameters than 63 bits count",
                           "fewer");

@@ -20,7 +20,7 @@ class Checkpoint {
  public:
   // `directory`/model.safetensors, or else every file that
   // `directory`/model.safetensors.index.json names. Shards lie in the directory itself: a name with
-  // a separator or ".." is refused, and so is a tensor its shard does not hold.
+  // a separator or ".." is refused. A tensor that its shard does not hold is missed by find().
   // Errors: kNotFound, kIo, kCorrupt, kOutOfMemory, naming the file.
   static Result<Checkpoint> open(const std::string& directory);
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "runner/config/json_file.h"
+#include "runner/config/likely_cause.h"
 
 namespace kvcache::runner {
 namespace {
@@ -158,6 +159,11 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
     }
     const std::int64_t limit = std::min(kMaxHeaderBytes, size - kLengthBytes);
     if (length > static_cast<std::uint64_t>(limit)) {
+      const std::string_view start(reinterpret_cast<const char*>(bytes.data()),
+                                   std::min<std::size_t>(bytes.size(), 256));
+      if (const std::string kind = kind_of_content(start); !kind.empty()) {
+        return found_expected(StatusCode::kCorrupt, path, kind, "a safetensors file");
+      }
       return found_expected(StatusCode::kCorrupt, path + ": header length", std::to_string(length),
                             "at most " + std::to_string(limit) + " bytes");
     }

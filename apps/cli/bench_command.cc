@@ -107,7 +107,7 @@ std::string cases_table(const std::vector<bench::Case>& cases, bool answers, con
 // Prints the cases, and returns the exit code: 1 where an answer was wrong.
 int print_cases(const std::vector<bench::Case>& cases, bool json, bool answers = true,
                 const char* beside = "roof") {
-  fmt::print("{}", json ? bench::to_json(cases) + "\n" : cases_table(cases, answers, beside));
+  print("{}", json ? bench::to_json(cases) + "\n" : cases_table(cases, answers, beside));
   const Status status = bench::check_answers(cases);
   return status.ok() ? 0 : fail(status);
 }
@@ -153,7 +153,7 @@ int run_append(AppendFlags& flags) {
   bar.clear();
   if (!cases.ok()) return fail(cases.status());
   if (!flags.json) {
-    fmt::print(
+    print(
         "One token to each of {} layers, {} KV heads x {} in {}, mean of {}, median of {};\n"
         "the roof is a plain copy of the same rows into {} memory.\n\n",
         flags.options.layers, flags.options.kv_heads, flags.options.head_dim, flags.dtype,
@@ -167,20 +167,20 @@ void add_append(CLI::App& bench, int* exit_code) {
   CLI::App* command =
       bench.add_subcommand("append", "Cost of appending a token to a short and to a long cache");
   auto& options = flags->options;
-  command->add_option("--layers", options.layers, "Layers")->capture_default_str();
-  command->add_option("--kv-heads", options.kv_heads, "KV heads")->capture_default_str();
-  command->add_option("--head-dim", options.head_dim, "Elements of a row")->capture_default_str();
+  add_number(*command, "--layers", options.layers, "Layers")->capture_default_str();
+  add_number(*command, "--kv-heads", options.kv_heads, "KV heads")->capture_default_str();
+  add_number(*command, "--head-dim", options.head_dim, "Elements of a row")->capture_default_str();
   add_dtype(*command, flags->dtype);
   add_layout(*command, flags->layout);
-  command->add_option("--page-size", options.page_size, "Tokens a page holds")
+  add_number(*command, "--page-size", options.page_size, "Tokens a page holds")
       ->capture_default_str();
-  command
-      ->add_option("--kv-len", options.lengths, "Tokens stored before; may be given several times")
+  add_number(*command, "--kv-len", options.lengths,
+             "Tokens stored before; may be given several times")
       ->capture_default_str();
   command->add_flag("--warm", options.warm, "Append to memory that was written to before");
-  command->add_option("--appends", options.appends, "Tokens the mean is taken over")
+  add_number(*command, "--appends", options.appends, "Tokens the mean is taken over")
       ->capture_default_str();
-  command->add_option("--repeats", options.repeats, "Runs the median is taken over")
+  add_number(*command, "--repeats", options.repeats, "Runs the median is taken over")
       ->capture_default_str();
   add_json(*command, flags->json);
   command->callback([flags, exit_code] { *exit_code = run_append(*flags); });
@@ -203,8 +203,7 @@ Result<std::vector<bench::AttentionShape>> shapes_of(AttentionFlags& flags) {
   flags.shape.dtype = parsed_dtype(flags.dtype);
   flags.shape.layout = parsed_layout(flags.layout);
   // In any base that CLI::Range has accepted.
-  if (flags.page_size != "contiguous")
-    flags.shape.page_size = std::stoll(flags.page_size, nullptr, 0);
+  if (flags.page_size != "contiguous") flags.shape.page_size = std::stoll(flags.page_size);
   return std::vector{flags.shape};
 }
 
@@ -215,7 +214,7 @@ Cases measure_attention(AttentionFlags& flags) {
     KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
     KVC_ASSIGN_OR_RETURN(std::string backend, selected_backend());
     if (!flags.shape.backend.empty()) backend = flags.shape.backend;
-    fmt::print(
+    print(
         "{}; backend {}; seed {}\n"
         "Cold rows; the roof is max(read, compute) of the same turn; medians of turns; error "
         "against "
@@ -241,39 +240,40 @@ void add_attention(CLI::App& bench, const char* name, const char* about, std::in
   auto& shape = flags->shape;
   shape.queries = queries;
   shape.kv_len = kv_len;
-  command->add_option("--kv-len", shape.kv_len, "Tokens of a sequence")->capture_default_str();
-  command->add_option("--queries", shape.queries, "Queries of a sequence: its last tokens")
+  add_number(*command, "--kv-len", shape.kv_len, "Tokens of a sequence")->capture_default_str();
+  add_number(*command, "--queries", shape.queries, "Queries of a sequence: its last tokens")
       ->capture_default_str();
-  command->add_option("--heads", shape.heads, "Query heads")->capture_default_str();
-  command->add_option("--kv-heads", shape.kv_heads, "KV heads")->capture_default_str();
-  command->add_option("--head-dim", shape.head_dim, "Elements of a key")->capture_default_str();
-  command->add_option("--v-head-dim", shape.v_head_dim, "Elements of a value [those of a key]");
+  add_number(*command, "--heads", shape.heads, "Query heads")->capture_default_str();
+  add_number(*command, "--kv-heads", shape.kv_heads, "KV heads")->capture_default_str();
+  add_number(*command, "--head-dim", shape.head_dim, "Elements of a key")->capture_default_str();
+  add_number(*command, "--v-head-dim", shape.v_head_dim, "Elements of a value [those of a key]");
   add_dtype(*command, flags->dtype);
   add_layout(*command, flags->layout);
   command
       ->add_option("--page-size", flags->page_size,
                    "Tokens a page holds, pages in random order; or contiguous")
-      ->check(CLI::IsMember({"contiguous"}) | CLI::Range(1, 1 << 20))
+      ->check(CLI::IsMember({"contiguous"}) | (decimal<std::int64_t>() & CLI::Range(1, 1 << 20)))
       ->capture_default_str();
-  command->add_option("--batch", shape.batch, "Sequences")->capture_default_str();
+  add_number(*command, "--batch", shape.batch, "Sequences")->capture_default_str();
   command->add_flag("--ragged", shape.ragged, "Lengths spread over 1 .. kv-len");
-  command->add_option("--shared-prefix", shape.shared_prefix,
-                      "First tokens whose pages all sequences share");
-  command->add_option("--threads", shape.threads, "Threads [those of the machine]");
+  add_number(*command, "--shared-prefix", shape.shared_prefix,
+             "First tokens whose pages all sequences share");
+  add_number(*command, "--threads", shape.threads, "Threads [those of the machine]");
   command->add_option("--backend", shape.backend, "Implementation, see `kvcache info` [the best]");
   command->add_option("--cases", flags->cases,
                       "A list instead of one case: decode, prefill, ladder or all");
-  command->add_option("--repeats", flags->run.repeats,
-                      "Turns the medians are taken over [by time]");
-  command->add_option("--seconds", flags->run.seconds, "Time of a case")->capture_default_str();
+  add_number(*command, "--repeats", flags->run.repeats,
+             "Turns the medians are taken over [by time]");
+  add_number(*command, "--seconds", flags->run.seconds, "Time of a case")->capture_default_str();
   command
       ->add_option_function<std::int64_t>(
           "--ring-mib", [flags](std::int64_t mib) { flags->run.ring_bytes = mib << 20; },
           "Memory for rows at most; below 8 times the last cache they are not cold")
+      ->transform(decimal<std::int64_t>())
       ->check(CLI::Range(1, 1 << 20))
       ->default_str("1024");
   add_clock(*command, flags->run.clock);
-  command->add_option("--seed", flags->seed, "Of the random rows and queries [a fresh one]");
+  add_number(*command, "--seed", flags->seed, "Of the random rows and queries [a fresh one]");
   flags->peer.add(*command);
   add_json(*command, flags->json);
   command->callback([flags, exit_code] {
@@ -297,9 +297,9 @@ void add_roofs(CLI::App& bench, int* exit_code) {
   }
   CLI::App* command = bench.add_subcommand(
       "roofs", "What this machine can do: reading, copying, computing, converting, dispatching");
-  command->add_option("--threads", flags->options.threads, "Numbers of threads")
+  add_number(*command, "--threads", flags->options.threads, "Numbers of threads")
       ->capture_default_str();
-  command->add_option("--repeats", flags->options.repeats, "Runs the median is taken over")
+  add_number(*command, "--repeats", flags->options.repeats, "Runs the median is taken over")
       ->capture_default_str();
   add_clock(*command, flags->options.clock);
   add_json(*command, flags->json);
@@ -308,7 +308,7 @@ void add_roofs(CLI::App& bench, int* exit_code) {
     const Cases cases =
         bench::run_roofs(flags->options, [&](int done, int total) { bar.update(done, total); });
     bar.clear();
-    if (cases.ok() && !flags->json) fmt::print("The roof is the best of the runs.\n\n");
+    if (cases.ok() && !flags->json) print("The roof is the best of the runs.\n\n");
     *exit_code = cases.ok() ? print_cases(*cases, flags->json, false) : fail(cases.status());
   });
 }
@@ -334,7 +334,7 @@ Cases measure_linear(LinearFlags& flags) {
   for (const std::string& name : flags.weights) options.types.push_back(parsed_weights(name));
   if (!flags.json && flags.peer.command.empty()) {
     KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
-    fmt::print(
+    print(
         "{}; linear layers of {}, cold weights; products of {}.\n"
         "The roof is the larger of reading the weights and multiplying, of the same turn.\n\n",
         cpu, flags.shape, runner::products().name);
@@ -355,17 +355,18 @@ void add_linear(CLI::App& bench, int* exit_code) {
       ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
       ->capture_default_str();
   add_activations(*command, options.activations);
-  command->add_option("--rows", options.rows, "Tokens of a step")
+  add_number(*command, "--rows", options.rows, "Tokens of a step")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--repeats", options.repeats, "Turns the medians are taken over")
+  add_number(*command, "--repeats", options.repeats, "Turns the medians are taken over")
       ->capture_default_str();
-  command->add_option("--threads", options.threads, "Threads [those of the machine]");
+  add_number(*command, "--threads", options.threads, "Threads [those of the machine]");
   add_clock(*command, options.clock);
   command
       ->add_option_function<std::int64_t>(
           "--ring-mib", [flags](std::int64_t mib) { flags->options.ring_bytes = mib << 20; },
           "Memory for weights at least [8 times the last cache]")
+      ->transform(decimal<std::int64_t>())
       ->check(CLI::Range(1, 1 << 20));
   flags->peer.add(*command);
   add_json(*command, flags->json);
@@ -394,7 +395,7 @@ Cases measure_model(DecodeModelFlags& flags) {
   options.weights = parsed_weights(flags.weights);
   options.kv_dtype = parsed_dtype(flags.kv_dtype);
   if (!flags.json && flags.peer.command.empty()) {
-    fmt::print(
+    print(
         "{} of random weights in {}, {} cache in {}. The roof of a prompt is operations, that of\n"
         "decoding the bytes of weights and rows.\n\n",
         flags.shape, flags.weights, flags.cache, flags.kv_dtype);
@@ -421,14 +422,15 @@ void add_decode_model(CLI::App& bench, int* exit_code) {
   command->add_option("--cache", flags->cache, "Kind of cache")
       ->check(CLI::IsMember({"dynamic", "static", "paged"}))
       ->capture_default_str();
-  command->add_option("--depths", options.depths, "Tokens stored before decoding")
+  add_number(*command, "--depths", options.depths, "Tokens stored before decoding")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--prompt", options.prompt, "Tokens of the prompt")->capture_default_str();
-  command->add_option("--tokens", options.tokens, "Tokens decoded a repeat")->capture_default_str();
-  command->add_option("--repeats", options.repeats, "Runs the median is taken over")
+  add_number(*command, "--prompt", options.prompt, "Tokens of the prompt")->capture_default_str();
+  add_number(*command, "--tokens", options.tokens, "Tokens decoded a repeat")
       ->capture_default_str();
-  command->add_option("--threads", options.threads, "Threads [those of the machine]");
+  add_number(*command, "--repeats", options.repeats, "Runs the median is taken over")
+      ->capture_default_str();
+  add_number(*command, "--threads", options.threads, "Threads [those of the machine]");
   add_clock(*command, options.clock);
   flags->peer.add(*command);
   add_json(*command, flags->json);

@@ -79,9 +79,8 @@ void print_requests(const CompareRun& run) {
     lengths += fmt::format("{}{}", before, run.requests[i].prompt_tokens);
     same += fmt::format("{}{}", before, run.requests[i].same_tokens ? "yes" : "NO");
   }
-  fmt::print(
-      "\n{}: prompts of {} tokens together; same words as each alone: {}. Its counts are sums.\n",
-      name_of(run.cache), lengths, same);
+  print("\n{}: prompts of {} tokens together; same words as each alone: {}. Its counts are sums.\n",
+        name_of(run.cache), lengths, same);
 }
 
 void print_table(const std::vector<CompareRun>& runs, std::int64_t turns) {
@@ -100,12 +99,12 @@ void print_table(const std::vector<CompareRun>& runs, std::int64_t turns) {
                     with_thousands(run.generated.counters.rows_read),
                     with_thousands(run.generated.usage.copied_bytes)});
   }
-  fmt::print("\n{}", table(rows));
-  if (turns > 1) fmt::print("\nTimes are the least of {} turns, token by token.\n", turns);
+  print("\n{}", table(rows));
+  if (turns > 1) print("\nTimes are the least of {} turns, token by token.\n", turns);
   for (const CompareRun& run : runs) print_requests(run);
   const auto& without = runs[0].generated;
   const auto& with = runs[1].generated;
-  fmt::print(
+  print(
       "\nPrompt of {} tokens, {} new ones. Rows are counted, per layer: without a cache every "
       "step\n"
       "computes the keys and values of the whole text again, {} rows in all; with one a step\n"
@@ -146,7 +145,7 @@ Status draw(const std::vector<CompareRun>& runs, std::int64_t turns, const std::
     return Status(StatusCode::kIo,
                   picture + ": could not be drawn (tools/plot.py needs matplotlib)");
   }
-  fmt::print(stderr, "wrote {}\n", picture);
+  say("wrote {}\n", picture);
   return {};
 }
 
@@ -175,13 +174,13 @@ Status run(Flags& flags) {
     bar = std::make_unique<ProgressBar>(name_of(cache));
     shown = turn == 0 && written(cache);
     if (!shown) return;
-    fmt::print("{}{}:\n{}", cache == StoreKind::kNone ? "" : "\n\n",
-               cache == StoreKind::kNone ? "Without a cache" : "With a cache", prompt);
+    print("{}{}:\n{}", cache == StoreKind::kNone ? "" : "\n\n",
+          cache == StoreKind::kNone ? "Without a cache" : "With a cache", prompt);
     std::fflush(stdout);
   };
   callbacks.on_text = [&](StoreKind, std::string_view text) {
     if (!shown) return;
-    fmt::print("{}", text);
+    print("{}", text);
     std::fflush(stdout);
   };
   callbacks.on_progress = [&](StoreKind, std::int64_t done, std::int64_t total) {
@@ -192,9 +191,9 @@ Status run(Flags& flags) {
                                        flags.turns, callbacks));
   bar.reset();
   if (flags.json) {
-    fmt::print("{}\n", to_json(runs, flags.turns, false).dump());
+    print("{}\n", to_json(runs, flags.turns, false).dump());
   } else {
-    fmt::print("\n");
+    print("\n");
     print_table(runs, flags.turns);
   }
   std::fflush(stdout);
@@ -216,19 +215,17 @@ void add_compare(CLI::App& app, int* exit_code) {
   CLI::App* command = app.add_subcommand(
       "compare", "The same prompt without a cache and with each kind: same words, other cost");
   flags->prompt.add(*command);
-  command->add_option("--max-tokens", flags->options.max_tokens, "New tokens of each run")
+  add_number(*command, "--max-tokens", flags->options.max_tokens, "New tokens of each run")
       ->type_name("N")
       ->capture_default_str();
   flags->model.add_model(*command);
   flags->storage.add(*command);
-  command
-      ->add_option("--prefill-chunk", flags->options.prefill_chunk,
-                   "Prompt tokens a step takes; 0: all at once")
+  add_number(*command, "--prefill-chunk", flags->options.prefill_chunk,
+             "Prompt tokens a step takes; 0: all at once")
       ->type_name("C")
       ->capture_default_str();
-  command
-      ->add_option("--turns", flags->turns,
-                   "Do it all N times and count each token's least time: neighbours only add")
+  add_number(*command, "--turns", flags->turns,
+             "Do it all N times and count each token's least time: neighbours only add")
       ->type_name("N")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

@@ -1,15 +1,14 @@
 #include "apps/cli/console.h"
 
-#include <fmt/format.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
-#include <cstdio>
+#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iostream>
-#include <istream>
+#include <memory>
 #include <utility>
 
 namespace kvcache::cli {
@@ -21,21 +20,33 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Result<std::string> read_stream(std::istream& stream, const std::string& name) {
+// Through stdio: std::cin takes a failure for the end.
+Result<std::string> read_stream(std::FILE* stream, const std::string& name) {
   std::string text;
   char piece[65536];
-  while (stream.read(piece, sizeof(piece)) || stream.gcount() > 0) {
-    text.append(piece, static_cast<std::size_t>(stream.gcount()));
+  for (std::size_t count; (count = std::fread(piece, 1, sizeof(piece), stream)) > 0;) {
+    text.append(piece, count);
     if (text.size() > kMostInput) {
       return Status(StatusCode::kInvalidArgument,
                     name + ": found more than 64 MiB, expected a prompt");
     }
   }
-  if (stream.bad()) return Status(StatusCode::kIo, name + ": reading failed");
+  if (std::ferror(stream) != 0) {
+    return Status(StatusCode::kIo, name + ": reading failed: " + std::strerror(errno));
+  }
   return text;
 }
 
 }  // namespace
+
+void hold_standard_streams() {
+  for (int file = STDIN_FILENO; file <= STDERR_FILENO; ++file) {
+    if (::fcntl(file, F_GETFD) != -1 || errno != EBADF) continue;
+    // The lowest free number is this one.
+    const int opened = ::open("/dev/null", file == STDOUT_FILENO ? O_RDONLY : O_WRONLY);
+    if (opened < 0) return;
+  }
+}
 
 int exit_code(const Status& status) {
   switch (status.code()) {
@@ -56,7 +67,7 @@ int exit_code(const Status& status) {
 int fail(const Status& status) {
   std::string line = status.message().empty() ? name_of(status.code()) : status.message();
   std::replace(line.begin(), line.end(), '\n', ' ');
-  fmt::print(stderr, "kvcache: {}\n", line);
+  say("kvcache: {}\n", line);
   return exit_code(status);
 }
 
@@ -73,13 +84,13 @@ void ProgressBar::update(std::int64_t done, std::int64_t total) {
   drawn_ = true;
   constexpr std::int64_t kWidth = 30;
   const auto filled = static_cast<std::size_t>(kWidth * std::min(done, total) / total);
-  fmt::print(stderr, "\r{:<10} [{:<30}] {}/{} ", label_, std::string(filled, '#'), done, total);
+  say("\r{:<10} [{:<30}] {}/{} ", label_, std::string(filled, '#'), done, total);
   std::fflush(stderr);
 }
 
 void ProgressBar::clear() {
   if (!drawn_) return;
-  fmt::print(stderr, "\r\033[K");
+  say("\r\033[K");
   std::fflush(stderr);
   drawn_ = false;
 }
@@ -122,7 +133,7 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
 }
 
 Result<std::string> read_input(const std::string& path) {
-  if (path == "-") return read_stream(std::cin, "stdin");
+  if (path == "-") return read_stream(stdin, "stdin");
   std::error_code error;
   if (!std::filesystem::exists(path, error)) {
     return Status(StatusCode::kNotFound, path + ": no such file");
@@ -130,9 +141,10 @@ Result<std::string> read_input(const std::string& path) {
   if (!std::filesystem::is_regular_file(path, error) && !std::filesystem::is_fifo(path, error)) {
     return Status(StatusCode::kInvalidArgument, path + ": found no file, expected a text file");
   }
-  std::ifstream stream(path, std::ios::binary);
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> stream(std::fopen(path.c_str(), "rbe"),
+                                                               &std::fclose);
   if (!stream) return Status(StatusCode::kIo, path + ": cannot be opened for reading");
-  return read_stream(stream, path);
+  return read_stream(stream.get(), path);
 }
 
 bool stdout_is_terminal() { return isatty(STDOUT_FILENO) == 1; }

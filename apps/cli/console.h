@@ -2,14 +2,36 @@
 #ifndef KVCACHE_APPS_CLI_CONSOLE_H_
 #define KVCACHE_APPS_CLI_CONSOLE_H_
 
+#include <fmt/format.h>
+
 #include <cstdint>
+#include <cstdio>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kvcache/status.h"
 
 namespace kvcache::cli {
+
+// Opens what this program was started without of stdin, stdout and stderr, so that no other file
+// takes their place: the first two fail when they are used, what stderr is told is lost.
+void hold_standard_streams();
+
+// Formatted text to stdout, as `fmt::print`. Output that finds no room is seen at the end, by main.
+template <typename... Args>
+void print(fmt::format_string<Args...> format, Args&&... args) {
+  const std::string text = fmt::format(format, std::forward<Args>(args)...);
+  std::fwrite(text.data(), 1, text.size(), stdout);
+}
+
+// The same to stderr. What finds no room there is lost, and changes nothing else.
+template <typename... Args>
+void say(fmt::format_string<Args...> format, Args&&... args) {
+  const std::string text = fmt::format(format, std::forward<Args>(args)...);
+  std::fwrite(text.data(), 1, text.size(), stderr);
+}
 
 // 0 success, 1 failure (out of memory, a bug of ours), 2 bad input (arguments, files, prompts).
 int exit_code(const Status& status);

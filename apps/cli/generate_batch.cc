@@ -21,20 +21,20 @@ class LinePrinter {
     std::string& open = open_[static_cast<std::size_t>(text)];
     open += piece;
     for (std::size_t end; (end = open.find('\n')) != std::string::npos; open.erase(0, end + 1)) {
-      print(text, std::string_view(open).substr(0, end));
+      print_line(text, std::string_view(open).substr(0, end));
     }
   }
 
   // The last line, which has no end of its own.
   void end(std::int64_t text) {
     std::string& open = open_[static_cast<std::size_t>(text)];
-    if (!open.empty()) print(text, open);
+    if (!open.empty()) print_line(text, open);
     open.clear();
   }
 
  private:
-  static void print(std::int64_t text, std::string_view line) {
-    fmt::print("[{}] {}\n", text + 1, line);
+  static void print_line(std::int64_t text, std::string_view line) {
+    print("[{}] {}\n", text + 1, line);
     std::fflush(stdout);
   }
 
@@ -50,10 +50,10 @@ void print_summary(const runner::RunningBatch& batch) {
     prefill_seconds += batch.result(i).prefill_seconds;
     decoded += batch.result(i).decode_steps;
   }
-  fmt::print(stderr, "{} prompts; prefill {} tokens, {:.1f} tokens/s; ", batch.size(),
-             prompt_tokens, per_second(prompt_tokens, prefill_seconds));
-  fmt::print(stderr, "decode {} tokens in {} steps, {:.1f} tokens/s\n", decoded,
-             batch.decode_steps(), per_second(decoded, batch.decode_seconds()));
+  say("{} prompts; prefill {} tokens, {:.1f} tokens/s; ", batch.size(), prompt_tokens,
+      per_second(prompt_tokens, prefill_seconds));
+  say("decode {} tokens in {} steps, {:.1f} tokens/s\n", decoded, batch.decode_steps(),
+      per_second(decoded, batch.decode_seconds()));
 }
 
 }  // namespace
@@ -101,7 +101,7 @@ Status generate_batch(const runner::LoadedModel& loaded,
   for (std::int64_t i = 0; i < batch.size(); ++i) {
     array.push_back(to_json(batch.result(i), loaded.tokenizer));
   }
-  fmt::print("{}\n", array.dump());
+  print("{}\n", array.dump());
   return {};
 }
 

@@ -31,14 +31,14 @@ struct Flags {
 constexpr std::int64_t kMaxActive = 8;
 
 void print_summary(const runner::GenerateResult& result) {
-  fmt::print(stderr, "prefill {} tokens, {:.1f} tokens/s; ", result.prompt_tokens,
-             per_second(result.prompt_tokens, result.prefill_seconds));
+  say("prefill {} tokens, {:.1f} tokens/s; ", result.prompt_tokens,
+      per_second(result.prompt_tokens, result.prefill_seconds));
   if (result.decode_steps > 0) {
-    fmt::print(stderr, "decode {} tokens, {:.1f} tokens/s; ", result.decode_steps,
-               per_second(result.decode_steps, result.decode_seconds));
+    say("decode {} tokens, {:.1f} tokens/s; ", result.decode_steps,
+        per_second(result.decode_steps, result.decode_seconds));
   }
-  fmt::print(stderr, "KV rows {}, {} held; stopped by: {}\n", human_bytes(result.usage.nbytes),
-             human_bytes(result.usage.reserved_bytes), name_of(result.stop_reason));
+  say("KV rows {}, {} held; stopped by: {}\n", human_bytes(result.usage.nbytes),
+      human_bytes(result.usage.reserved_bytes), name_of(result.stop_reason));
 }
 
 // The prompts of a running batch; none where the text is to be continued by itself.
@@ -88,10 +88,9 @@ class PromptEncoder {
       KVC_ASSIGN_OR_RETURN(made.chat_, runner::ChatTemplate::load(loaded.directory));
     } else if (const std::string path = runner::find_chat_template(loaded.directory);
                !path.empty()) {
-      fmt::print(stderr,
-                 "{}: a chat template, which is not applied: the prompt goes in as it is (--chat "
-                 "asks by it)\n",
-                 path);
+      say("{}: a chat template, which is not applied: the prompt goes in as it is (--chat "
+          "asks by it)\n",
+          path);
     }
     return made;
   }
@@ -147,7 +146,7 @@ Status run(Flags& flags) {
   };
   if (!flags.json) {
     callbacks.on_text = [&](std::string_view text) {
-      fmt::print("{}", text);
+      print("{}", text);
       std::fflush(stdout);
     };
   }
@@ -155,9 +154,9 @@ Status run(Flags& flags) {
       const runner::GenerateResult result,
       runner::generate(loaded.model, loaded.tokenizer, tokens, flags.options, callbacks));
   if (flags.json) {
-    fmt::print("{}\n", to_json(result, loaded.tokenizer).dump());
+    print("{}\n", to_json(result, loaded.tokenizer).dump());
   } else {
-    fmt::print("\n");
+    print("\n");
     std::fflush(stdout);
     print_summary(result);
   }
@@ -188,60 +187,50 @@ void add_generate(CLI::App& app, int* exit_code) {
       ->needs(chat);
   flags->model.add_model(*command);
   auto& options = flags->options;
-  command->add_option("--max-tokens", options.max_tokens, "New tokens at the most")
+  add_number(*command, "--max-tokens", options.max_tokens, "New tokens at the most")
       ->type_name("N")
       ->capture_default_str();
   command
       ->add_option("--cache", flags->cache,
                    "Where keys and values are kept [dynamic; batching for several prompts]")
       ->check(CLI::IsMember({"none", "dynamic", "static", "paged", "functional", "batching"}));
-  command
-      ->add_option("--max-active", flags->max_active,
-                   "Prompts of a running batch that decode together [8]")
+  add_number(*command, "--max-active", flags->max_active,
+             "Prompts of a running batch that decode together [8]")
       ->type_name("N");
   flags->storage.add(*command);
-  command
-      ->add_option("--prefill-chunk", options.prefill_chunk,
-                   "Prompt tokens a step takes; 0: all at once")
+  add_number(*command, "--prefill-chunk", options.prefill_chunk,
+             "Prompt tokens a step takes; 0: all at once")
       ->type_name("C")
       ->capture_default_str();
-  command
-      ->add_option("--num-beams", options.num_beams,
-                   "Beams of a beam search, which keeps the likeliest texts; 1: none")
+  add_number(*command, "--num-beams", options.num_beams,
+             "Beams of a beam search, which keeps the likeliest texts; 1: none")
       ->type_name("N")
       ->capture_default_str();
-  command
-      ->add_option("--length-penalty", options.length_penalty,
-                   "Beams score their log-probability / length ^ P: more favours longer texts")
+  add_number(*command, "--length-penalty", options.length_penalty,
+             "Beams score their log-probability / length ^ P: more favours longer texts")
       ->type_name("P")
       ->capture_default_str();
   auto& sampler = options.sampler;
-  command->add_option("--temperature", sampler.temperature, "0 takes the likeliest token")
+  add_number(*command, "--temperature", sampler.temperature, "0 takes the likeliest token")
       ->type_name("T")
       ->capture_default_str();
-  command->add_option("--top-k", sampler.top_k, "Only the k likeliest tokens; 0: all")
+  add_number(*command, "--top-k", sampler.top_k, "Only the k likeliest tokens; 0: all")
       ->type_name("K")
       ->capture_default_str();
-  command
-      ->add_option("--top-p", sampler.top_p,
-                   "The fewest tokens whose probabilities reach P; 1: all")
+  add_number(*command, "--top-p", sampler.top_p,
+             "The fewest tokens whose probabilities reach P; 1: all")
       ->type_name("P")
       ->capture_default_str();
-  command
-      ->add_option("--min-p", sampler.min_p,
-                   "Tokens at least P times as probable as the likeliest; 0: all")
+  add_number(*command, "--min-p", sampler.min_p,
+             "Tokens at least P times as probable as the likeliest; 0: all")
       ->type_name("P")
       ->capture_default_str();
-  command
-      ->add_option("--repeat-penalty", sampler.repetition_penalty,
-                   "Divides the positive logits of tokens already seen; 1: off")
+  add_number(*command, "--repeat-penalty", sampler.repetition_penalty,
+             "Divides the positive logits of tokens already seen; 1: off")
       ->type_name("R")
       ->capture_default_str();
-  command->add_option("--seed", sampler.seed, "Seed of the sampler")
+  add_number(*command, "--seed", sampler.seed, "Seed of the sampler")
       ->type_name("S")
-      ->check([](const std::string& text) {
-        return text.starts_with('-') ? "found " + text + ", expected at least 0" : std::string();
-      })
       ->capture_default_str();
   command->add_option("--stop", options.stop, "End before this text; may be given several times")
       ->type_name("TEXT")

@@ -22,9 +22,7 @@ std::string complaint(const CLI::App* app, const CLI::Error& error) {
   return "kvcache: " + line + " (see --help)\n";
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app("The key/value cache of transformer inference: try it, watch it, measure it.",
                "kvcache");
   app.set_version_flag("--version", kvcache::version());
@@ -43,8 +41,6 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     exit_code = app.exit(error) == 0 ? 0 : 2;  // prints help to stdout, errors to stderr
-  } catch (const std::exception& error) {
-    return kvcache::cli::fail(kvcache::Status(kvcache::StatusCode::kInternal, error.what()));
   }
   // What stdout did not take is lost without a word otherwise: a full disk, a closed pipe.
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
@@ -52,4 +48,16 @@ int main(int argc, char** argv) {
         kvcache::Status(kvcache::StatusCode::kIo, "stdout: found no room for the output"));
   }
   return exit_code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  kvcache::cli::hold_standard_streams();
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "kvcache: %s\n", error.what());
+    return 1;
+  }
 }

@@ -36,7 +36,7 @@ void ModelFlags::add_weights(CLI::App& app) {
 }
 
 void ModelFlags::add_threads(CLI::App& app) {
-  app.add_option("--threads", threads, "Threads [KVCACHE_NUM_THREADS, else one a core]")
+  add_number(app, "--threads", threads, "Threads [KVCACHE_NUM_THREADS, else one a core]")
       ->type_name("N")
       ->check(CLI::Range(1, 1024));
 }
@@ -69,7 +69,7 @@ void StorageFlags::add(CLI::App& app) {
   app.add_option("--kv-dtype", kv_dtype,
                  "Type of the stored rows [that of the weights; of int8 ones that of auto]")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));
-  app.add_option("--page-size", page_size, "Tokens a page of the paged cache holds")
+  add_number(app, "--page-size", page_size, "Tokens a page of the paged cache holds")
       ->type_name("P")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -107,12 +107,22 @@ Result<std::string> model_directory(const ModelFlags& flags) {
   return flags.model;
 }
 
+namespace {
+
+void say_notes(const std::vector<std::string>& notes) {
+  for (const std::string& note : notes) say("kvcache: note: {}\n", note);
+}
+
+}  // namespace
+
 Result<runner::Model> load_model(const ModelFlags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string directory, model_directory(flags));
   KVC_ASSIGN_OR_RETURN(const runner::WeightMode mode, runner::parse_weight_mode(flags.weights));
   KVC_ASSIGN_OR_RETURN(const runner::Activations activations,
                        runner::parse_activations(flags.activations));
-  return runner::Model::load(directory, mode, activations);
+  KVC_ASSIGN_OR_RETURN(runner::Model model, runner::Model::load(directory, mode, activations));
+  say_notes(model.config().notes);
+  return model;
 }
 
 Result<runner::LoadedModel> load(const ModelFlags& flags) {
@@ -120,7 +130,10 @@ Result<runner::LoadedModel> load(const ModelFlags& flags) {
   KVC_ASSIGN_OR_RETURN(const runner::WeightMode mode, runner::parse_weight_mode(flags.weights));
   KVC_ASSIGN_OR_RETURN(const runner::Activations activations,
                        runner::parse_activations(flags.activations));
-  return runner::LoadedModel::load(directory, mode, activations);
+  KVC_ASSIGN_OR_RETURN(runner::LoadedModel loaded,
+                       runner::LoadedModel::load(directory, mode, activations));
+  say_notes(loaded.notes);
+  return loaded;
 }
 
 Result<Threads> Threads::create(const std::optional<int>& count) {

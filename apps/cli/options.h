@@ -3,10 +3,14 @@
 #define KVCACHE_APPS_CLI_OPTIONS_H_
 
 #include <CLI/CLI.hpp>
+#include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
+#include <type_traits>
 #include <vector>
 
 #include "kvcache/kvcache.h"
@@ -14,6 +18,56 @@
 #include "runner/model/model.h"
 
 namespace kvcache::cli {
+
+// What an option of numbers is checked by: text that is one number in decimal, as T holds it. CLI11
+// alone reads 010 as 8 and 0x10 as 16, and takes the nearest number for one that does not fit.
+template <typename T>
+CLI::Validator decimal() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string {
+        T value = 0;
+        const char* end = text.data() + text.size();
+        const auto parsed = std::from_chars(text.data(), end, value);
+        if (parsed.ptr == end && parsed.ec == std::errc()) {
+          if constexpr (std::is_integral_v<T>) {
+            text = std::to_string(value);  // without zeros in front
+            return {};
+          } else if (std::isfinite(value)) {
+            return {};
+          }
+        }
+        if (parsed.ec == std::errc::result_out_of_range && parsed.ptr == end) {
+          return "found " + text + ", expected a number that " + std::to_string(8 * sizeof(T)) +
+                 " bits hold";
+        }
+        std::string expected = "a number";
+        if constexpr (std::is_integral_v<T>) expected = "a whole number";
+        if constexpr (std::is_unsigned_v<T>) expected += " of at least 0";
+        return "found " + text + ", expected " + expected;
+      },
+      "");
+}
+
+template <typename T>
+struct NumberOf {
+  using type = T;
+};
+template <typename T>
+struct NumberOf<std::vector<T>> {
+  using type = T;
+};
+template <typename T>
+struct NumberOf<std::optional<T>> {
+  using type = T;
+};
+
+// An option of a number, or of several.
+template <typename T>
+CLI::Option* add_number(CLI::App& app, const std::string& name, T& variable,
+                        const std::string& description) {
+  return app.add_option(name, variable, description)
+      ->transform(decimal<typename NumberOf<T>::type>());
+}
 
 // --model, --weights, --activations, --threads.
 struct ModelFlags {
@@ -53,6 +107,7 @@ struct StorageFlags {
 // ("storyteller") or that `./dev model` has fetched ("smollm2"). What is neither is taken for a
 // path. Errors: kNotFound where a known name is not there.
 Result<std::string> model_directory(const ModelFlags& flags);
+// Both say on stderr where the files of a model disagree.
 Result<runner::Model> load_model(const ModelFlags& flags);
 Result<runner::LoadedModel> load(const ModelFlags& flags);
 

@@ -71,18 +71,17 @@ void print_json(const Flags& flags, const runner::Model& model, DType dtype,
                               {"rows_computed", line.rows_computed},
                               {"rows_read", line.rows_read}});
   }
-  fmt::print("{}\n", json.dump());
+  print("{}\n", json.dump());
 }
 
 void print_text(const Flags& flags, const runner::Model& model, DType dtype,
                 std::int64_t token_bytes, const std::vector<Line>& lines) {
   const auto& config = model.config();
-  fmt::print("{} layers x {} KV heads x {} in {}: {} a token; weights {} in {}\n",
-             config.num_layers, config.num_kv_heads, config.head_dim, name_of(dtype),
-             human_bytes(token_bytes), human_bytes(model.weight_bytes()),
-             name_of(model.weight_type()));
-  fmt::print("{} of {} tokens each, written one by one:\n\n",
-             flags.batch == 1 ? "1 text" : fmt::format("{} texts", flags.batch), flags.context);
+  print("{} layers x {} KV heads x {} in {}: {} a token; weights {} in {}\n", config.num_layers,
+        config.num_kv_heads, config.head_dim, name_of(dtype), human_bytes(token_bytes),
+        human_bytes(model.weight_bytes()), name_of(model.weight_type()));
+  print("{} of {} tokens each, written one by one:\n\n",
+        flags.batch == 1 ? "1 text" : fmt::format("{} texts", flags.batch), flags.context);
   std::vector<std::vector<std::string>> rows = {{"cache", "rows stored, bytes", "held for them",
                                                  "in all", "pages", "rows computed", "rows read",
                                                  "order"}};
@@ -94,8 +93,8 @@ void print_text(const Flags& flags, const runner::Model& model, DType dtype,
                     with_thousands(line.rows_computed), with_thousands(line.rows_read),
                     line.name == "none" ? "n^2 + n^2" : "n + n^2"});
   }
-  fmt::print("{}\n", table(rows));
-  fmt::print(
+  print("{}\n", table(rows));
+  print(
       "Rows are per layer. Computing one costs the layer's matrix products, reading one costs two\n"
       "short products a head: a cache makes the dear part linear in n and leaves the cheap one.\n");
 }
@@ -106,7 +105,7 @@ Status run(const Flags& flags) {
   const std::vector<LayerSpec> layers = runner::layer_specs(model.config(), dtype);
   const std::int64_t limit = model.config().max_position_embeddings;
   if (flags.context > limit) {
-    fmt::print(stderr, "kvcache: note: the model's own context is {} tokens\n", limit);
+    say("kvcache: note: the model's own context is {} tokens\n", limit);
   }
   KVC_ASSIGN_OR_RETURN(const std::vector<Line> lines, plan_lines(flags, layers));
   std::int64_t token_bytes = 0;
@@ -126,11 +125,11 @@ void add_plan(CLI::App& app, int* exit_code) {
   CLI::App* command =
       app.add_subcommand("plan", "Memory and work of each kind of cache, before anything runs");
   flags->model.add_model(*command);
-  command->add_option("--context", flags->context, "Tokens of each text")
+  add_number(*command, "--context", flags->context, "Tokens of each text")
       ->type_name("N")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 31))
       ->capture_default_str();
-  command->add_option("--batch", flags->batch, "Texts at once")
+  add_number(*command, "--batch", flags->batch, "Texts at once")
       ->type_name("B")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
       ->capture_default_str();

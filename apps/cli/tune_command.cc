@@ -29,15 +29,15 @@ Status run(const Flags& flags) {
       out["prefetch"].push_back(
           {{"row_bytes", choice.row_bytes}, {"level", choice.level}, {"reason", choice.reason}});
     }
-    fmt::print("{}\n", out.dump());
+    print("{}\n", out.dump());
     return {};
   }
-  fmt::print("{}; backend {}; best of {} turns, one thread, rows in no cache\n", cpu, backend,
-             flags.turns);
+  print("{}; backend {}; best of {} turns, one thread, rows in no cache\n", cpu, backend,
+        flags.turns);
   for (const PrefetchChoice& choice : choices) {
-    fmt::print("rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
+    print("rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
   }
-  fmt::print("A process measures 3 turns for itself; KVCACHE_PREFETCH=LEVEL overrides.\n");
+  print("A process measures 3 turns for itself; KVCACHE_PREFETCH=LEVEL overrides.\n");
   return {};
 }
 
@@ -47,7 +47,7 @@ void add_tune(CLI::App& app, int* exit_code) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand(
       "tune", "Measure at length what decode should prefetch here, and say what it would choose");
-  command->add_option("--turns", flags->turns, "Measurements of each level")
+  add_number(*command, "--turns", flags->turns, "Measurements of each level")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   command->add_flag("--json", flags->json, "Print one JSON object instead");

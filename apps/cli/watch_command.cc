@@ -50,17 +50,17 @@ Status run(Flags& flags) {
   KVC_RETURN_IF_ERROR(runner::check_prompt(loaded.model.config(), tokens));
   KVC_RETURN_IF_ERROR(runner::check_options(flags.options));
 
-  fmt::print(
+  print(
       "rows: K/V rows each layer computed for the token; the paged cache runs, the column\n"
       "without a cache is what that step would compute, the whole text.\n\n");
-  fmt::print("{:>8}  {:>13}  {:>10}  {:>12}  {:>10}  {:>5}  {}\n", "position", "rows without",
-             "rows with", "cache length", "bytes", "pages", "token");
+  print("{:>8}  {:>13}  {:>10}  {:>12}  {:>10}  {:>5}  {}\n", "position", "rows without",
+        "rows with", "cache length", "bytes", "pages", "token");
   runner::GenerateCallbacks callbacks;
   callbacks.on_token = [&](const runner::TokenTrace& trace) {
     const std::int32_t ids[] = {trace.token};
-    fmt::print("{:>8}  {:>13}  {:>10}  {:>12}  {:>10}  {:>5}  {}\n", trace.position, trace.position,
-               trace.rows_computed, trace.cache_length, with_thousands(trace.usage.nbytes),
-               trace.usage.pages, visible(loaded.tokenizer.decode(ids)));
+    print("{:>8}  {:>13}  {:>10}  {:>12}  {:>10}  {:>5}  {}\n", trace.position, trace.position,
+          trace.rows_computed, trace.cache_length, with_thousands(trace.usage.nbytes),
+          trace.usage.pages, visible(loaded.tokenizer.decode(ids)));
     std::fflush(stdout);
   };
   KVC_ASSIGN_OR_RETURN(
@@ -69,10 +69,9 @@ Status run(Flags& flags) {
   const auto sampled = static_cast<std::int64_t>(result.trace.size());
   const std::int64_t without =
       runner::expected_rows_computed(runner::StoreKind::kNone, result.prompt_tokens, sampled);
-  fmt::print(
-      "\nIn all {} rows a layer; without a cache it would have been {}, {:.1f} times as many.\n",
-      with_thousands(result.counters.rows_computed), with_thousands(without),
-      static_cast<double>(without) / static_cast<double>(result.counters.rows_computed));
+  print("\nIn all {} rows a layer; without a cache it would have been {}, {:.1f} times as many.\n",
+        with_thousands(result.counters.rows_computed), with_thousands(without),
+        static_cast<double>(without) / static_cast<double>(result.counters.rows_computed));
   return {};
 }
 
@@ -84,7 +83,7 @@ void add_watch(CLI::App& app, int* exit_code) {
   CLI::App* command =
       app.add_subcommand("watch", "A line per token: what it costs without a cache, and with one");
   flags->prompt.add(*command);
-  command->add_option("--max-tokens", flags->options.max_tokens, "New tokens at the most")
+  add_number(*command, "--max-tokens", flags->options.max_tokens, "New tokens at the most")
       ->type_name("N")
       ->capture_default_str();
   flags->model.add_model(*command);

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -27,11 +29,12 @@ struct Ran {
 
 class CommandTest : public ::testing::Test {
  protected:
-  // `kvcache` with these words; stdout goes to `to`, or into the result.
-  Ran run(const std::string& words, const std::string& to = "") {
+  // `kvcache` with these words; stdout goes to `to`, or into the result. `more` redirects further.
+  Ran run(const std::string& words, const std::string& to = "", const std::string& more = "") {
     const std::string out = to.empty() ? directory_.path() + "/stdout" : to;
     const std::string error = directory_.path() + "/stderr";
-    const std::string command = program_ + " " + words + " > " + out + " 2> " + error;
+    std::ofstream(error).close();
+    const std::string command = program_ + " " + words + " > " + out + " 2> " + error + " " + more;
     const int state = std::system(command.c_str());
     Ran ran;
     ran.exit_code = WIFEXITED(state) ? WEXITSTATUS(state) : -1;
@@ -131,6 +134,94 @@ TEST_F(CommandTest, OutputThatFindsNoRoomIsAFailure) {
     const Ran ran = run(words, "/dev/full");
     EXPECT_EQ(ran.exit_code, 1) << words;
     EXPECT_NE(ran.error.find("stdout"), std::string::npos) << words << ": " << ran.error;
+  }
+}
+
+TEST_F(CommandTest, WhatStderrDoesNotTakeChangesNothingElse) {
+  const std::string many = directory_.write("many", "one\ntwo\n");
+  for (const std::string& words : std::vector<std::string>{
+           "--version", "genrate", "info --jsno", "info --json", "plan --context 100000" + model_,
+           "plan --model " + directory_.path() + "/missing",
+           "generate --prompt x --max-tokens 2" + model_,
+           "generate -f " + many + " --max-tokens 2" + model_,
+           "generate --prompt x --max-tokens 0" + model_,
+           "compare --prompt x --max-tokens 2 --json" + model_,
+           "compare --prompt x --max-tokens 2 --plot /nowhere/p.png" + model_,
+           "watch --prompt x --max-tokens 2" + model_, "bench nothing"}) {
+    const Ran normal = run(words);
+    for (const char* lost : {"2>/dev/full", "2>&-", "2>&- <&-"}) {
+      const Ran ran = run(words, "", lost);
+      EXPECT_EQ(ran.exit_code, normal.exit_code) << words << lost;
+      // Times differ from run to run.
+      if (words.find("compare") == std::string::npos)
+        EXPECT_EQ(ran.out, normal.out) << words << lost;
+    }
+  }
+}
+
+TEST_F(CommandTest, AClosedStdoutIsAFailureAndNoFileTakesItsPlace) {
+  for (const std::string& words : std::vector<std::string>{
+           "info", "--help", "plan" + model_, "generate --prompt x --max-tokens 2" + model_}) {
+    EXPECT_EQ(run(words, "", ">&-").exit_code, 1) << words;
+    EXPECT_NE(run(words, "", ">&-").error.find("stdout"), std::string::npos) << words;
+    EXPECT_EQ(run(words, "", ">&- 2>&- <&-").exit_code, 1) << words;
+  }
+}
+
+TEST_F(CommandTest, AStdinThatCannotBeReadIsNoEmptyPrompt) {
+  for (const char* from : {"<&-", "</"}) {
+    for (const char* command : {"generate", "compare", "watch"}) {
+      const Ran ran = run(std::string(command) + " -f - --max-tokens 2" + model_, "", from);
+      EXPECT_EQ(ran.exit_code, 1) << command << from;
+      EXPECT_EQ(ran.error.rfind("kvcache: stdin: reading failed: ", 0), 0u) << ran.error;
+    }
+  }
+}
+
+// Every option that --help shows with a number.
+TEST_F(CommandTest, NumbersAreDecimalAndFitOrAreRefused) {
+  const std::regex option(R"(\n  (?:-\w,)?(--[a-z0-9-]+) ([^\s:]+))");
+  int numbers = 0;
+  for (const std::string command :
+       {"generate", "compare", "watch", "plan", "info", "bench append", "bench attention",
+        "bench prefill", "bench roofs", "bench linear", "bench decode-model"}) {
+    const Ran help = run(command + " --help");
+    ASSERT_EQ(help.exit_code, 0) << command;
+    for (std::sregex_iterator it(help.out.begin(), help.out.end(), option), end; it != end; ++it) {
+      const std::string name = (*it)[1];
+      const std::string type = (*it)[2];
+      const bool is_page_size = name == "--page-size";
+      if (!is_page_size && (type.starts_with("TEXT") || type.starts_with("FILE") ||
+                            type.starts_with("DIR") || type.starts_with("{"))) {
+        continue;
+      }
+      ++numbers;
+      for (const char* text :
+           {"0x10", "1e", "ten", "''", "1,000x", "123456789012345678901234e999"}) {
+        const Ran ran = run(command + " " + name + " " + text);
+        EXPECT_EQ(ran.exit_code, 2) << command << name << text;
+        EXPECT_NE(ran.error.find(name), std::string::npos) << ran.error;
+      }
+    }
+  }
+  EXPECT_GT(numbers, 40);
+  const auto tokens = [&](const std::string& words) {
+    const Ran ran = run("generate --json --prompt 'one two' " + words + model_);
+    EXPECT_EQ(ran.exit_code, 0) << words << ran.error;
+    return nlohmann::json::parse(ran.out)["tokens"];
+  };
+  EXPECT_EQ(tokens("--max-tokens 010"), tokens("--max-tokens 10"));
+  EXPECT_EQ(tokens("--max-tokens 3 --seed 0017 --temperature 1"),
+            tokens("--max-tokens 3 --seed 17 --temperature 1"));
+  tokens("--max-tokens 2 --seed 18446744073709551615");
+  for (const char* words :
+       {"--seed 18446744073709551616", "--seed -1", "--top-k 12345678901234567890123",
+        "--temperature 0x1p3", "--temperature nan", "--top-p inf", "--max-tokens 1.5",
+        "--max-tokens +5", "--max-tokens ' 5'"}) {
+    const Ran ran = run(std::string("generate --prompt x ") + words + model_);
+    EXPECT_EQ(ran.exit_code, 2) << words;
+    EXPECT_NE(ran.error.find(", expected a "), std::string::npos) << ran.error;
+    EXPECT_EQ(std::count(ran.error.begin(), ran.error.end(), '\n'), 1) << ran.error;
   }
 }
 

@@ -430,7 +430,9 @@ void bind_model(nb::module_& module) {
            "of its own; None: the pool "
            "that the package shares (KVCACHE_NUM_THREADS, else one a core).\n\nErrors: "
            "FileNotFoundError, OSError; ValueError for what is malformed; NotImplementedError for "
-           "another\narchitecture; MemoryError. Each names file, field, found and expected.")
+           "another\narchitecture; MemoryError. Each names file, field, found and expected. Where "
+           "files "
+           "disagree a UserWarning says\nwhat was taken.")
       .def("generate", &generate, "prompt"_a.none(), "max_tokens"_a = 128, nb::kw_only(),
            "stream"_a = false, "cache"_a = nb::none(), "temperature"_a = 0.0, "top_k"_a = 0,
            "top_p"_a = 1.0, "min_p"_a = 0.0, "repetition_penalty"_a = 1.0, "seed"_a = 0,

@@ -13,7 +13,7 @@
 namespace kvcache::runner {
 namespace {
 
-constexpr std::int64_t kMaxFileBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kMaxTokenFileBytes = std::int64_t{16} << 20;
 constexpr const char* kNames[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                   "pad_token", "cls_token", "mask_token"};
 constexpr const char* kExtra[] = {"extra_special_tokens", "additional_special_tokens"};
@@ -27,7 +27,7 @@ bool holds(const Tokens& tokens, std::string_view content) {
 
 // An object, or an empty one where there is no such file.
 Result<Json> read_object(const std::string& path) {
-  Result<Json> document = load_json(path, kMaxFileBytes);
+  Result<Json> document = load_json(path, kMaxTokenFileBytes);
   if (!document.ok() && document.status().code() == StatusCode::kNotFound) return Json::object();
   if (document.ok()) KVC_RETURN_IF_ERROR(JsonObject::create(*document, path).status());
   return document;

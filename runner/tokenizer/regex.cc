@@ -88,8 +88,15 @@ class Translator {
   Result<std::string> run() {
     for (at_ = 0; at_ < pattern_.size(); ++at_) {
       const bool first_in_set = std::exchange(set_starts_, false);
+      const bool after_class = std::exchange(class_ends_, false);
+      const bool after_hyphen = std::exchange(hyphen_ends_, false);
       if (pattern_[at_] == '\\') {
         KVC_RETURN_IF_ERROR(escape());
+        if (class_ends_ && after_hyphen) return refuse(where_, "-\\", "\\- before a class");
+      } else if (in_set_ && pattern_[at_] == '-') {
+        // Beside a class it is itself, and no range from the end of what is spelled out.
+        out_ += after_class ? "\\-" : "-";
+        hyphen_ends_ = !after_class && !first_in_set;
       } else if (in_set_) {
         KVC_RETURN_IF_ERROR(within_set(first_in_set));
       } else {
@@ -146,6 +153,7 @@ class Translator {
   void put_class(const Ranges& ranges, bool negated) {
     if (in_set_) {
       out_ += items_of(negated ? complement_of(ranges) : ranges);
+      class_ends_ = true;
       return;
     }
     const std::string set = (negated ? "[^" : "[") + items_of(ranges) + "]";
@@ -208,6 +216,8 @@ class Translator {
   std::string out_;
   bool in_set_ = false;
   bool set_starts_ = false;               // right after '[' or '[^', where ']' would be a literal
+  bool class_ends_ = false;               // right after a class in a set
+  bool hyphen_ends_ = false;              // right after a hyphen in a set, not its first character
   std::vector<bool> caseless_ = {false};  // of the groups that are open, outermost first
 };
 

@@ -21,7 +21,7 @@ SCRIPTS = ("Arabic Armenian Bengali Cyrillic Devanagari Ethiopic Georgian Greek 
            "Tamil Telugu Thaana Thai Tibetan").split()
 CLASSES = ([rf"\p{{{name}}}" for name in CATEGORIES + SCRIPTS] +
            [r"\P{L}", r"[^\P{L}]", r"\s", r"\S", r"\d", r"\D", r"\w", r"\W", r"[\w]", r"[^\s\p{L}\p{N}]",
-            r"[\P{L}\d]", r"(?i:\p{Lu})", r"(?i)\p{Ll}", r"(?i:[\p{L}\p{N}])",
+            r"[\P{L}\d]", r"[\d-z]", r"[-\dz]", r"[z\-\d]", r"(?i:\p{Lu})", r"(?i)\p{Ll}", r"(?i:[\p{L}\p{N}])",
             r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"])
 
 

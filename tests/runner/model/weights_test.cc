@@ -101,7 +101,7 @@ TEST_F(WeightsTest, TheHeadIsTiedAsTheStoredTensorsAllow) {
   constexpr const char* kEmbedding = "model.embed_tokens.weight";
   constexpr const char* kHead = "lm_head.weight";
   const auto tied = [&](const std::function<void(Tensors&)>& change) {
-    load(change);
+    static_cast<void>(load(change));  // writes the files; not all of them load untied
     Json config = Json::parse(test::read_file(directory_.path() + "/config.json"));
     config["tie_word_embeddings"] = true;
     directory_.write("config.json", config.dump());

@@ -86,6 +86,14 @@ TEST(Unicode, LatinSuperscriptsAreWordCharactersOutsideOfSetsAlone) {
   }
 }
 
+TEST(Unicode, AHyphenBesideAClassIsItself) {
+  for (const char* set : {R"([\d-z]+)", R"([-\dz]+)", R"([\dz-]+)", R"([z\-\d]+)"}) {
+    for (const char32_t c : {U'-', U'7', U'z'}) EXPECT_TRUE(matches(set, c)) << set;
+    for (const char32_t c : {U'a', U'y', char32_t{0xE9}}) EXPECT_FALSE(matches(set, c)) << set;
+  }
+  EXPECT_FALSE(Regex::compile(R"([+-\d])", "p").ok());
+}
+
 TEST(Unicode, CaseIsIgnoredBySetsAndNotByClasses) {
   EXPECT_FALSE(matches(R"((?i:\p{Lu}))", U'a'));
   EXPECT_FALSE(matches(R"((?i)\p{Lu})", U'a'));
@@ -97,7 +105,8 @@ TEST(Unicode, CaseIsIgnoredBySetsAndNotByClasses) {
 TEST(Unicode, NfcLeavesWhatVersion9DidNotKnow) {
   // Marks of 10.0 .. 14.0 stay behind U+0301, with which they would change places.
   for (const char32_t mark : {0x1DF6, 0x08D3, 0x0898}) {
-    EXPECT_EQ(nfc({U'x', 0x0301, mark, 0x0323}), text_of({U'x', 0x0301, mark, 0x0323})) << mark;
+    EXPECT_EQ(nfc({U'x', 0x0301, mark, 0x0323}), text_of({U'x', 0x0301, mark, 0x0323}))
+        << std::uint32_t{mark};
   }
   EXPECT_EQ(nfc({0x11935, 0x11930}), text_of({0x11935, 0x11930}));  // U+11938 of 13.0
   EXPECT_EQ(nfc({0x105D2, 0x0307}), text_of({0x105D2, 0x0307}));    // U+105C9 of 16.0

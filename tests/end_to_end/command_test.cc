@@ -196,8 +196,7 @@ TEST_F(CommandTest, NumbersAreDecimalAndFitOrAreRefused) {
         continue;
       }
       ++numbers;
-      for (const char* text :
-           {"0x10", "1e", "ten", "''", "1,000x", "123456789012345678901234e999"}) {
+      for (const char* text : {"0x10", "1e", "ten", "1,000x", "123456789012345678901234e999"}) {
         const Ran ran = run(command + " " + name + " " + text);
         EXPECT_EQ(ran.exit_code, 2) << command << name << text;
         EXPECT_NE(ran.error.find(name), std::string::npos) << ran.error;

@@ -5,6 +5,7 @@
 
 #include "apps/cli/commands.h"
 #include "apps/cli/console.h"
+#include "apps/cli/options.h"
 #include "kvcache/kvcache.h"
 
 namespace kvcache::cli {

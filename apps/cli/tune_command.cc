@@ -5,6 +5,7 @@
 
 #include "apps/cli/commands.h"
 #include "apps/cli/console.h"
+#include "apps/cli/options.h"
 #include "kvcache/kvcache.h"
 
 namespace kvcache::cli {
@@ -47,7 +48,7 @@ void add_tune(CLI::App& app, int* exit_code) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand(
       "tune", "Measure at length what decode should prefetch here, and say what it would choose");
-  command->add_option("--turns", flags->turns, "Measurements of each level")
+  add_number(*command, "--turns", flags->turns, "Measurements of each level")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   command->add_flag("--json", flags->json, "Print one JSON object instead");

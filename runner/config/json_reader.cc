@@ -32,8 +32,12 @@ std::optional<Json> JsonReader::read() {
           state = State::kCommaOrEnd;
           break;
         }
-        if (state == State::kKeyOrEnd ? !read_key() : !read_value(&state)) return std::nullopt;
-        if (state == State::kKeyOrEnd) state = State::kValue;
+        if (state == State::kValueOrEnd) {
+          if (!read_value(&state)) return std::nullopt;
+        } else {
+          if (!read_key()) return std::nullopt;
+          state = State::kValue;
+        }
         break;
       case State::kValue:
         if (!read_value(&state)) return std::nullopt;

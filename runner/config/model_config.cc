@@ -52,19 +52,22 @@ Result<ModelFamily> parse_family(const JsonObject& root) {
   if (!architectures->is_array()) {
     return root.error(StatusCode::kCorrupt, "architectures", "a list of names");
   }
+  const FamilyTraits* listed = nullptr;
   for (const FamilyTraits& traits : kFamilies) {
-    if (by_type != nullptr && by_type != &traits) continue;
-    const bool listed = std::find(architectures->begin(), architectures->end(),
-                                  Json(traits.architecture)) != architectures->end();
-    if (listed) return traits.family;
+    if (std::find(architectures->begin(), architectures->end(), Json(traits.architecture)) ==
+        architectures->end()) {
+      continue;
+    }
+    if (by_type == nullptr || by_type == &traits) return traits.family;
+    listed = &traits;
   }
   const std::string where = root.where() + ": architectures";
   const std::string found = describe(architectures->front());
-  if (by_type == nullptr) {
+  if (listed == nullptr) {
     return found_expected(StatusCode::kUnsupported, where, found,
                           "LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM");
   }
-  return found_expected(StatusCode::kUnsupported, where, found,
+  return found_expected(StatusCode::kCorrupt, where, found,
                         std::string(by_type->architecture) + " for this model_type");
 }
 

@@ -36,7 +36,7 @@ Status check_prompt(const ModelConfig& config, std::span<const std::int32_t> pro
   for (const std::int32_t token : prompt) {
     if (token >= 0 && token < config.vocab_size) continue;
     return Status(StatusCode::kInvalidArgument,
-                  "prompt: found token " + std::to_string(token) + ", expected ids 0 .. " +
+                  "prompt: found id " + std::to_string(token) + ", expected 0 .. " +
                       std::to_string(config.vocab_size - 1) + " (vocab_size of config.json)");
   }
   return {};

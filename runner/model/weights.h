@@ -55,10 +55,10 @@ struct Weights {
 
 // Every tensor the family needs, checked by name and shape. With tie_word_embeddings the head is
 // the embedding as in transformers: unless both are stored and differ, and from whichever is
-// stored. Errors: kInvalidArgument for 8 bit activations where weights are not
-// kInt8; kNotFound for a missing tensor, kCorrupt for a wrong shape, kUnsupported for
-// matrices of different dtypes with WeightMode::kStored and for a NaN or an infinity in a matrix
-// with WeightMode::kInt8, kOutOfMemory.
+// stored. Errors: kInvalidArgument for 8 bit activations where weights are not kInt8; kNotFound for
+// a missing tensor, kCorrupt for a wrong shape, kUnsupported for matrices of different dtypes with
+// WeightMode::kStored and for a NaN or an infinity in a matrix with WeightMode::kInt8,
+// kOutOfMemory.
 Result<Weights> load_weights(const std::string& directory, ModelConfig config, WeightMode mode,
                              Activations activations = Activations::kInt16);
 

@@ -182,13 +182,11 @@ Result<AddedTokens> AddedTokens::create(const JsonObject& root, const TokenMap& 
   std::unordered_map<std::int32_t, std::string_view> content_of;
   for (const auto& [content, id] : vocabulary) content_of.emplace(id, content);
   for (const AddedToken& token : result.tokens_) {
-    const auto [taken, inserted] = content_of.emplace(token.id, token.content);
-    if (!inserted && taken->second != token.content) {
-      return found_expected(
-          StatusCode::kCorrupt, root.where() + ": added_tokens",
-          describe(std::string_view(token.content)) + " with the id of " + describe(taken->second),
-          "a vocabulary whose ids have no gaps");
-    }
+    const auto taken = content_of.find(token.id);
+    if (taken == content_of.end() || taken->second == token.content) continue;
+    result.notes_.push_back(root.where() +
+                            ": added_tokens: " + describe(std::string_view(token.content)) +
+                            " has the id of " + describe(taken->second) + " too, as in tokenizers");
   }
   for (std::size_t i = 0; i < result.tokens_.size(); ++i) {
     const AddedToken& token = result.tokens_[i];

@@ -6,7 +6,7 @@ import warnings
 
 import numpy
 import pytest
-import safetensors.numpy
+import safetensors.torch
 import torch
 import transformers
 
@@ -54,16 +54,14 @@ FILES = [
 
 
 @pytest.mark.parametrize("files", FILES, ids=lambda files: json.dumps(files)[:60])
-@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "Qwen2Tokenizer"])
-def test_ids_are_those_of_transformers(directory, files, kind):
+def test_ids_are_those_of_transformers(directory, files):
     files = {"tokenizer_config": {}} | files
     whole = json.loads((directory / "tokenizer.json").read_text())
     whole["added_tokens"] += files.pop("tokenizer", [])
     (directory / "tokenizer.json").write_text(json.dumps(whole))
-    files["tokenizer_config"] = {"tokenizer_class": kind} | files["tokenizer_config"]
     for name, content in files.items():
         (directory / f"{name}.json").write_text(json.dumps(content))
-    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours = kvcache.Model(directory).tokenizer
@@ -87,13 +85,13 @@ def change(directory, config, tensors=lambda stored: None):
     config(fields)
     (directory / "config.json").write_text(json.dumps(fields))
     path = directory / "model.safetensors"
-    stored = safetensors.numpy.load_file(path)
+    stored = safetensors.torch.load_file(path)
     tensors(stored)
-    safetensors.numpy.save_file(stored, path, metadata={"format": "pt"})
+    safetensors.torch.save_file(stored, path, metadata={"format": "pt"})
 
 
 def differing_head(stored):
-    stored["lm_head.weight"] = stored["model.embed_tokens.weight"][::-1].copy()
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].flip(0).contiguous()
 
 
 def head_alone(stored):
@@ -126,14 +124,14 @@ def test_the_original_context_may_stand_beside_the_scaling(directory):
 
 
 @pytest.mark.parametrize("fields", [
-    '"eos_token_id": -1', '"eos_token_id": 100000', '"eos_token_id": 40.0', '"a": NaN',
-    '"a": [Infinity, -Infinity, 1e999]', '"a": "\\ud800"', '"\\udc00": 1',
+    '"eos_token_id": -1', '"eos_token_id": 100000', '"a": NaN',
+    '"a": [Infinity, -Infinity, 1e999]', '"a": "\\ud800"', '"a": 0, "\\udc00": 1',
     '"a": ' + "[" * 100 + "]" * 100, '"a": 1, "a": 2', '"bos_token_id": -1',
     '"architectures": []', '"use_sliding_window": true, "max_window_layers": 28'])
 def test_what_transformers_loads_loads(directory, fields):
     path = directory / "config.json"
     path.write_text("{" + fields + "," + path.read_text().lstrip()[1:])
-    if "architectures" in fields or "eos_token_id" in fields or "bos_token_id" in fields:
+    if '"a"' not in fields:
         config = json.loads(path.read_text())
         config.update(json.loads("{" + fields + "}"))
         path.write_text(json.dumps(config))
@@ -150,5 +148,5 @@ def test_tokens_beyond_the_embeddings_are_refused_when_a_prompt_has_them(directo
     (directory / "tokenizer.json").write_text(json.dumps(whole))
     model = kvcache.Model(directory)
     assert len(model.generate("the time", max_tokens=4).tokens) <= 4
-    with pytest.raises(ValueError, match=f"prompt: found token {rows + 20}, expected ids 0 .. {rows - 1}"):
+    with pytest.raises(ValueError, match=f"prompt: found id {rows + 20}, expected 0 .. {rows - 1}"):
         model.generate(f"a <|{rows + 20 - 725}|>")

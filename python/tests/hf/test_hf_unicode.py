@@ -21,7 +21,7 @@ SCRIPTS = ("Arabic Armenian Bengali Cyrillic Devanagari Ethiopic Georgian Greek 
            "Tamil Telugu Thaana Thai Tibetan").split()
 CLASSES = ([rf"\p{{{name}}}" for name in CATEGORIES + SCRIPTS] +
            [r"\P{L}", r"[^\P{L}]", r"\s", r"\S", r"\d", r"\D", r"\w", r"\W", r"[\w]", r"[^\s\p{L}\p{N}]",
-            r"[\P{L}\d]", r"[\d-z]", r"[-\dz]", r"[z\-\d]", r"(?i:\p{Lu})", r"(?i)\p{Ll}", r"(?i:[\p{L}\p{N}])",
+            r"[\P{L}\d]", r"[-\dz]", r"[z\-\d]", r"(?i:\p{Lu})", r"(?i)\p{Ll}", r"(?i:[\p{L}\p{N}])",
             r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"])
 
 
@@ -35,7 +35,7 @@ def both(tmp_path):
         path = tmp_path / "tokenizer.json"
         path.write_text(json.dumps({
             "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
-            "post_processor": None, "decoder": None,
+            "post_processor": None, "decoder": {"type": "ByteFallback"},
             "model": {"type": "BPE", "vocab": {token: id for id, token in enumerate(BYTES)},
                       "merges": [], "byte_fallback": True}} | parts))
         ours = kvcache.Model(tmp_path).tokenizer

@@ -118,7 +118,7 @@ TEST(JsonFile, TextThatIsNotJsonIsRefusedWithItsPlace) {
 TEST(JsonFile, DamagedTextReadsAsElsewhere) {
   const std::string text =
       R"( {"a": [1, -2, 3.5e-7, 18446744073709551615, -9223372036854775808, 1e300, 0.1, -0.0],
-           "b\n": {"": "\u00e9\ud83d\ude00", "z": null, "t": true, "f": false, "n": {"x": []}},
+           "b\n": {"": "\u00e9\ud83d\ude00", "z": null, "t": true, "f": false, "n": {"x": [], "y": [{"z": [[{}, 1]]}, {}]}},
            "é": "\"\\\/\b\f\n\r\t", "big": 123456789012345678901234567890} )";
   EXPECT_EQ(parsed(text), Json::parse(text));
   std::mt19937_64 random(20261101);

@@ -300,7 +300,7 @@ TEST(ModelConfig, FilesThatAreNotThereOrNotJsonAreNamed) {
   const std::string path = dir.write("config.json", "{\"a\": ");
   Status status = load_model_config(dir.path()).status();
   EXPECT_EQ(status.code(), StatusCode::kCorrupt);
-  EXPECT_EQ(status.message(), path + ": found bad syntax at byte 7, expected JSON");
+  EXPECT_EQ(status.message(), path + ": found bad syntax at byte 6, expected JSON");
   dir.write("config.json", "[1, 2]");
   EXPECT_EQ(load_model_config(dir.path()).status().message(),
             path + ": found a list of 2, expected an object");

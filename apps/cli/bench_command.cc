@@ -17,6 +17,7 @@
 #include "bench/append.h"
 #include "bench/attention.h"
 #include "bench/decode_model.h"
+#include "bench/digest.h"
 #include "bench/linear.h"
 #include "bench/peer.h"
 #include "bench/report.h"
@@ -440,6 +441,48 @@ void add_decode_model(CLI::App& bench, int* exit_code) {
   });
 }
 
+struct DigestFlags {
+  ModelFlags model;
+  std::string filter;
+  bool json = false;
+};
+
+int run_digest(DigestFlags& flags) {
+  bench::DigestOptions options;
+  options.filter = flags.filter;
+  auto directory = model_directory(flags.model);
+  if (!directory.ok()) return fail(directory.status());
+  options.model = *directory;
+  options.context.executor = &default_executor();
+  ProgressBar bar("digest");
+  const auto digests =
+      bench::run_digest(options, [&](int done, int total) { bar.update(done, total); });
+  bar.clear();
+  if (!digests.ok()) return fail(digests.status());
+  if (flags.json) {
+    fmt::print("{}\n", bench::to_json(*digests));
+  } else {
+    std::vector<std::vector<std::string>> rows = {{"case", "storage", "backend", "bits", "error"}};
+    for (const bench::Digest& each : *digests) {
+      rows.push_back({each.name, each.storage, each.backend, fmt::format("{:016x}", each.bits),
+                      fmt::format("{:.1e}", each.error)});
+    }
+    fmt::print("{}", table(rows));
+  }
+  const Status status = bench::check_digests(*digests);
+  return status.ok() ? 0 : fail(status);
+}
+
+void add_digest(CLI::App& bench, int* exit_code) {
+  auto flags = std::make_shared<DigestFlags>();
+  CLI::App* command = bench.add_subcommand(
+      "digest", "A digest of the bits of every result on a fixed list, to compare two builds");
+  command->add_option("--model", flags->model.model, "Whose logits [the model that ships]");
+  command->add_option("--filter", flags->filter, "Only cases whose names contain this");
+  add_json(*command, flags->json);
+  command->callback([flags, exit_code] { *exit_code = run_digest(*flags); });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, int* exit_code) {
@@ -451,6 +494,7 @@ void add_bench(CLI::App& app, int* exit_code) {
   add_append(*command, exit_code);
   add_linear(*command, exit_code);
   add_decode_model(*command, exit_code);
+  add_digest(*command, exit_code);
   add_roofs(*command, exit_code);
 }
 

@@ -46,6 +46,8 @@ KVC_API Result<std::unique_ptr<Executor>> make_thread_pool(std::int32_t num_thre
 struct ExecContext {
   Executor* executor = nullptr;
   void* stream = nullptr;  // a device stream (cudaStream_t), for views that live on a device
+
+  Executor& get() const noexcept { return executor != nullptr ? *executor : default_executor(); }
 };
 
 }  // namespace v0

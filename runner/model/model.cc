@@ -15,10 +15,6 @@ const float* bias_of(const std::vector<float>& bias) {
   return bias.empty() ? nullptr : bias.data();
 }
 
-Executor& executor_of(const ExecContext& context) {
-  return context.executor != nullptr ? *context.executor : default_executor();
-}
-
 void grow(std::vector<float>& buffer, std::int64_t elements) {
   if (buffer.size() < static_cast<std::size_t>(elements)) {
     buffer.resize(static_cast<std::size_t>(elements));
@@ -202,7 +198,7 @@ Status Model::forward(const StepTokens& tokens, KvStore& store, ForwardState& st
   rms_norm(last, num_rows, hidden, weights_.final_norm.data(),
            static_cast<float>(config_.rms_norm_eps), last);
   const Product head[] = {{&weights_.head, nullptr, logits.data()}};
-  multiply(last, num_rows, head, state, executor_of(context));
+  multiply(last, num_rows, head, state, context.get());
   KVC_RETURN_IF_ERROR(step.end());
   state.counters_.rows_computed += count;
   state.counters_.rows_read += store.rows_read();
@@ -234,8 +230,7 @@ Status Model::run_layers(std::span<const std::int32_t> tokens, KvStore& store, F
   }
   for (std::int64_t index = 0; index < config_.num_layers; ++index) {
     KVC_RETURN_IF_ERROR(attend_layer(index, count, store, state, attention, context));
-    feed_forward(weights_.layers[static_cast<std::size_t>(index)], count, state,
-                 executor_of(context));
+    feed_forward(weights_.layers[static_cast<std::size_t>(index)], count, state, context.get());
   }
   return {};
 }
@@ -244,7 +239,7 @@ Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& stor
                            ForwardState& state, const AttentionOptions& attention,
                            const ExecContext& context) const {
   const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(index)];
-  Executor& executor = executor_of(context);
+  Executor& executor = context.get();
   const std::int64_t hidden = config_.hidden_size;
   const std::int64_t head_dim = config_.head_dim;
   const std::int64_t heads = config_.num_heads;

@@ -9,6 +9,7 @@
 #include "attention/merge.h"
 #include "attention/plan.h"
 #include "base/door.h"
+#include "base/expect.h"
 #include "tensor/strides.h"
 
 namespace kvcache {
@@ -37,7 +38,7 @@ Status AttentionPlan::run(const TensorView& q, const KvView& kv, const MutableTe
                           const ExecContext& context) {
   return internal::at_door([&]() -> Status {
     if (impl_ == nullptr) {
-      return Status(StatusCode::kInvalidArgument, "run: found no plan, expected plan() before it");
+      return internal::refusal("run", "no plan", "plan() before it");
     }
     return impl_->plan.run(q, kv, out, lse, options, context);
   });

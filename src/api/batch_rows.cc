@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "cache/contiguous/copy.h"
+#include "base/checked_math.h"
+#include "base/parallel.h"
 #include "tensor/convert.h"
 #include "tensor/strides.h"
 

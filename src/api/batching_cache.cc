@@ -11,6 +11,7 @@
 #include "attention/check.h"
 #include "attention/plan.h"
 #include "base/door.h"
+#include "base/expect.h"
 #include "cache/contiguous/dense.h"
 #include "cache/contiguous/slots.h"
 #include "cache/contiguous/slots_view.h"
@@ -21,23 +22,13 @@ namespace kvcache {
 
 using internal::at_door;
 using internal::ContiguousLayer;
+using internal::expect_at_least;
+using internal::expect_between;
 using internal::kAnyExtent;
 using internal::KvExtents;
 using internal::LayeredStorage;
 using internal::LayerShape;
-
-namespace {
-
-Status invalid(const std::string& name, const std::string& found, const std::string& expected) {
-  return Status(StatusCode::kInvalidArgument, name + ": found " + found + ", expected " + expected);
-}
-
-Status check_between(const char* name, std::int64_t value, std::int64_t most) {
-  if (value >= 1 && value <= most) return {};
-  return invalid(name, std::to_string(value), "1 .. " + std::to_string(most));
-}
-
-}  // namespace
+using internal::refusal;
 
 struct BatchingCache::Impl {
   Impl(std::int64_t num_slots, const BatchingOptions& batching, MemoryResource& memory)
@@ -65,7 +56,7 @@ Status BatchingCache::Impl::check_append(const TensorView& key, const TensorView
   KVC_RETURN_IF_ERROR(slots.check_rows(layer, key, value, shape));
   for (const TensorView* tensor : {&key, &value}) {
     if (dense.owns(tensor->data)) {
-      return invalid(tensor == &key ? "key" : "value", "a result of update_and_fetch",
+      return refusal(tensor == &key ? "key" : "value", "a result of update_and_fetch",
                      "memory outside of the batch");
     }
   }
@@ -84,12 +75,13 @@ Result<BatchingCache> BatchingCache::create(std::int64_t max_active_requests,
                                             const BatchingOptions& options) {
   return at_door([&]() -> Result<BatchingCache> {
     constexpr std::int64_t kMaxSlots = 1 << 16;
-    KVC_RETURN_IF_ERROR(check_between("max_active_requests", max_active_requests, kMaxSlots));
+    KVC_RETURN_IF_ERROR(expect_between("max_active_requests", max_active_requests, 1, kMaxSlots));
     if (options.num_layers) {
-      KVC_RETURN_IF_ERROR(check_between("num_layers", *options.num_layers, internal::kMaxLayers));
+      KVC_RETURN_IF_ERROR(
+          expect_between("num_layers", *options.num_layers, 1, internal::kMaxLayers));
     }
-    if (options.max_seq_len && *options.max_seq_len < 1) {
-      return invalid("max_seq_len", std::to_string(*options.max_seq_len), "at least 1");
+    if (options.max_seq_len) {
+      KVC_RETURN_IF_ERROR(expect_at_least("max_seq_len", *options.max_seq_len, 1));
     }
     // The rest is what every cache is given.
     CacheOptions cache;
@@ -107,7 +99,7 @@ Status BatchingCache::add_request(Cache& cache, std::int64_t id) {
     internal::BatchingSlots& slots = impl_->slots;
     KVC_RETURN_IF_ERROR(slots.check_id(id));
     if (slots.find(id) != nullptr) {
-      return invalid("id", "slot " + std::to_string(id) + " occupied", "a free one");
+      return refusal("id", "slot " + std::to_string(id) + " occupied", "a free one");
     }
     Cache::Impl& given = *cache.impl_;
     KVC_RETURN_IF_ERROR(slots.check_request(given.storage));
@@ -143,7 +135,7 @@ Result<BatchFetch> BatchingCache::update_and_fetch(const TensorView& key, const 
     }
     KVC_RETURN_IF_ERROR(internal::check_fetch_mask(mask, shape));
     if (mask.kind == MaskKind::kAdditive && self.dense.owns(mask.tensor.data)) {
-      return invalid("mask", "a result of update_and_fetch", "memory outside of the batch");
+      return refusal("mask", "a result of update_and_fetch", "memory outside of the batch");
     }
 
     const std::int64_t active = count > 0 ? self.slots.active() : 0;
@@ -210,14 +202,12 @@ Status BatchingCache::attend(const TensorView& q, const TensorView& key, const T
 Status BatchingCache::rewind(std::int64_t id, std::int64_t n) {
   return at_door([&]() -> Status {
     KVC_RETURN_IF_ERROR(impl_->slots.check_occupied(id));
-    if (n < 0) return invalid("n", std::to_string(n), "at least 0");
+    KVC_RETURN_IF_ERROR(expect_at_least("n", n, 0));
     LayeredStorage& slot = *impl_->slots.find(id);
     const std::int64_t shortest = slot.shortest_length();
     if (n > shortest) {
-      return Status(StatusCode::kOutOfRange,
-                    "n: found " + std::to_string(n) +
-                        ", expected at most the length of the shortest layer, " +
-                        std::to_string(shortest));
+      return refusal(StatusCode::kOutOfRange, "n", n,
+                     "at most the length of the shortest layer, " + std::to_string(shortest));
     }
     slot.rewind(n);
     return {};
@@ -227,7 +217,7 @@ Status BatchingCache::rewind(std::int64_t id, std::int64_t n) {
 Status BatchingCache::truncate(std::int64_t id, std::int64_t n) {
   return at_door([&]() -> Status {
     KVC_RETURN_IF_ERROR(impl_->slots.check_occupied(id));
-    if (n < 0) return invalid("n", std::to_string(n), "at least 0");
+    KVC_RETURN_IF_ERROR(expect_at_least("n", n, 0));
     impl_->slots.find(id)->truncate(n);
     return {};
   });

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "base/expect.h"
 #include "kvcache/types.h"
 #include "kvcache/version.h"
 
@@ -23,15 +24,14 @@ kvc_status report(const Status& status) noexcept {
 
 Status expect_not_null(const char* name, const void* pointer) {
   if (pointer != nullptr) return {};
-  return Status(StatusCode::kInvalidArgument, std::string(name) + ": found null, expected one");
+  return refusal(name, "null", "one");
 }
 
 Status expect_array(const char* name, const void* array, std::int64_t count) {
   // Bounds what a wrong count may read or allocate.
   constexpr std::int64_t kMaxCount = std::int64_t{1} << 31;
   if (count < 0 || count > kMaxCount) {
-    return Status(StatusCode::kInvalidArgument, std::string("number of ") + name + ": found " +
-                                                    std::to_string(count) + ", expected 0 .. 2^31");
+    return refusal(std::string("number of ") + name, count, "0 .. 2^31");
   }
   return count == 0 ? Status() : expect_not_null(name, array);
 }
@@ -39,24 +39,21 @@ Status expect_array(const char* name, const void* array, std::int64_t count) {
 Status check_struct_size(const char* name, const void* from, std::uint32_t struct_size,
                          std::size_t known) {
   if (struct_size < known || struct_size > kMaxStructSize) {
-    return Status(StatusCode::kInvalidArgument, std::string(name) + ".struct_size: found " +
-                                                    std::to_string(struct_size) + ", expected " +
-                                                    std::to_string(known));
+    return refusal(std::string(name) + ".struct_size", struct_size, known);
   }
   const auto* bytes = static_cast<const std::byte*>(from);
   if (!std::all_of(bytes + known, bytes + struct_size,
                    [](std::byte byte) { return byte == std::byte{0}; })) {
-    return Status(StatusCode::kUnsupported,
-                  std::string(name) + ": found fields beyond byte " + std::to_string(known) +
-                      " that are not 0, expected a library that knows them");
+    return refusal(StatusCode::kUnsupported, name,
+                   "fields beyond byte " + std::to_string(known) + " that are not 0",
+                   "a library that knows them");
   }
   return {};
 }
 
 Result<DType> dtype_of(const char* name, std::int32_t dtype) {
   if (dtype >= KVC_F32 && dtype <= KVC_I64) return static_cast<DType>(dtype);
-  return Status(StatusCode::kInvalidArgument,
-                std::string(name) + ".dtype: found " + std::to_string(dtype) + ", expected 0 .. 4");
+  return refusal(std::string(name) + ".dtype", dtype, "0 .. 4");
 }
 
 Result<MutableTensorView> tensor_of(const char* name, const kvc_tensor* tensor, bool optional) {
@@ -64,9 +61,7 @@ Result<MutableTensorView> tensor_of(const char* name, const kvc_tensor* tensor, 
   kvc_tensor from;
   KVC_RETURN_IF_ERROR(read_struct(name, tensor, &from));
   if (from.rank < 0 || from.rank > kMaxRank) {
-    return Status(
-        StatusCode::kInvalidArgument,
-        std::string(name) + ".rank: found " + std::to_string(from.rank) + ", expected 0 .. 4");
+    return refusal(std::string(name) + ".rank", from.rank, "0 .. 4");
   }
   MutableTensorView view;
   KVC_ASSIGN_OR_RETURN(view.dtype, dtype_of(name, from.dtype));
@@ -87,9 +82,7 @@ Status ForeignExecutor::adopt(const kvc_executor* executor) {
   if (executor == nullptr) return {};
   KVC_RETURN_IF_ERROR(read_struct("executor", executor, &host_));
   if (host_.concurrency < 1) {
-    return Status(StatusCode::kInvalidArgument, "executor.concurrency: found " +
-                                                    std::to_string(host_.concurrency) +
-                                                    ", expected at least 1");
+    return refusal("executor.concurrency", host_.concurrency, "at least 1");
   }
   if (host_.parallel_for == nullptr) return expect_not_null("executor.parallel_for", nullptr);
   adopted_ = true;

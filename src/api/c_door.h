@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/door.h"
+#include "base/expect.h"
 #include "kvcache/attention.h"
 #include "kvcache/executor.h"
 #include "kvcache/kv_view.h"
@@ -67,9 +68,7 @@ template <typename Struct>
 Status expect_written_struct(const char* name, const Struct* to) {
   KVC_RETURN_IF_ERROR(expect_not_null(name, to));
   if (to->struct_size >= sizeof(Struct) && to->struct_size <= kMaxStructSize) return {};
-  return Status(StatusCode::kInvalidArgument, std::string(name) + ".struct_size: found " +
-                                                  std::to_string(to->struct_size) + ", expected " +
-                                                  std::to_string(sizeof(Struct)));
+  return refusal(std::string(name) + ".struct_size", to->struct_size, sizeof(Struct));
 }
 
 // Calls fn(i, element) for every element of an array whose elements have the size of the first.
@@ -82,9 +81,8 @@ Status for_each_struct(const char* name, const Struct* array, std::int64_t count
     std::uint32_t struct_size = 0;
     std::memcpy(&struct_size, bytes, sizeof(struct_size));
     if (struct_size != stride) {
-      return Status(StatusCode::kInvalidArgument,
-                    std::string(name) + ": found struct_size " + std::to_string(struct_size) +
-                        ", expected " + std::to_string(stride) + " as in the first element");
+      return refusal(name, "struct_size " + std::to_string(struct_size),
+                     std::to_string(stride) + " as in the first element");
     }
     Struct element;
     KVC_RETURN_IF_ERROR(read_struct(name, reinterpret_cast<const Struct*>(bytes), &element));

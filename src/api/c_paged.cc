@@ -4,6 +4,7 @@
 
 #include "api/c_door.h"
 #include "api/c_paged.h"
+#include "base/expect.h"
 #include "kvcache/paged_cache.h"
 
 using kvcache::Append;
@@ -21,6 +22,7 @@ using kvcache::internal::for_each_struct;
 using kvcache::internal::ForeignExecutor;
 using kvcache::internal::make_view;
 using kvcache::internal::read_struct;
+using kvcache::internal::refusal;
 using kvcache::internal::tensor_of;
 
 struct kvc_step {
@@ -40,9 +42,8 @@ std::vector<SequenceId> ids_of(const std::int64_t* seqs, std::int64_t count) {
 
 Status expect_room(const char* name, std::int64_t capacity, std::size_t needed) {
   if (capacity >= 0 && static_cast<std::uint64_t>(capacity) >= needed) return {};
-  return Status(StatusCode::kOutOfRange, std::string(name) + ": found room for " +
-                                             std::to_string(capacity) + ", expected at least " +
-                                             std::to_string(needed));
+  return refusal(StatusCode::kOutOfRange, name, "room for " + std::to_string(capacity),
+                 "at least " + std::to_string(needed));
 }
 
 Status expect_step(const kvc_paged* cache, const kvc_step* step) {
@@ -69,9 +70,7 @@ kvc_status kvc_paged_create(const kvc_paged_config* config, kvc_paged** cache) {
     KVC_RETURN_IF_ERROR(read_struct("config", config, &from));
     KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
     if (from.layout != KVC_HND && from.layout != KVC_NHD) {
-      return Status(
-          StatusCode::kInvalidArgument,
-          "config.layout: found " + std::to_string(from.layout) + ", expected KVC_HND or KVC_NHD");
+      return refusal("config.layout", from.layout, "KVC_HND or KVC_NHD");
     }
     kvcache::CacheConfig wanted;
     wanted.layout = static_cast<kvcache::Layout>(from.layout);

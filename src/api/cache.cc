@@ -8,6 +8,7 @@
 #include "api/cache_impl.h"
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/expect.h"
 #include "cache/contiguous/view.h"
 #include "tensor/strides.h"
 
@@ -16,31 +17,20 @@ namespace {
 
 using internal::at_door;
 using internal::ContiguousLayer;
+using internal::expect_at_least;
 using internal::kAnyExtent;
 using internal::kv_extents;
 using internal::KvExtents;
 using internal::LayeredStorage;
 using internal::LayerShape;
+using internal::refusal;
 using internal::RowTargets;
-
-Status error(StatusCode code, const std::string& message) { return Status(code, message); }
-
-std::string found(const char* name, std::int64_t value) {
-  return std::string(name) + ": found " + std::to_string(value);
-}
-
-Status check_not_negative(const char* name, std::int64_t n) {
-  if (n >= 0) return {};
-  return error(StatusCode::kInvalidArgument, found(name, n) + ", expected at least 0");
-}
 
 // Batch, heads and head size may not be empty; the number of tokens may.
 Status check_sizes(const char* name, const TensorView& tensor, Layout layout) {
   const KvExtents e = kv_extents(tensor, layout);
   if (e.batch > 0 && e.heads > 0 && e.dim > 0) return {};
-  return error(StatusCode::kInvalidArgument,
-               std::string(name) + ": found " + internal::describe(tensor) +
-                   ", expected a batch, heads and a head size of at least 1");
+  return refusal(name, internal::describe(tensor), "a batch, heads and a head size of at least 1");
 }
 
 // Key and value agree with each other, and with the layer if it has a shape.
@@ -60,9 +50,8 @@ Status check_rows(const TensorView& key, const TensorView& value, Layout layout,
   if (layer == nullptr) return {};
   for (const TensorView* tensor : {&key, &value}) {
     if (layer->owns(tensor->data)) {
-      return error(StatusCode::kInvalidArgument,
-                   std::string(tensor == &key ? "key" : "value") +
-                       ": found rows of this layer itself, expected memory outside of it");
+      return refusal(tensor == &key ? "key" : "value", "rows of this layer itself",
+                     "memory outside of it");
     }
   }
   return {};
@@ -76,9 +65,8 @@ Status read_targets(const TensorView& cache_position, const KvExtents& key,
   switch (cache_position.rank) {
     case 0:
       if (key.length != 1) {
-        return error(StatusCode::kInvalidArgument, std::string(kName) + ": found a scalar for " +
-                                                       std::to_string(key.length) +
-                                                       " new tokens, expected one token");
+        return refusal(kName, "a scalar for " + std::to_string(key.length) + " new tokens",
+                       "one token");
       }
       break;
     case 1:
@@ -88,13 +76,11 @@ Status read_targets(const TensorView& cache_position, const KvExtents& key,
       KVC_RETURN_IF_ERROR(internal::expect_shape(kName, cache_position, {key.batch, key.length}));
       break;
     default:
-      return error(StatusCode::kInvalidArgument, std::string(kName) + ": found " +
-                                                     internal::describe(cache_position) +
-                                                     ", expected a scalar, [T] or [B, T]");
+      return refusal(kName, internal::describe(cache_position), "a scalar, [T] or [B, T]");
   }
   KVC_ASSIGN_OR_RETURN(*rows, internal::read_indices(kName, cache_position));
   for (std::int64_t row : *rows) {
-    KVC_RETURN_IF_ERROR(check_not_negative(kName, row));
+    KVC_RETURN_IF_ERROR(expect_at_least(kName, row, 0));
     targets->max_row = std::max(targets->max_row, row);
   }
   targets->kind = cache_position.rank == 2 ? RowTargets::kPerBatchRow : RowTargets::kShared;
@@ -109,13 +95,13 @@ Status check_capacity(const LayeredStorage& storage, std::int64_t layer_idx, std
   const ContiguousLayer* layer = storage.find(layer_idx);
   const std::string length = std::to_string(layer != nullptr ? layer->length() : 0);
   if (targets.kind == RowTargets::kAppend) {
-    return error(StatusCode::kOutOfRange, found("key", count) + " new tokens after a length of " +
-                                              length + ", expected at most the capacity of " +
-                                              std::to_string(capacity));
+    return refusal(StatusCode::kOutOfRange, "key",
+                   std::to_string(count) + " new tokens after a length of " + length,
+                   "at most the capacity of " + std::to_string(capacity));
   }
-  return error(StatusCode::kOutOfRange,
-               found("cache_position", targets.max_row) + " at a length of " + length +
-                   ", expected less than the capacity of " + std::to_string(capacity));
+  return refusal(StatusCode::kOutOfRange, "cache_position",
+                 std::to_string(targets.max_row) + " at a length of " + length,
+                 "less than the capacity of " + std::to_string(capacity));
 }
 
 // [B, H, 0, D] of what an update without tokens brought.
@@ -132,22 +118,15 @@ Result<std::unique_ptr<Cache::Impl>> Cache::Impl::create(const CacheOptions& opt
                                                          std::int64_t capacity,
                                                          std::int64_t num_layers) {
   if (options.dtype && !is_floating(*options.dtype)) {
-    return error(
-        StatusCode::kInvalidArgument,
-        std::string("dtype: found ") + name_of(*options.dtype) + ", expected f32, f16 or bf16");
+    return refusal("dtype", name_of(*options.dtype), "f32, f16 or bf16");
   }
   if (options.layout != Layout::kHND && options.layout != Layout::kNHD) {
-    return error(
-        StatusCode::kInvalidArgument,
-        found("layout", static_cast<std::int64_t>(options.layout)) + ", expected hnd or nhd");
+    return refusal("layout", static_cast<std::int64_t>(options.layout), "hnd or nhd");
   }
-  if (options.reserve_tokens < 1) {
-    return error(StatusCode::kInvalidArgument,
-                 found("reserve_tokens", options.reserve_tokens) + ", expected at least 1");
-  }
+  KVC_RETURN_IF_ERROR(expect_at_least("reserve_tokens", options.reserve_tokens, 1));
   MemoryResource& memory = options.memory != nullptr ? *options.memory : system_memory();
   if (memory.device().kind != DeviceKind::kCpu) {
-    return error(StatusCode::kUnsupported, "memory: found a device, expected the CPU");
+    return refusal(StatusCode::kUnsupported, "memory", "a device", "the CPU");
   }
   internal::StorageOptions storage;
   storage.dtype = options.dtype;
@@ -161,8 +140,7 @@ Result<std::unique_ptr<Cache::Impl>> Cache::Impl::create(const CacheOptions& opt
 Status Cache::Impl::check_layer(std::int64_t layer) const {
   const std::int64_t end = fixed_layers > 0 ? fixed_layers : internal::kMaxLayers;
   if (layer >= 0 && layer < end) return {};
-  return error(StatusCode::kOutOfRange,
-               found("layer_idx", layer) + ", expected 0 .. " + std::to_string(end - 1));
+  return refusal(StatusCode::kOutOfRange, "layer_idx", layer, "0 .. " + std::to_string(end - 1));
 }
 
 Result<std::unique_ptr<Cache::Impl>> Cache::Impl::clone() const {
@@ -175,9 +153,8 @@ Status internal::check_mask_length(std::optional<std::int64_t> mask_length, cons
   if (!mask_length || key.rank != 4) return {};
   const std::int64_t count = kv_extents(key, layout).length;
   if (*mask_length == count) return {};
-  return error(StatusCode::kInvalidArgument, found("mask_length", *mask_length) +
-                                                 ", expected none or the " + std::to_string(count) +
-                                                 " new tokens of key");
+  return refusal("mask_length", *mask_length,
+                 "none or the " + std::to_string(count) + " new tokens of key");
 }
 
 inline namespace v0 {
@@ -226,8 +203,7 @@ Result<OwnedKvView> Cache::view(std::int64_t layer_idx) const {
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
     if (layer == nullptr) {
-      return error(StatusCode::kNotFound,
-                   found("layer_idx", layer_idx) + ", expected a layer with rows");
+      return refusal(StatusCode::kNotFound, "layer_idx", layer_idx, "a layer with rows");
     }
     return internal::view_of(layer->rows(), layer->shape().layout, layer->first_position());
   });
@@ -265,18 +241,18 @@ Status Cache::batch_select(const TensorView& indices, const ExecContext& context
     KVC_ASSIGN_OR_RETURN(const std::vector<std::int64_t> list,
                          internal::read_indices("indices", indices));
     if (list.empty()) {
-      return error(StatusCode::kInvalidArgument, "indices: found none, expected at least one");
+      return refusal("indices", "none", "at least one");
     }
     const auto [smallest, largest] = std::minmax_element(list.begin(), list.end());
     if (*smallest < 0) {
-      return error(StatusCode::kOutOfRange, found("indices", *smallest) + ", expected at least 0");
+      return refusal(StatusCode::kOutOfRange, "indices", *smallest, "at least 0");
     }
     LayeredStorage& storage = impl_->storage;
     for (std::int64_t i = 0; i < storage.num_layers(); ++i) {
       const ContiguousLayer* layer = storage.find(i);
       if (layer != nullptr && *largest >= layer->shape().batch) {
-        return error(StatusCode::kOutOfRange, found("indices", *largest) + ", expected 0 .. " +
-                                                  std::to_string(layer->shape().batch - 1));
+        return refusal(StatusCode::kOutOfRange, "indices", *largest,
+                       "0 .. " + std::to_string(layer->shape().batch - 1));
       }
     }
     internal::BatchGather gather;
@@ -288,7 +264,7 @@ Status Cache::batch_select(const TensorView& indices, const ExecContext& context
 
 Status Cache::batch_repeat_interleave(std::int64_t n, const ExecContext& context) {
   return at_door([&]() -> Status {
-    if (n < 1) return error(StatusCode::kInvalidArgument, found("n", n) + ", expected at least 1");
+    if (n < 1) return refusal("n", n, "at least 1");
     if (n == 1) return {};
     internal::BatchGather gather;
     gather.repeat = n;
@@ -298,7 +274,7 @@ Status Cache::batch_repeat_interleave(std::int64_t n, const ExecContext& context
 
 Status Cache::crop(std::int64_t n, const ExecContext& context) {
   return at_door([&]() -> Status {
-    KVC_RETURN_IF_ERROR(check_not_negative("n", n));
+    KVC_RETURN_IF_ERROR(expect_at_least("n", n, 0));
     impl_->storage.crop(n, context);
     return {};
   });
@@ -306,7 +282,7 @@ Status Cache::crop(std::int64_t n, const ExecContext& context) {
 
 Status Cache::truncate(std::int64_t n) {
   return at_door([&]() -> Status {
-    KVC_RETURN_IF_ERROR(check_not_negative("n", n));
+    KVC_RETURN_IF_ERROR(expect_at_least("n", n, 0));
     impl_->storage.truncate(n);
     return {};
   });
@@ -314,12 +290,11 @@ Status Cache::truncate(std::int64_t n) {
 
 Status Cache::rewind(std::int64_t n) {
   return at_door([&]() -> Status {
-    KVC_RETURN_IF_ERROR(check_not_negative("n", n));
+    KVC_RETURN_IF_ERROR(expect_at_least("n", n, 0));
     const std::int64_t shortest = impl_->storage.shortest_length();
     if (n > shortest) {
-      return error(StatusCode::kOutOfRange,
-                   found("n", n) + ", expected at most the length of the shortest layer, " +
-                       std::to_string(shortest));
+      return refusal(StatusCode::kOutOfRange, "n", n,
+                     "at most the length of the shortest layer, " + std::to_string(shortest));
     }
     impl_->storage.rewind(n);
     return {};
@@ -329,13 +304,13 @@ Status Cache::rewind(std::int64_t n) {
 Status Cache::rewind_layer(std::int64_t layer_idx, std::int64_t n) {
   return at_door([&]() -> Status {
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
-    KVC_RETURN_IF_ERROR(check_not_negative("n", n));
+    KVC_RETURN_IF_ERROR(expect_at_least("n", n, 0));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
     const std::int64_t length = layer != nullptr ? layer->length() : 0;
     if (n > length) {
-      return error(StatusCode::kOutOfRange,
-                   found("n", n) + ", expected at most the length of layer " +
-                       std::to_string(layer_idx) + ", " + std::to_string(length));
+      return refusal(StatusCode::kOutOfRange, "n", n,
+                     "at most the length of layer " + std::to_string(layer_idx) + ", " +
+                         std::to_string(length));
     }
     if (layer != nullptr) impl_->storage.set_length(layer_idx, length - n);
     return {};

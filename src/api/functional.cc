@@ -8,6 +8,7 @@
 
 #include "api/cache_impl.h"
 #include "base/door.h"
+#include "base/expect.h"
 #include "cache/contiguous/history.h"
 #include "cache/contiguous/view.h"
 #include "kvcache/attention.h"
@@ -18,7 +19,10 @@ inline namespace v0 {
 namespace functional {
 
 using internal::at_door;
+using internal::expect_at_least;
+using internal::expect_between;
 using internal::History;
+using internal::refusal;
 
 struct CacheState::Impl {
   // A state of `store`, or (reset) one that only holds its memory. May throw bad_alloc.
@@ -64,30 +68,11 @@ struct StateAccess {
                                        std::int64_t layer_idx, bool causal);
 };
 
-namespace {
-
-Status invalid(const std::string& name, const std::string& found, const std::string& expected) {
-  return Status(StatusCode::kInvalidArgument, name + ": found " + found + ", expected " + expected);
-}
-
-Status check_between(const char* name, std::int64_t value, std::int64_t most) {
-  if (value >= 1 && value <= most) return {};
-  return invalid(name, std::to_string(value), "1 .. " + std::to_string(most));
-}
-
-Status check_at_least_one(const char* name, std::int64_t value) {
-  if (value >= 1) return {};
-  return invalid(name, std::to_string(value), "at least 1");
-}
-
-}  // namespace
+namespace {}  // namespace
 
 Status StateAccess::check(const CacheState& state, std::int64_t layer) {
-  if (of(state) == nullptr) return invalid("state", "none", "one of init or update");
-  const std::int64_t end = of(state)->history->options().num_layers;
-  if (layer >= 0 && layer < end) return {};
-  return Status(StatusCode::kOutOfRange, "layer: found " + std::to_string(layer) +
-                                             ", expected 0 .. " + std::to_string(end - 1));
+  if (of(state) == nullptr) return refusal("state", "none", "one of init or update");
+  return internal::expect_index("layer", layer, of(state)->history->options().num_layers);
 }
 
 Result<CacheState> StateAccess::empty(std::shared_ptr<History> history, bool reset) {
@@ -105,10 +90,9 @@ Status StateAccess::check_rows(const Impl& impl, std::int64_t layer, const Tenso
   KVC_RETURN_IF_ERROR(internal::expect_kv("v", v, s.layout, {s.batch, s.heads, count, s.v_dim}));
   const std::int64_t length = impl.layers[static_cast<std::size_t>(layer)].length;
   if (count <= options.max_seq_len - length) return {};
-  return Status(StatusCode::kOutOfRange,
-                "k: found " + std::to_string(count) + " new tokens after a length of " +
-                    std::to_string(length) + ", expected at most the capacity of " +
-                    std::to_string(options.max_seq_len));
+  return refusal(StatusCode::kOutOfRange, "k",
+                 std::to_string(count) + " new tokens after a length of " + std::to_string(length),
+                 "at most the capacity of " + std::to_string(options.max_seq_len));
 }
 
 // REQUIRES: the checks passed, at least one token.
@@ -158,16 +142,16 @@ std::int64_t CacheState::copied_bytes() const noexcept {
 
 Result<CacheState> init(const InitOptions& options) {
   return at_door([&]() -> Result<CacheState> {
-    KVC_RETURN_IF_ERROR(check_at_least_one("batch_size", options.batch_size));
-    KVC_RETURN_IF_ERROR(check_between("num_layers", options.num_layers, internal::kMaxLayers));
-    KVC_RETURN_IF_ERROR(check_at_least_one("num_heads", options.num_heads));
-    KVC_RETURN_IF_ERROR(check_at_least_one("head_dim", options.head_dim));
-    KVC_RETURN_IF_ERROR(check_at_least_one("max_seq_len", options.max_seq_len));
+    KVC_RETURN_IF_ERROR(expect_at_least("batch_size", options.batch_size, 1));
+    KVC_RETURN_IF_ERROR(expect_between("num_layers", options.num_layers, 1, internal::kMaxLayers));
+    KVC_RETURN_IF_ERROR(expect_at_least("num_heads", options.num_heads, 1));
+    KVC_RETURN_IF_ERROR(expect_at_least("head_dim", options.head_dim, 1));
+    KVC_RETURN_IF_ERROR(expect_at_least("max_seq_len", options.max_seq_len, 1));
     if (!is_floating(options.dtype)) {
-      return invalid("dtype", name_of(options.dtype), "f32, f16 or bf16");
+      return refusal("dtype", name_of(options.dtype), "f32, f16 or bf16");
     }
     if (options.layout != Layout::kHND && options.layout != Layout::kNHD) {
-      return invalid("layout", std::to_string(static_cast<int>(options.layout)), "hnd or nhd");
+      return refusal("layout", static_cast<int>(options.layout), "hnd or nhd");
     }
     History::Options history;
     history.shape = {options.batch_size, options.num_heads, options.head_dim, options.head_dim,
@@ -176,12 +160,11 @@ Result<CacheState> init(const InitOptions& options) {
     history.max_seq_len = options.max_seq_len;
     history.memory = options.memory != nullptr ? options.memory : &system_memory();
     if (history.memory->device().kind != DeviceKind::kCpu) {
-      return Status(StatusCode::kUnsupported, "memory: found a device, expected the CPU");
+      return refusal(StatusCode::kUnsupported, "memory", "a device", "the CPU");
     }
     internal::ContiguousGeometry geometry;
     if (!internal::fixed_geometry(history.shape, options.max_seq_len, &geometry)) {
-      return invalid("max_seq_len", std::to_string(options.max_seq_len),
-                     "a layer of at most 2^62 bytes");
+      return refusal("max_seq_len", options.max_seq_len, "a layer of at most 2^62 bytes");
     }
     return StateAccess::empty(std::make_shared<History>(history), false);
   });
@@ -225,13 +208,9 @@ Result<CacheState> reset(const CacheState& state) {
 
 Result<CachedAttention> StateAccess::build(std::int64_t num_heads, std::int64_t head_dim,
                                            std::int64_t layer_idx, bool causal) {
-  KVC_RETURN_IF_ERROR(check_between("num_heads", num_heads, 1 << 20));
-  KVC_RETURN_IF_ERROR(check_between("head_dim", head_dim, 1 << 16));
-  if (layer_idx < 0 || layer_idx >= internal::kMaxLayers) {
-    return Status(StatusCode::kOutOfRange, "layer_idx: found " + std::to_string(layer_idx) +
-                                               ", expected 0 .. " +
-                                               std::to_string(internal::kMaxLayers - 1));
-  }
+  KVC_RETURN_IF_ERROR(expect_between("num_heads", num_heads, 1, 1 << 20));
+  KVC_RETURN_IF_ERROR(expect_between("head_dim", head_dim, 1, 1 << 16));
+  KVC_RETURN_IF_ERROR(internal::expect_index("layer_idx", layer_idx, internal::kMaxLayers));
   CachedAttention attention;
   attention.num_heads_ = num_heads;
   attention.head_dim_ = head_dim;
@@ -255,7 +234,7 @@ Result<CacheState> CachedAttention::operator()(const TensorView& q, const Tensor
     KVC_RETURN_IF_ERROR(StateAccess::check(state, layer_));
     const internal::LayerShape& s = StateAccess::of(state)->history->options().shape;
     if (head_dim_ != s.k_dim || num_heads_ % s.heads != 0) {
-      return invalid("state", std::to_string(s.heads) + " heads of size " + std::to_string(s.k_dim),
+      return refusal("state", std::to_string(s.heads) + " heads of size " + std::to_string(s.k_dim),
                      "heads of size " + std::to_string(head_dim_) + " whose number divides " +
                          std::to_string(num_heads_));
     }

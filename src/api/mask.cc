@@ -3,6 +3,7 @@
 #include <string>
 
 #include "base/door.h"
+#include "base/expect.h"
 
 namespace kvcache {
 inline namespace v0 {
@@ -10,8 +11,7 @@ inline namespace v0 {
 Result<Mask> Mask::named(std::string_view name) {
   return internal::at_door([&]() -> Result<Mask> {
     if (name == "causal") return causal();
-    return Status(StatusCode::kInvalidArgument,
-                  "mask: found \"" + std::string(name) + "\", expected \"causal\" or a tensor");
+    return internal::refusal("mask", "\"" + std::string(name) + "\"", "\"causal\" or a tensor");
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/expect.h"
 #include "cache/contiguous/geometry.h"
 #include "cache/paged/layout.h"
 
@@ -12,40 +13,35 @@ namespace kvcache {
 namespace {
 
 using internal::ContiguousGeometry;
+using internal::expect_at_least;
 using internal::LayerShape;
+using internal::refusal;
 
-Status invalid(const std::string& name, std::int64_t found, const std::string& expected) {
-  return Status(StatusCode::kInvalidArgument,
-                name + ": found " + std::to_string(found) + ", expected " + expected);
-}
-
-Status too_large() {
-  return Status(StatusCode::kInvalidArgument, "plan: found more than 2^62 bytes, expected less");
-}
+Status too_large() { return refusal("plan", "more than 2^62 bytes", "less"); }
 
 Status check_spec(const LayerSpec& spec, std::int64_t index) {
   const std::string layer = "layers[" + std::to_string(index) + "].";
   if (spec.num_kv_heads < 1)
-    return invalid(layer + "num_kv_heads", spec.num_kv_heads, "at least 1");
-  if (spec.k_head_dim < 1) return invalid(layer + "k_head_dim", spec.k_head_dim, "at least 1");
-  if (spec.v_head_dim < 1) return invalid(layer + "v_head_dim", spec.v_head_dim, "at least 1");
+    return refusal(layer + "num_kv_heads", spec.num_kv_heads, "at least 1");
+  if (spec.k_head_dim < 1) return refusal(layer + "k_head_dim", spec.k_head_dim, "at least 1");
+  if (spec.v_head_dim < 1) return refusal(layer + "v_head_dim", spec.v_head_dim, "at least 1");
   for (const RowFormat& format : {spec.k_format, spec.v_format}) {
     if (format.kind == RowFormat::kStrided && is_floating(format.dtype)) continue;
-    return Status(StatusCode::kInvalidArgument, layer + "format: found " + name_of(format.dtype) +
-                                                    " of kind " + std::to_string(format.kind) +
-                                                    ", expected strided f32, f16 or bf16");
+    return refusal(layer + "format",
+                   std::string(name_of(format.dtype)) + " of kind " + std::to_string(format.kind),
+                   "strided f32, f16 or bf16");
   }
   return {};
 }
 
 Status check_request(CacheKind kind, const MemoryPlanRequest& request) {
-  if (request.layers.empty()) return invalid("layers", 0, "at least 1");
-  if (request.batch_size < 1) return invalid("batch_size", request.batch_size, "at least 1");
-  if (request.seq_length < 0) return invalid("seq_length", request.seq_length, "at least 0");
+  if (request.layers.empty()) return refusal("layers", 0, "at least 1");
+  KVC_RETURN_IF_ERROR(expect_at_least("batch_size", request.batch_size, 1));
+  KVC_RETURN_IF_ERROR(expect_at_least("seq_length", request.seq_length, 0));
   if (kind == CacheKind::kStatic) {
-    if (request.max_length < 1) return invalid("max_length", request.max_length, "at least 1");
+    KVC_RETURN_IF_ERROR(expect_at_least("max_length", request.max_length, 1));
     if (request.seq_length > request.max_length) {
-      return invalid("seq_length", request.seq_length,
+      return refusal("seq_length", request.seq_length,
                      "at most max_length, " + std::to_string(request.max_length));
     }
   }
@@ -56,7 +52,6 @@ Status check_request(CacheKind kind, const MemoryPlanRequest& request) {
 
 // A cache of contiguous layers: nothing is held before the first token.
 Result<PlannedBytes> plan_contiguous(CacheKind kind, const MemoryPlanRequest& request) {
-  constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
   PlannedBytes plan;
   if (request.seq_length == 0) return plan;
   for (const LayerSpec& spec : request.layers) {
@@ -70,7 +65,7 @@ Result<PlannedBytes> plan_contiguous(CacheKind kind, const MemoryPlanRequest& re
     if (!sized) return too_large();
     plan.nbytes += geometry.stored_bytes(request.seq_length);
     plan.reserved_bytes += geometry.committed_bytes(request.seq_length);
-    if (plan.reserved_bytes > kMaxBytes) return too_large();
+    if (plan.reserved_bytes > internal::kMaxBytes) return too_large();
   }
   return plan;
 }
@@ -89,7 +84,7 @@ Result<PlannedBytes> plan_memory(CacheKind kind, const MemoryPlanRequest& reques
       case CacheKind::kPaged:
         return internal::plan_paged(request);
     }
-    return invalid("kind", static_cast<std::int64_t>(kind), "dynamic, static or paged");
+    return refusal("kind", static_cast<std::int64_t>(kind), "dynamic, static or paged");
   });
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/door.h"
+#include "base/expect.h"
 #include "cache/paged/layout.h"
 #include "cache/paged/rows.h"
 #include "cache/paged/store.h"
@@ -15,17 +16,16 @@ namespace kvcache {
 inline namespace v0 {
 
 using internal::at_door;
+using internal::expect_at_least;
 using internal::PagedStep;
 using internal::PagedStore;
+using internal::refusal;
 
 struct PagedCache::Impl {
   std::unique_ptr<PagedStore> store;  // none once the cache is gone: open steps may live longer
 
   Status check_layer(std::int64_t layer) const {
-    const std::int64_t num_layers = store->layout().num_layers();
-    if (layer >= 0 && layer < num_layers) return {};
-    return Status(StatusCode::kOutOfRange, "layer: found " + std::to_string(layer) +
-                                               ", expected 0 .. " + std::to_string(num_layers - 1));
+    return internal::expect_index("layer", layer, store->layout().num_layers());
   }
 };
 
@@ -40,11 +40,10 @@ struct PagedCache::Step::Impl {
   // The open step of a cache. Errors: kNotFound.
   static Result<PagedStep*> of(const Step& step, const PagedCache::Impl* cache) {
     if (step.impl_ == nullptr || step.impl_->step == nullptr) {
-      return Status(StatusCode::kNotFound, "step: found one that has ended, expected an open one");
+      return refusal(StatusCode::kNotFound, "step", "one that has ended", "an open one");
     }
     if (step.impl_->owner.get() != cache) {
-      return Status(StatusCode::kNotFound,
-                    "step: found one of another cache, expected one of this cache");
+      return refusal(StatusCode::kNotFound, "step", "one of another cache", "one of this cache");
     }
     return step.impl_->step.get();
   }
@@ -91,33 +90,27 @@ const char* name_of_operation(Operation operation) noexcept {
 }
 
 Status unsupported(Operation operation) {
-  return Status(StatusCode::kUnsupported, std::string("operation: found ") +
-                                              name_of_operation(operation) +
-                                              ", expected one that supports() names");
+  return refusal(StatusCode::kUnsupported, "operation", name_of_operation(operation),
+                 "one that supports() names");
 }
 
 // num_pages, from the budget where it is not given.
 Result<std::int64_t> pool_size(const CacheConfig& config, const internal::PagedLayout& layout) {
-  const auto invalid = [](const char* name, std::int64_t found, const std::string& expected) {
-    return Status(
-        StatusCode::kInvalidArgument,
-        std::string(name) + ": found " + std::to_string(found) + ", expected " + expected);
-  };
-  if (config.num_pages < 0) return invalid("num_pages", config.num_pages, "at least 0");
-  if (config.budget_bytes < 0) return invalid("budget_bytes", config.budget_bytes, "at least 0");
+  KVC_RETURN_IF_ERROR(expect_at_least("num_pages", config.num_pages, 0));
+  KVC_RETURN_IF_ERROR(expect_at_least("budget_bytes", config.budget_bytes, 0));
   if (config.num_pages == 0 && config.budget_bytes == 0) {
-    return invalid("num_pages", 0, "at least 1, or budget_bytes");
+    return refusal("num_pages", 0, "at least 1, or budget_bytes");
   }
   std::int64_t num_pages = config.num_pages;
   if (config.budget_bytes > 0) {
     const std::int64_t most = layout.pages_in_budget(config.budget_bytes);
     if (most == 0) {
-      return invalid("budget_bytes", config.budget_bytes,
+      return refusal("budget_bytes", config.budget_bytes,
                      "at least " + std::to_string(layout.page_bytes() + layout.page_table_bytes()) +
                          ", one page with its tables");
     }
     if (num_pages > most) {
-      return invalid("num_pages", num_pages,
+      return refusal("num_pages", num_pages,
                      "at most " + std::to_string(most) + " for budget_bytes " +
                          std::to_string(config.budget_bytes));
     }
@@ -183,7 +176,7 @@ Result<PagedCache> PagedCache::create(const CacheConfig& config) {
     KVC_ASSIGN_OR_RETURN(const std::int64_t num_pages, pool_size(config, layout));
     MemoryResource& memory = config.memory != nullptr ? *config.memory : system_memory();
     if (memory.device() != Device{}) {
-      return Status(StatusCode::kUnsupported, "memory: found a device's, expected the CPU's");
+      return refusal(StatusCode::kUnsupported, "memory", "a device's", "the CPU's");
     }
     auto impl = std::make_shared<Impl>();
     KVC_ASSIGN_OR_RETURN(
@@ -229,8 +222,7 @@ Result<OwnedKvView> PagedCache::view(const Step& step, std::int64_t layer) const
     KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
     if (open->num_new_tokens > 0 && open->written[static_cast<std::size_t>(layer)] == 0) {
-      return Status(StatusCode::kInvalidArgument,
-                    "layer: found " + std::to_string(layer) + " not written, expected it written");
+      return refusal("layer", std::to_string(layer) + " not written", "it written");
     }
     return internal::step_view(*impl_->store, *open, layer);
   });

@@ -4,6 +4,7 @@
 
 #include "api/cache_impl.h"
 #include "base/door.h"
+#include "base/expect.h"
 
 namespace kvcache {
 inline namespace v0 {
@@ -11,15 +12,9 @@ inline namespace v0 {
 Result<StaticCache> StaticCache::create(std::int64_t max_length, std::int64_t num_layers,
                                         const CacheOptions& options) {
   return internal::at_door([&]() -> Result<StaticCache> {
-    if (max_length < 1) {
-      return Status(StatusCode::kInvalidArgument,
-                    "max_length: found " + std::to_string(max_length) + ", expected at least 1");
-    }
-    if (num_layers < 1 || num_layers > internal::kMaxLayers) {
-      return Status(StatusCode::kInvalidArgument,
-                    "num_layers: found " + std::to_string(num_layers) + ", expected 1 .. " +
-                        std::to_string(internal::kMaxLayers));
-    }
+    KVC_RETURN_IF_ERROR(internal::expect_at_least("max_length", max_length, 1));
+    KVC_RETURN_IF_ERROR(
+        internal::expect_between("num_layers", num_layers, 1, internal::kMaxLayers));
     KVC_ASSIGN_OR_RETURN(std::unique_ptr<Impl> impl, Impl::create(options, max_length, num_layers));
     return StaticCache(std::move(impl));
   });

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "base/expect.h"
 #include "tensor/strides.h"
 
 namespace kvcache::internal {
@@ -34,8 +35,7 @@ Status expect_part(const char* out_name, const TensorView& out, const char* lse_
   KVC_RETURN_IF_ERROR(expect_dtype(out_name, out, DType::kF32));
   KVC_RETURN_IF_ERROR(expect_dtype(lse_name, lse, DType::kF32));
   if (out.rank < 1) {
-    return Status(StatusCode::kInvalidArgument,
-                  std::string(out_name) + ": found " + describe(out) + ", expected [..., D]");
+    return refusal(out_name, describe(out), "[..., D]");
   }
   return expect_shape(lse_name, lse, out.shape, out.rank - 1);
 }
@@ -86,9 +86,7 @@ Status finish_parts(const MutableTensorView& out, const TensorView& lse,
   KVC_RETURN_IF_ERROR(expect_part("out", out, "lse", lse));
   KVC_RETURN_IF_ERROR(expect_rank("out", out, 3));
   if (static_cast<std::int64_t>(sinks.size()) != out.shape[1]) {
-    return Status(StatusCode::kInvalidArgument, "sinks: found " + std::to_string(sinks.size()) +
-                                                    ", expected " + std::to_string(out.shape[1]) +
-                                                    " (one per head)");
+    return refusal("sinks", sinks.size(), std::to_string(out.shape[1]) + " (one per head)");
   }
   if (lse.num_elements() == 0) return {};
   std::int64_t index[kMaxRank] = {0, 0, 0, 0};

@@ -11,21 +11,13 @@
 #include "attention/visible.h"
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/expect.h"
 
 namespace kvcache::internal {
 namespace {
 
-Status not_planned(const std::string& name, const std::string& found, const std::string& expected) {
-  return Status(StatusCode::kInvalidArgument,
-                name + ": found " + found + ", expected " + expected + " as planned");
-}
-
-Status not_planned(const std::string& name, std::int64_t found, std::int64_t expected) {
-  return not_planned(name, std::to_string(found), std::to_string(expected));
-}
-
-Executor& executor_of(const ExecContext& context) {
-  return context.executor == nullptr ? default_executor() : *context.executor;
+Status not_planned(const Word& name, const Word& found, const Word& expected) {
+  return refusal(name, found, expected.text() + " as planned");
 }
 
 // Multiply-adds below which the calling thread leaves the default pool alone: some 20 us of one
@@ -63,7 +55,7 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
   KVC_RETURN_IF_ERROR(select_prefetch(*backend, row_bytes(like), all_bytes(like), &prefetch));
 
   // Room first, then changes that cannot fail.
-  const std::int32_t concurrency = executor_of(context).concurrency();
+  const std::int32_t concurrency = context.get().concurrency();
   WorkShape shape;
   shape.group = num_heads / like.num_kv_heads;
   shape.num_kv_heads = like.num_kv_heads;
@@ -125,7 +117,7 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
 
 Status Plan::check_planned(const KvView& kv, const AttentionOptions& options) const {
   if (backend_ == nullptr) {
-    return Status(StatusCode::kInvalidArgument, "run: found no plan, expected plan() before it");
+    return refusal("run", "no plan", "plan() before it");
   }
   if (kv.num_seqs != num_seqs_) return not_planned("kv.num_seqs", kv.num_seqs, num_seqs_);
   if (kv.num_kv_heads != num_kv_heads_) {
@@ -201,11 +193,10 @@ Status Plan::run(const TensorView& q, const KvView& kv, const MutableTensorView&
   KVC_RETURN_IF_ERROR(check_mask(options.mask, kv, qo_indptr_, num_heads_));
   AttentionProblem problem;
   KVC_RETURN_IF_ERROR(bind_problem(q, qo_indptr_, kv, out, lse, num_heads_, options, &problem));
-  Executor& executor = executor_of(context);
+  Executor& executor = context.get();
   if (executor.concurrency() > concurrency_) {
-    return Status(StatusCode::kInvalidArgument,
-                  "context.executor: found concurrency " + std::to_string(executor.concurrency()) +
-                      ", expected at most " + std::to_string(concurrency_) + " as planned");
+    return refusal("context.executor", "concurrency " + std::to_string(executor.concurrency()),
+                   "at most " + std::to_string(concurrency_) + " as planned");
   }
   if (backend_->attention == nullptr) {
     run_reference(problem, executor);

@@ -6,6 +6,7 @@
 
 #include "attention/calibrate.h"
 #include "base/cpu_features.h"
+#include "base/expect.h"
 
 namespace kvcache::internal {
 
@@ -25,7 +26,7 @@ Status select_backend(const char* name, const Backend** backend) {
         return {};
       }
     }
-    return Status(StatusCode::kInternal, "backends: found none available");
+    return refusal(StatusCode::kInternal, "backends", "none available", "one that runs here");
   }
 
   const Backend* found = find_backend(name);
@@ -35,13 +36,12 @@ Status select_backend(const char* name, const Backend** backend) {
       if (i > 0) names += ", ";
       names += backends[i].name;
     }
-    return Status(StatusCode::kUnavailable,
-                  std::string(asked_by) + ": found \"" + name + "\", expected one of " + names);
+    return refusal(StatusCode::kUnavailable, asked_by, std::string("\"") + name + "\"",
+                   "one of " + names);
   }
   if (!found->available) {
-    return Status(StatusCode::kUnavailable, std::string(asked_by) + ": found \"" + name +
-                                                "\", expected a backend that runs here (" +
-                                                found->reason + ")");
+    return refusal(StatusCode::kUnavailable, asked_by, std::string("\"") + name + "\"",
+                   std::string("a backend that runs here (") + found->reason + ")");
   }
   *backend = found;
   return {};
@@ -72,8 +72,8 @@ Status named_prefetch(Prefetch* level, bool* named) {
     *level = known;
     return {};
   }
-  return Status(StatusCode::kUnavailable, std::string("KVCACHE_PREFETCH: found \"") + name +
-                                              "\", expected one of none, runs, l1, l2, l3");
+  return refusal(StatusCode::kUnavailable, "KVCACHE_PREFETCH", std::string("\"") + name + "\"",
+                 "one of none, runs, l1, l2, l3");
 }
 
 Status select_prefetch(const Backend& backend, std::int64_t row_bytes, std::int64_t bytes,

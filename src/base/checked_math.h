@@ -34,6 +34,9 @@ namespace kvcache::internal {
   return true;
 }
 
+// No byte count of ours passes this, so that sums of two never overflow.
+inline constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
+
 // REQUIRES: a >= 0, b > 0.
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept {
   return a / b + (a % b != 0 ? 1 : 0);

@@ -14,6 +14,7 @@
 
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/immortal.h"
 #include "base/memory_kinds.h"
 
 #ifndef MREMAP_DONTUNMAP  // Linux 5.7; headers may be older than the kernel
@@ -235,10 +236,8 @@ class MappedMemory final : public MemoryResource {
 }  // namespace
 
 MemoryResource& mapped_memory() noexcept {
-  // Never destroyed: a cache may outlive the statics of other files.
-  alignas(MappedMemory) static std::byte storage[sizeof(MappedMemory)];
-  static MappedMemory& memory = *new (storage) MappedMemory;
-  return memory;
+  static Immortal<MappedMemory> memory;  // a cache may outlive the statics of other files
+  return *memory;
 }
 
 }  // namespace kvcache::internal

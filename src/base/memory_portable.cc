@@ -4,20 +4,21 @@
 #include <cstring>
 
 #include "base/door.h"
+#include "base/immortal.h"
 #include "base/memory_kinds.h"
 
 namespace kvcache::internal {
 namespace {
 
 // The sanitizers' allocators end the program above this; the others refuse far later than sense.
-constexpr std::int64_t kMaxBytes = (std::int64_t{1} << 40) - (std::int64_t{1} << 20);
+constexpr std::int64_t kMaxBlockBytes = (std::int64_t{1} << 40) - (std::int64_t{1} << 20);
 
 class PortableMemory final : public MemoryResource {
  public:
   Result<Region> reserve(std::int64_t bytes) noexcept override {
     // The word before the region holds what calloc returned.
     const std::int64_t extra = page_bytes() + static_cast<std::int64_t>(sizeof(void*));
-    if (bytes <= 0 || bytes > kMaxBytes) return out_of_memory();
+    if (bytes <= 0 || bytes > kMaxBlockBytes) return out_of_memory();
     void* block = std::calloc(1, static_cast<std::size_t>(bytes + extra));
     if (block == nullptr) return out_of_memory();
     const std::uintptr_t page = static_cast<std::uintptr_t>(page_bytes());
@@ -57,8 +58,8 @@ class PortableMemory final : public MemoryResource {
 }  // namespace
 
 MemoryResource& portable_memory() noexcept {
-  static PortableMemory memory;
-  return memory;
+  static Immortal<PortableMemory> memory;
+  return *memory;
 }
 
 }  // namespace kvcache::internal

@@ -13,6 +13,8 @@
 
 #include "base/cpu_count.h"
 #include "base/door.h"
+#include "base/expect.h"
+#include "base/immortal.h"
 
 namespace kvcache {
 namespace internal {
@@ -179,10 +181,9 @@ struct ThreadPool::State {
           threads.emplace_back([this] { thread_main(); });
         }
       } catch (const std::system_error&) {
-        return Status(StatusCode::kOutOfMemory, "num_threads: found " + std::to_string(count + 1) +
-                                                    ", expected at most the " +
-                                                    std::to_string(threads.size() + 1) +
-                                                    " that the system granted");
+        return internal::refusal(
+            StatusCode::kOutOfMemory, "num_threads", count + 1,
+            "at most the " + std::to_string(threads.size() + 1) + " that the system granted");
       }
       return {};
     });
@@ -265,37 +266,23 @@ class SerialExecutor final : public Executor {
   std::int32_t concurrency() const noexcept override { return 1; }
 };
 
-// An object that is never destroyed: threads may use it while the process ends.
-template <typename T>
-class Immortal {
- public:
-  template <typename... Args>
-  explicit Immortal(Args... args) noexcept : object_(new (storage_) T(args...)) {}
-  T& operator*() noexcept { return *object_; }
-
- private:
-  alignas(T) std::byte storage_[sizeof(T)];
-  T* object_;
-};
-
 }  // namespace
 
 Executor& default_executor() noexcept {
-  static Immortal<internal::ThreadPool> pool(internal::default_thread_count());
+  static internal::Immortal<internal::ThreadPool> pool(internal::default_thread_count());
   return *pool;
 }
 
 Executor& serial_executor() noexcept {
-  static Immortal<SerialExecutor> serial;
+  static internal::Immortal<SerialExecutor> serial;
   return *serial;
 }
 
 Result<std::unique_ptr<Executor>> make_thread_pool(std::int32_t num_threads) {
   return internal::at_door([&]() -> Result<std::unique_ptr<Executor>> {
     if (num_threads < 1 || num_threads > internal::kMaxThreads) {
-      return Status(StatusCode::kInvalidArgument,
-                    "num_threads: found " + std::to_string(num_threads) + ", expected 1 .. " +
-                        std::to_string(internal::kMaxThreads));
+      return internal::refusal("num_threads", num_threads,
+                               "1 .. " + std::to_string(internal::kMaxThreads));
     }
     auto pool = std::make_unique<internal::ThreadPool>(num_threads);
     KVC_RETURN_IF_ERROR(pool->start());

@@ -4,6 +4,7 @@
 
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/expect.h"
 
 namespace kvcache::internal {
 namespace {
@@ -38,11 +39,6 @@ std::int64_t byte_offset(const TensorView& view, std::int64_t i0, std::int64_t i
   std::int64_t offset = 0;
   for (int axis = 0; axis < view.rank; ++axis) offset += index[axis] * view.strides[axis];
   return offset * size_of(view.dtype);
-}
-
-Status mismatch(const char* name, const std::string& found, const std::string& expected) {
-  return Status(StatusCode::kInvalidArgument,
-                std::string(name) + ": found " + found + ", expected " + expected);
 }
 
 // Whether the first and the last byte of a tensor that is not empty lie within int64 of its data.
@@ -131,39 +127,38 @@ std::string describe(const TensorView& view) {
 }
 
 Status expect_tensor(const char* name, const TensorView& view) {
-  if (!view.defined()) return mismatch(name, "none", "a tensor");
+  if (!view.defined()) return refusal(name, "none", "a tensor");
   if (view.rank > kMaxRank) {
-    return mismatch(name, describe(view), "rank 0 .. " + std::to_string(kMaxRank));
+    return refusal(name, describe(view), "rank 0 .. " + std::to_string(kMaxRank));
   }
-  if (size_of(view.dtype) == 0) return mismatch(name, describe(view), "a known dtype");
+  if (size_of(view.dtype) == 0) return refusal(name, describe(view), "a known dtype");
   bool empty = false;
   for (int axis = 0; axis < view.rank; ++axis) {
-    if (view.shape[axis] < 0) return mismatch(name, describe(view), "extents of at least 0");
+    if (view.shape[axis] < 0) return refusal(name, describe(view), "extents of at least 0");
     empty = empty || view.shape[axis] == 0;
   }
   if (view.device.kind != DeviceKind::kCpu) {
-    return Status(StatusCode::kUnsupported,
-                  std::string(name) + ": found a tensor of a device, expected one of the CPU");
+    return refusal(StatusCode::kUnsupported, name, "a tensor of a device", "one of the CPU");
   }
   if (empty) return {};
-  if (!spans_fit(view)) return mismatch(name, describe(view), "a size below 2^63 bytes");
-  if (view.data == nullptr) return mismatch(name, describe(view) + " without data", "data");
+  if (!spans_fit(view)) return refusal(name, describe(view), "a size below 2^63 bytes");
+  if (view.data == nullptr) return refusal(name, describe(view) + " without data", "data");
   return {};
 }
 
 Status expect_rank(const char* name, const TensorView& view, int rank) {
   if (view.rank == rank) return {};
-  return mismatch(name, describe(view), "rank " + std::to_string(rank));
+  return refusal(name, describe(view), "rank " + std::to_string(rank));
 }
 
 Status expect_dtype_floating(const char* name, const TensorView& view) {
   if (view.defined() && is_floating(view.dtype)) return {};
-  return mismatch(name, describe(view), "f32, f16 or bf16");
+  return refusal(name, describe(view), "f32, f16 or bf16");
 }
 
 Status expect_dtype(const char* name, const TensorView& view, DType dtype) {
   if (view.defined() && view.dtype == dtype) return {};
-  return mismatch(name, describe(view), name_of(dtype));
+  return refusal(name, describe(view), name_of(dtype));
 }
 
 Status expect_shape(const char* name, const TensorView& view,
@@ -180,7 +175,7 @@ Status expect_shape(const char* name, const TensorView& view, const std::int64_t
   const std::string found = view.defined() && view.rank <= kMaxRank
                                 ? describe_shape(view.shape, view.rank)
                                 : describe(view);
-  return mismatch(name, found, describe_shape(shape, rank));
+  return refusal(name, found, describe_shape(shape, rank));
 }
 
 Status expect_kv(const char* name, const TensorView& view, Layout layout,
@@ -199,9 +194,9 @@ Status expect_kv(const char* name, const TensorView& view, Layout layout,
 Result<std::vector<std::int64_t>> read_indices(const char* name, const TensorView& view) {
   KVC_RETURN_IF_ERROR(expect_tensor(name, view));
   if (view.dtype != DType::kI32 && view.dtype != DType::kI64) {
-    return mismatch(name, describe(view), "i32 or i64");
+    return refusal(name, describe(view), "i32 or i64");
   }
-  if (view.rank > 2) return mismatch(name, describe(view), "rank 0, 1 or 2");
+  if (view.rank > 2) return refusal(name, describe(view), "rank 0, 1 or 2");
   // As a matrix: a scalar is [1, 1], a list [1, n].
   const std::int64_t rows = view.rank == 2 ? view.shape[0] : 1;
   const std::int64_t columns = view.rank == 0 ? 1 : view.shape[view.rank - 1];

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks every text file of the repository for marks of unfinished work and paths of one machine.
+"""Checks every text file of the repository for marks of unfinished work and paths of one machine,
+and src/ for messages that go round src/base/expect.h.
 
     tools/lint/check_files.py
 
@@ -20,6 +21,9 @@ DATA = re.compile(r"^(models/.*\.json|tests/.*\.(json|jsonl|txt))$")
 MARKS = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]) + r")\b")
 PLACES = re.compile(r"(?<![\w./~-])/(" + "|".join(["wo" + "rk", "ro" + "ot", "tm" + "p/k"]) +
                     r")(?![\w-])")
+# "name: found X, expected Y" is put together in one place; invariants say what they count.
+MESSAGE = re.compile(r'^(?!\s*//).*"[^"]*: found [^"]*')
+MESSAGES = ("src/base/expect.h", "src/cache/paged/check.cc")
 
 
 def repository_files():
@@ -37,6 +41,9 @@ def check_text(name, text):
             match = pattern.search(line)
             if match:
                 complaints.append(f"{name}:{number}: found {match.group(0)}, expected no {what[2:]}")
+        if name.startswith("src/") and name not in MESSAGES and MESSAGE.match(line):
+            complaints.append(f"{name}:{number}: found a message built by hand, expected refusal() "
+                              "of src/base/expect.h")
     return complaints
 
 

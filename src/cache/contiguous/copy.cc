@@ -1,5 +1,10 @@
 #include "cache/contiguous/copy.h"
 
+#include <algorithm>
+#include <cstdint>
+
+#include "base/parallel.h"
+
 namespace kvcache::internal {
 namespace {
 

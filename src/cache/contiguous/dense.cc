@@ -9,7 +9,9 @@
 
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/expect.h"
 #include "base/memory_kinds.h"
+#include "base/parallel.h"
 #include "cache/contiguous/copy.h"
 #include "tensor/convert.h"
 #include "tensor/strides.h"
@@ -101,9 +103,8 @@ void fill_mask(std::span<const ContiguousLayer* const> slots, const DenseShape& 
 Status check_fetch_mask(const Mask& mask, const DenseShape& shape) {
   if (mask.kind == MaskKind::kNone || mask.kind == MaskKind::kCausal) return {};
   if (mask.kind != MaskKind::kAdditive) {
-    return Status(StatusCode::kInvalidArgument, "mask: found kind " +
-                                                    std::to_string(static_cast<int>(mask.kind)) +
-                                                    ", expected none, causal or additive");
+    return refusal("mask", "kind " + std::to_string(static_cast<int>(mask.kind)),
+                   "none, causal or additive");
   }
   KVC_RETURN_IF_ERROR(expect_tensor("mask", mask.tensor));
   KVC_RETURN_IF_ERROR(expect_dtype("mask", mask.tensor, DType::kF32));
@@ -111,9 +112,8 @@ Status check_fetch_mask(const Mask& mask, const DenseShape& shape) {
   for (int axis = 0; axis < mask.tensor.rank; ++axis) {
     const std::int64_t extent = mask.tensor.shape[axis];
     if (extent == 1 || extent == full[4 - mask.tensor.rank + axis]) continue;
-    return Status(StatusCode::kInvalidArgument, "mask: found " + describe(mask.tensor) +
-                                                    ", expected one that broadcasts to " +
-                                                    describe_shape(full, 4));
+    return refusal("mask", describe(mask.tensor),
+                   "one that broadcasts to " + describe_shape(full, 4));
   }
   return {};
 }

@@ -8,7 +8,6 @@
 namespace kvcache::internal {
 namespace {
 
-constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
 constexpr std::int64_t kRowAlignment = 64;  // row starts are multiples of it
 
 // An odd number of 64ths of a page, near its golden section: the phases of consecutive rows are

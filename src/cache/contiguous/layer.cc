@@ -6,7 +6,9 @@
 
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/expect.h"
 #include "base/memory_kinds.h"
+#include "base/parallel.h"
 #include "cache/contiguous/copy.h"
 #include "tensor/strides.h"
 
@@ -37,9 +39,9 @@ Status largest_granted(const LayerShape& shape, std::int64_t needed, std::int64_
       const Status status = attempt(geometry);
       if (status.ok() || last) return status;
     } else if (last) {
-      return make_status(StatusCode::kOutOfMemory, [needed] {
-        return "length: found " + std::to_string(needed) +
-               " tokens, expected rows of all layers within 1 TiB of address space";
+      return at_door([needed]() -> Status {
+        return refusal(StatusCode::kOutOfMemory, "length", std::to_string(needed) + " tokens",
+                       "rows of all layers within 1 TiB of address space");
       });
     }
   }

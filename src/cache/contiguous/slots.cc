@@ -4,20 +4,11 @@
 #include <string>
 #include <utility>
 
+#include "base/expect.h"
 #include "tensor/strides.h"
 
 namespace kvcache::internal {
 namespace {
-
-Status bad(StatusCode code, const std::string& name, const std::string& found,
-           const std::string& expected) {
-  return Status(code, name + ": found " + found + ", expected " + expected);
-}
-
-Status bad(StatusCode code, const std::string& name, std::int64_t found,
-           const std::string& expected) {
-  return bad(code, name, std::to_string(found), expected);
-}
 
 // "[1, 8, *, 64] f32".
 std::string describe(const LayerShape& s, bool key) {
@@ -55,38 +46,33 @@ const LayerShape* BatchingSlots::known_shape(std::int64_t layer) const noexcept 
   return shape ? &*shape : nullptr;
 }
 
-Status BatchingSlots::check_id(std::int64_t id) const {
-  if (id >= 0 && id < size()) return {};
-  return bad(StatusCode::kOutOfRange, "id", id, "0 .. " + std::to_string(size() - 1));
-}
+Status BatchingSlots::check_id(std::int64_t id) const { return expect_index("id", id, size()); }
 
 Status BatchingSlots::check_occupied(std::int64_t id) const {
   KVC_RETURN_IF_ERROR(check_id(id));
   if (find(id) != nullptr) return {};
-  return bad(StatusCode::kNotFound, "id", "slot " + std::to_string(id) + " empty", "a request");
+  return refusal(StatusCode::kNotFound, "id", "slot " + std::to_string(id) + " empty", "a request");
 }
 
 Status BatchingSlots::check_layer(std::int64_t layer) const {
-  const std::int64_t end = num_layers_ > 0 ? num_layers_ : kMaxLayers;
-  if (layer >= 0 && layer < end) return {};
-  return bad(StatusCode::kOutOfRange, "layer", layer, "0 .. " + std::to_string(end - 1));
+  return expect_index("layer", layer, num_layers_ > 0 ? num_layers_ : kMaxLayers);
 }
 
 Status BatchingSlots::check_request(const LayeredStorage& request) const {
   constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
   const StorageOptions& options = request.options();
   if (options.layout != layout_) {
-    return bad(kInvalid, "cache", std::string("layout ") + name_of(options.layout),
-               std::string(name_of(layout_)) + " as the batch");
+    return refusal(kInvalid, "cache", std::string("layout ") + name_of(options.layout),
+                   std::string(name_of(layout_)) + " as the batch");
   }
   const std::int64_t num_layers = request.num_layers();
   if (num_layers > 0) {
     std::int64_t seen = static_cast<std::int64_t>(shapes_.size());
     while (seen > 0 && known_shape(seen - 1) == nullptr) --seen;
     if (num_layers_ > 0 ? num_layers != num_layers_ : num_layers < seen) {
-      return bad(kInvalid, "cache", std::to_string(num_layers) + " layers",
-                 num_layers_ > 0 ? std::to_string(num_layers_) + " as the batch"
-                                 : "at least " + std::to_string(seen) + " as the batch");
+      return refusal(kInvalid, "cache", std::to_string(num_layers) + " layers",
+                     num_layers_ > 0 ? std::to_string(num_layers_) + " as the batch"
+                                     : "at least " + std::to_string(seen) + " as the batch");
     }
   }
   if (options.dtype) {
@@ -96,8 +82,8 @@ Status BatchingSlots::check_request(const LayeredStorage& request) const {
       all = all && (!shape || (agrees(shape->k_dtype) && agrees(shape->v_dtype)));
     }
     if (!all) {
-      return bad(kInvalid, "cache", std::string("dtype ") + name_of(*options.dtype),
-                 "the element types of the batch");
+      return refusal(kInvalid, "cache", std::string("dtype ") + name_of(*options.dtype),
+                     "the element types of the batch");
     }
   }
   const auto length_of = [&](std::int64_t layer) {
@@ -106,7 +92,7 @@ Status BatchingSlots::check_request(const LayeredStorage& request) const {
   };
   for (std::int64_t layer = 0; layer < num_layers; ++layer) {
     if (length_of(layer) != length_of(0)) {
-      return bad(
+      return refusal(
           kInvalid, "cache",
           "length " + std::to_string(length_of(layer)) + " in layer " + std::to_string(layer),
           std::to_string(length_of(0)) + " as in layer 0");
@@ -116,8 +102,8 @@ Status BatchingSlots::check_request(const LayeredStorage& request) const {
     }
   }
   if (max_seq_len_ && num_layers > 0 && length_of(0) > *max_seq_len_) {
-    return bad(StatusCode::kOutOfRange, "cache", "length " + std::to_string(length_of(0)),
-               "at most max_seq_len " + std::to_string(*max_seq_len_));
+    return refusal(StatusCode::kOutOfRange, "cache", "length " + std::to_string(length_of(0)),
+                   "at most max_seq_len " + std::to_string(*max_seq_len_));
   }
   return {};
 }
@@ -136,9 +122,9 @@ Status BatchingSlots::check_request_layer(std::int64_t layer, const ContiguousLa
     const std::string is = describe(found, key);
     const std::string should = describe(expected, key);
     if (is == should) continue;
-    return bad(StatusCode::kInvalidArgument, "cache",
-               std::string(key ? "keys " : "values ") + is + " in layer " + std::to_string(layer),
-               should);
+    return refusal(
+        StatusCode::kInvalidArgument, "cache",
+        std::string(key ? "keys " : "values ") + is + " in layer " + std::to_string(layer), should);
   }
   return {};
 }
@@ -157,16 +143,16 @@ Status BatchingSlots::check_rows(std::int64_t layer, const TensorView& key, cons
       expect_kv("value", value, layout_, {size(), k.heads, k.length, extent(&LayerShape::v_dim)}));
   const KvExtents v = kv_extents(value, layout_);
   if (k.heads < 1 || k.dim < 1 || v.dim < 1) {
-    return bad(StatusCode::kInvalidArgument, "key",
-               internal::describe(key) + " with value " + internal::describe(value),
-               "heads and head sizes of at least 1");
+    return refusal(StatusCode::kInvalidArgument, "key",
+                   internal::describe(key) + " with value " + internal::describe(value),
+                   "heads and head sizes of at least 1");
   }
   for (std::int64_t id = 0; id < size(); ++id) {
     const ContiguousLayer* rows = find(id) != nullptr ? find(id)->find(layer) : nullptr;
     if (rows == nullptr) continue;
     if (rows->owns(key.data) || rows->owns(value.data)) {
-      return bad(StatusCode::kInvalidArgument, rows->owns(key.data) ? "key" : "value",
-                 "rows of this layer itself", "memory outside of it");
+      return refusal(StatusCode::kInvalidArgument, rows->owns(key.data) ? "key" : "value",
+                     "rows of this layer itself", "memory outside of it");
     }
   }
   *shape = known != nullptr ? *known : LayerShape{1,
@@ -196,11 +182,11 @@ Status BatchingSlots::check_bounds(std::int64_t layer, std::int64_t count) const
     }
     if (bound == nullptr) continue;
     const ContiguousLayer* rows = slot->find(layer);
-    return bad(StatusCode::kOutOfRange, "key",
-               std::to_string(count) + " new tokens after a length of " +
-                   std::to_string(rows != nullptr ? rows->length() : 0) + " in slot " +
-                   std::to_string(id),
-               "at most " + std::string(bound) + " " + std::to_string(most));
+    return refusal(StatusCode::kOutOfRange, "key",
+                   std::to_string(count) + " new tokens after a length of " +
+                       std::to_string(rows != nullptr ? rows->length() : 0) + " in slot " +
+                       std::to_string(id),
+                   "at most " + std::string(bound) + " " + std::to_string(most));
   }
   return {};
 }

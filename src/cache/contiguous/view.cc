@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "base/expect.h"
+
 namespace kvcache::internal {
 
 KvPart part_of(const KeyValueView& rows, Layout layout) noexcept {
@@ -28,9 +30,8 @@ KvPart part_of(const KeyValueView& rows, Layout layout) noexcept {
 Status check_view_size(std::int64_t size) {
   constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
   if (size <= kMaxInt32) return {};
-  return Status(StatusCode::kOutOfRange, "view: found " + std::to_string(size) +
-                                             " as a size or position, expected at most " +
-                                             std::to_string(kMaxInt32));
+  return refusal(StatusCode::kOutOfRange, "view", std::to_string(size) + " as a size or position",
+                 "at most " + std::to_string(kMaxInt32));
 }
 
 Result<OwnedKvView> view_of(const KeyValueView& rows, Layout layout, std::int64_t first_position) {

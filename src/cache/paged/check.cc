@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "base/expect.h"
 #include "cache/paged/store.h"
 
 namespace kvcache::internal {
@@ -79,8 +80,7 @@ Status PagedStore::check_invariants() const {
     }
   }
   if (entries != table_entries_) {
-    return Status(StatusCode::kInternal, "table entries: found " + std::to_string(table_entries_) +
-                                             ", expected " + std::to_string(entries));
+    return refusal(StatusCode::kInternal, "table entries", table_entries_, entries);
   }
   return {};
 }

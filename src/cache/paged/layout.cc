@@ -5,28 +5,23 @@
 #include <string>
 #include <utility>
 
+#include "base/expect.h"
+
 namespace kvcache::internal {
 namespace {
 
 constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 
-Status invalid(const std::string& name, std::int64_t found, const std::string& expected) {
-  return Status(StatusCode::kInvalidArgument,
-                name + ": found " + std::to_string(found) + ", expected " + expected);
-}
-
 Status check_extent(const std::string& name, std::int64_t extent) {
-  if (extent >= 1 && extent <= kMaxInt32) return {};
-  return invalid(name, extent, "1 .. 2147483647");
+  return expect_between(name.c_str(), extent, 1, kMaxInt32);
 }
 
 Status check_format(const std::string& name, const RowFormat& format) {
   if (format.kind != RowFormat::kStrided) {
-    return invalid(name + ".kind", format.kind, "kStrided");
+    return refusal(name + ".kind", static_cast<int>(format.kind), "kStrided");
   }
   if (!is_floating(format.dtype)) {
-    return Status(StatusCode::kInvalidArgument,
-                  name + ".dtype: found " + name_of(format.dtype) + ", expected f32, f16 or bf16");
+    return refusal(name + ".dtype", name_of(format.dtype), "f32, f16 or bf16");
   }
   return {};
 }
@@ -38,7 +33,7 @@ Status check_spec(const std::string& name, const LayerSpec& spec) {
   KVC_RETURN_IF_ERROR(check_format(name + ".k_format", spec.k_format));
   KVC_RETURN_IF_ERROR(check_format(name + ".v_format", spec.v_format));
   if (spec.lifetime != Lifetime::kFull) {
-    return invalid(name + ".lifetime", static_cast<std::int64_t>(spec.lifetime), "kFull");
+    return refusal(name + ".lifetime", static_cast<std::int64_t>(spec.lifetime), "kFull");
   }
   return {};
 }
@@ -81,13 +76,13 @@ std::int64_t PagedLayout::pages_in_budget(std::int64_t budget_bytes) const noexc
 
 Status PagedLayout::check_num_pages(std::int64_t num_pages) const {
   if (num_pages < 1 || num_pages > kMaxInt32 / page_size) {
-    return invalid("num_pages", num_pages,
+    return refusal("num_pages", num_pages,
                    "1 .. " + std::to_string(kMaxInt32 / page_size) + " for page_size " +
                        std::to_string(page_size));
   }
   std::int64_t bytes = 0;
   if (!checked_mul(num_pages, page_bytes() + page_table_bytes(), &bytes) || bytes > kMaxBytes) {
-    return invalid("num_pages", num_pages, "fewer: the bytes of the pool must stay under 2^62");
+    return refusal("num_pages", num_pages, "fewer: the bytes of the pool must stay under 2^62");
   }
   return {};
 }
@@ -95,11 +90,11 @@ Status PagedLayout::check_num_pages(std::int64_t num_pages) const {
 Result<PagedLayout> make_paged_layout(std::span<const LayerSpec> layers, std::int64_t page_size,
                                       Layout layout) {
   if (layers.empty() || static_cast<std::int64_t>(layers.size()) > kMaxInt32) {
-    return invalid("layers", static_cast<std::int64_t>(layers.size()), "at least 1");
+    return refusal("layers", static_cast<std::int64_t>(layers.size()), "at least 1");
   }
   KVC_RETURN_IF_ERROR(check_extent("page_size", page_size));
   if (layout != Layout::kHND && layout != Layout::kNHD) {
-    return invalid("layout", static_cast<std::int64_t>(layout), "kHND or kNHD");
+    return refusal("layout", static_cast<std::int64_t>(layout), "kHND or kNHD");
   }
   PagedLayout result;
   result.layout = layout;
@@ -119,7 +114,7 @@ Result<PagedLayout> make_paged_layout(std::span<const LayerSpec> layers, std::in
                          &fresh.k_page_bytes) ||
           !page_bytes_of(spec, page_size, spec.v_head_dim, spec.v_format.dtype,
                          &fresh.v_page_bytes)) {
-        return invalid(name + ".num_kv_heads", spec.num_kv_heads,
+        return refusal(name + ".num_kv_heads", spec.num_kv_heads,
                        "fewer: the bytes of a page must stay under 2^61");
       }
       fresh.k_strides = page_strides(layout, spec.num_kv_heads, page_size, spec.k_head_dim);
@@ -129,7 +124,7 @@ Result<PagedLayout> make_paged_layout(std::span<const LayerSpec> layers, std::in
     }
     const std::int64_t layer_bytes = group->k_page_bytes + group->v_page_bytes;
     if (!checked_add(total, layer_bytes, &total) || total > kMaxBytes / 2) {
-      return invalid("layers", static_cast<std::int64_t>(layers.size()),
+      return refusal("layers", static_cast<std::int64_t>(layers.size()),
                      "fewer: the bytes of a page in all layers must stay under 2^61");
     }
     group->page_bytes += layer_bytes;
@@ -143,23 +138,23 @@ Result<PagedLayout> make_paged_layout(std::span<const LayerSpec> layers, std::in
 Result<PlannedBytes> plan_paged(const MemoryPlanRequest& request) {
   KVC_ASSIGN_OR_RETURN(const PagedLayout layout,
                        make_paged_layout(request.layers, request.page_size, request.layout));
-  if (request.batch_size < 1) return invalid("batch_size", request.batch_size, "at least 1");
-  if (request.seq_length < 0) return invalid("seq_length", request.seq_length, "at least 0");
-  if (request.num_pages < 0) return invalid("num_pages", request.num_pages, "at least 0");
+  KVC_RETURN_IF_ERROR(expect_at_least("batch_size", request.batch_size, 1));
+  KVC_RETURN_IF_ERROR(expect_at_least("seq_length", request.seq_length, 0));
+  KVC_RETURN_IF_ERROR(expect_at_least("num_pages", request.num_pages, 0));
 
   const std::int64_t pages_each = pages_for(request.seq_length, request.page_size);
   std::int64_t needed = 0;
   if (!checked_mul(request.batch_size, pages_each, &needed)) {
-    return invalid("seq_length", request.seq_length, "less: pages must be countable in 63 bits");
+    return refusal("seq_length", request.seq_length, "less: pages must be countable in 63 bits");
   }
   const std::int64_t num_pages =
       request.num_pages > 0 ? request.num_pages : std::max<std::int64_t>(needed, 1);
   KVC_RETURN_IF_ERROR(layout.check_num_pages(num_pages));
   if (needed > num_pages) {
-    return invalid("num_pages", num_pages, "at least " + std::to_string(needed));
+    return refusal("num_pages", num_pages, "at least " + std::to_string(needed));
   }
   if (request.batch_size > kMaxBytes / 1024) {
-    return invalid("batch_size", request.batch_size, "less: bytes must stay under 2^62");
+    return refusal("batch_size", request.batch_size, "less: bytes must stay under 2^62");
   }
   const std::int64_t entries = needed * layout.num_groups();
   PlannedBytes planned;
@@ -169,7 +164,7 @@ Result<PlannedBytes> plan_paged(const MemoryPlanRequest& request) {
                    layout.table_bytes(num_pages, request.batch_size, entries),
                    &planned.reserved_bytes) ||
       planned.reserved_bytes > kMaxBytes) {
-    return invalid("batch_size", request.batch_size, "less: bytes must stay under 2^62");
+    return refusal("batch_size", request.batch_size, "less: bytes must stay under 2^62");
   }
   return planned;
 }

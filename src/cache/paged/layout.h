@@ -32,9 +32,6 @@ namespace kvcache::internal {
 inline constexpr std::int64_t kSequenceBytes = 128;
 inline constexpr std::int64_t kTableEntryBytes = 4;
 
-// No byte count of ours passes this, so that sums of two never overflow.
-inline constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
-
 // Pages that hold `length` >= 0 tokens.
 constexpr std::int64_t pages_for(std::int64_t length, std::int64_t page_size) noexcept {
   return ceil_div(length, page_size);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/parallel.h"
 #include "tensor/convert.h"
 
 namespace kvcache::internal {
@@ -87,30 +88,6 @@ RowCopy page_copy(const PagedRows& paged, std::int32_t page, std::int64_t slot,
   return copy;
 }
 
-// fn(begin, end) over 0 .. count in one piece, or in several at once where `bytes` are many.
-template <typename Fn>
-void in_pieces(std::int64_t count, std::int64_t bytes, const ExecContext& context,
-               const Fn& fn) noexcept {
-  if (bytes <= kParallelCopyBytes) {
-    fn(0, count);
-    return;
-  }
-  Executor& executor = context.executor != nullptr ? *context.executor : default_executor();
-  struct Work {
-    const Fn* fn;
-    std::int64_t count;
-    std::int64_t tasks;
-  };
-  Work work{&fn, count, std::min<std::int64_t>(count, std::int64_t{4} * executor.concurrency())};
-  executor.parallel_for(
-      work.tasks,
-      [](void* shared, std::int64_t task, std::int32_t) noexcept {
-        const Work& all = *static_cast<const Work*>(shared);
-        (*all.fn)(all.count * task / all.tasks, all.count * (task + 1) / all.tasks);
-      },
-      &work);
-}
-
 // Committed rows of a shared tail, moved to the page that the step took for it.
 void copy_tail(const PagedRows& rows, std::int32_t from, std::int32_t to,
                std::int64_t count) noexcept {
@@ -147,7 +124,7 @@ void write_rows(PagedStore& store, PagedStep& step, std::int64_t layer, const Te
   }
   const DenseRows new_keys = dense_rows(k.data, k, 0, 1);
   const DenseRows new_values = dense_rows(v.data, v, 0, 1);
-  const auto copy = [&](std::int64_t begin, std::int64_t end) {
+  const auto copy = [&](std::int64_t begin, std::int64_t end) noexcept {
     // The last run that starts at or before `begin`.
     auto run = std::upper_bound(group.runs.begin(), group.runs.end(), begin,
                                 [](std::int64_t row, const StepRun& r) { return row < r.row; });
@@ -160,8 +137,8 @@ void write_rows(PagedStore& store, PagedStep& step, std::int64_t layer, const Te
     }
   };
   if (step.num_new_tokens == 0) return;
-  in_pieces(step.num_new_tokens, step.num_new_tokens * bytes_per_token(store.group_of(layer).spec),
-            context, copy);
+  for_each_range(context, step.num_new_tokens,
+                 step.num_new_tokens * bytes_per_token(store.group_of(layer).spec), copy);
 }
 
 void gather_rows(const PagedStore& store, const PagedSequence& seq, std::int64_t layer,
@@ -176,7 +153,7 @@ void gather_rows(const PagedStore& store, const PagedSequence& seq, std::int64_t
   const bool head_first = store.layout().layout == Layout::kHND;
   const DenseRows to_keys = dense_rows(key.data, key, head_first ? 1 : 0, head_first ? 0 : 1);
   const DenseRows to_values = dense_rows(value.data, value, head_first ? 1 : 0, head_first ? 0 : 1);
-  const auto copy = [&](std::int64_t begin, std::int64_t end) {
+  const auto copy = [&](std::int64_t begin, std::int64_t end) noexcept {
     while (begin < end) {
       const std::int32_t page = table[static_cast<std::size_t>(begin / page_size)];
       const std::int64_t slot = begin % page_size;
@@ -186,7 +163,8 @@ void gather_rows(const PagedStore& store, const PagedSequence& seq, std::int64_t
       begin += count;
     }
   };
-  in_pieces(seq.length, seq.length * bytes_per_token(store.group_of(layer).spec), context, copy);
+  for_each_range(context, seq.length, seq.length * bytes_per_token(store.group_of(layer).spec),
+                 copy);
 }
 
 }  // namespace kvcache::internal

@@ -10,9 +10,6 @@
 
 namespace kvcache::internal {
 
-// Copies of more bytes than this are cut into tasks for the executor.
-inline constexpr std::int64_t kParallelCopyBytes = std::int64_t{256} * 1024;
-
 // Stores the new rows of one layer of `step`, k [num_new_tokens, num_kv_heads, k_head_dim] and v
 // likewise, converted to the layer's format; the first time also the committed rows of the tails
 // that the step copies. Allocates nothing.

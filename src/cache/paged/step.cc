@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/door.h"
+#include "base/expect.h"
 #include "cache/paged/store.h"
 
 namespace kvcache::internal {
@@ -18,8 +19,9 @@ void reserve_more(std::vector<std::int32_t>& table, std::int64_t more) {
   if (table.capacity() < needed) table.reserve(std::max(needed, 2 * table.capacity()));
 }
 
-Status invalid(std::size_t i, const std::string& rest) {
-  return Status(StatusCode::kInvalidArgument, "appends[" + std::to_string(i) + "]" + rest);
+// "appends[2].count".
+std::string append_field(std::size_t i, const char* field) {
+  return "appends[" + std::to_string(i) + "]." + field;
 }
 
 }  // namespace
@@ -33,21 +35,20 @@ Status PagedStore::check_appends(std::span<const Append> appends, PagedStep& ste
     const Append& append = appends[i];
     KVC_ASSIGN_OR_RETURN(PagedSequence * seq, find_idle(append.seq));
     if (seq->mark == mark_) {
-      return invalid(i, ".seq: found " + std::to_string(number(append.seq)) +
-                            " twice, expected each sequence once");
+      return refusal(append_field(i, "seq"), std::to_string(number(append.seq)) + " twice",
+                     "each sequence once");
     }
     seq->mark = mark_;
     if (append.count < 0) {
-      return invalid(i, ".count: found " + std::to_string(append.count) + ", expected at least 0");
+      return refusal(append_field(i, "count"), append.count, "at least 0");
     }
     if (!append.parents.empty()) {
-      return Status(StatusCode::kUnsupported, "appends[" + std::to_string(i) + "].parents: found " +
-                                                  std::to_string(append.parents.size()) +
-                                                  ", expected none: kParents is not supported");
+      return refusal(StatusCode::kUnsupported, append_field(i, "parents"), append.parents.size(),
+                     "none: kParents is not supported");
     }
     if (!append.tokens.empty() && static_cast<std::int64_t>(append.tokens.size()) != append.count) {
-      return invalid(i, ".tokens: found " + std::to_string(append.tokens.size()) +
-                            ", expected none or " + std::to_string(append.count));
+      return refusal(append_field(i, "tokens"), append.tokens.size(),
+                     "none or " + std::to_string(append.count));
     }
     num_tokens += append.tokens.size();
     step.seqs.push_back({seq, append.count, -1});
@@ -56,11 +57,9 @@ Status PagedStore::check_appends(std::span<const Append> appends, PagedStep& ste
   for (std::size_t i = 0; i < appends.size(); ++i) {
     const StepSequence& entry = step.seqs[i];
     if (entry.count > slots - entry.seq->length) {
-      return Status(StatusCode::kNeverFits, "appends[" + std::to_string(i) + "].count: found " +
-                                                std::to_string(entry.count) + " after " +
-                                                std::to_string(entry.seq->length) +
-                                                ", expected at most " + std::to_string(slots) +
-                                                " tokens in all");
+      return refusal(StatusCode::kNeverFits, append_field(i, "count"),
+                     std::to_string(entry.count) + " after " + std::to_string(entry.seq->length),
+                     "at most " + std::to_string(slots) + " tokens in all");
     }
   }
   step.tokens.reserve(num_tokens);
@@ -121,11 +120,13 @@ Status PagedStore::check_room(const PagedStep& step) const {
     }
     alone += std::unique(held.begin(), held.end()) - held.begin();
     const bool never = alone > pool.num_pages();
-    return Status(never ? StatusCode::kNeverFits : StatusCode::kRetryLater,
-                  "pages of group " + std::to_string(g) + ": found " +
-                      std::to_string(never ? pool.num_pages() : pool.available()) +
-                      (never ? " in all, expected " : " free, expected ") +
-                      std::to_string(never ? alone : needed));
+    const std::string name = "pages of group " + std::to_string(g);
+    if (never) {
+      return refusal(StatusCode::kNeverFits, name, std::to_string(pool.num_pages()) + " in all",
+                     alone);
+    }
+    return refusal(StatusCode::kRetryLater, name, std::to_string(pool.available()) + " free",
+                   needed);
   }
   if (budget_bytes_ == 0) return {};
   const std::int64_t bytes = bytes_with(0, entries, page_bytes);
@@ -137,9 +138,9 @@ Status PagedStore::check_room(const PagedStep& step) const {
   const std::int64_t alone = bytes_with(
       static_cast<std::int64_t>(step.seqs.size()) - static_cast<std::int64_t>(sequences_.size()),
       kept - table_entries_, page_bytes);
-  return Status(alone > budget_bytes_ ? StatusCode::kNeverFits : StatusCode::kRetryLater,
-                "budget_bytes: found " + std::to_string(bytes) + " needed, expected at most " +
-                    std::to_string(budget_bytes_));
+  return refusal(alone > budget_bytes_ ? StatusCode::kNeverFits : StatusCode::kRetryLater,
+                 "budget_bytes", std::to_string(bytes) + " needed",
+                 "at most " + std::to_string(budget_bytes_));
 }
 
 // Asks the memory resource for the pages that this step is the first to touch.
@@ -297,21 +298,18 @@ void PagedStore::keep(PagedStep& step, std::size_t i, std::int64_t accepted) noe
 
 Status PagedStore::commit(PagedStep& step, std::span<const std::int64_t> accepted) {
   if (!accepted.empty() && accepted.size() != step.seqs.size()) {
-    return Status(StatusCode::kInvalidArgument,
-                  "accepted: found " + std::to_string(accepted.size()) +
-                      " counts, expected none or " + std::to_string(step.seqs.size()));
+    return refusal("accepted", std::to_string(accepted.size()) + " counts",
+                   "none or " + std::to_string(step.seqs.size()));
   }
   for (std::size_t i = 0; i < accepted.size(); ++i) {
     if (accepted[i] >= 0 && accepted[i] <= step.seqs[i].count) continue;
-    return Status(StatusCode::kInvalidArgument,
-                  "accepted[" + std::to_string(i) + "]: found " + std::to_string(accepted[i]) +
-                      ", expected 0 .. " + std::to_string(step.seqs[i].count));
+    return refusal("accepted[" + std::to_string(i) + "]", accepted[i],
+                   "0 .. " + std::to_string(step.seqs[i].count));
   }
   for (std::size_t layer = 0; layer < step.written.size(); ++layer) {
     if (step.num_new_tokens == 0 || step.written[layer] != 0) continue;
-    return Status(StatusCode::kInvalidArgument, "layer: found " + std::to_string(layer) +
-                                                    " not written, expected all of " +
-                                                    std::to_string(step.written.size()));
+    return refusal("layer", std::to_string(layer) + " not written",
+                   "all of " + std::to_string(step.written.size()));
   }
   // From the last to the first, so that room goes back in the reverse order of taking it.
   for (std::size_t i = step.seqs.size(); i-- > 0;) {

@@ -6,6 +6,7 @@
 
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/expect.h"
 
 namespace kvcache::internal {
 namespace {
@@ -55,8 +56,7 @@ PagedStore::~PagedStore() {
 Result<const PagedSequence*> PagedStore::find(SequenceId id) const {
   const auto found = sequences_.find(static_cast<std::int64_t>(id));
   if (found == sequences_.end()) {
-    return Status(StatusCode::kNotFound,
-                  "seq: found " + number(id) + ", expected an open sequence of this cache");
+    return refusal(StatusCode::kNotFound, "seq", number(id), "an open sequence of this cache");
   }
   return static_cast<const PagedSequence*>(found->second.get());
 }
@@ -76,8 +76,7 @@ Result<PagedSequence*> PagedStore::find_idle(SequenceId id) {
   const auto found = sequences_.find(static_cast<std::int64_t>(id));
   if (found == sequences_.end()) return find(id).status();
   if (found->second->step != nullptr) {
-    return Status(StatusCode::kInvalidArgument,
-                  "seq: found " + number(id) + " in an open step, expected one in none");
+    return refusal("seq", number(id) + " in an open step", "one in none");
   }
   return found->second.get();
 }
@@ -123,8 +122,8 @@ Status PagedStore::release(SequenceId id) {
 Result<SequenceId> PagedStore::fork(SequenceId id, std::int64_t length) {
   KVC_ASSIGN_OR_RETURN(const PagedSequence* parent, find_idle(id));
   if (length < 0 || length > parent->length) {
-    return Status(StatusCode::kOutOfRange, "length: found " + std::to_string(length) +
-                                               ", expected 0 .. " + std::to_string(parent->length));
+    return refusal(StatusCode::kOutOfRange, "length", length,
+                   "0 .. " + std::to_string(parent->length));
   }
   const std::int64_t pages = pages_for(length, page_size());
   const std::int64_t entries = pages * layout_.num_groups();
@@ -148,8 +147,7 @@ Result<SequenceId> PagedStore::fork(SequenceId id, std::int64_t length) {
 Status PagedStore::truncate(SequenceId id, std::int64_t length) {
   KVC_ASSIGN_OR_RETURN(PagedSequence * seq, find_idle(id));
   if (length < 0) {
-    return Status(StatusCode::kInvalidArgument,
-                  "n: found " + std::to_string(length) + ", expected at least 0");
+    return refusal("n", length, "at least 0");
   }
   if (length >= seq->length) return {};
   shorten(*seq, pages_for(length, page_size()));
@@ -161,12 +159,10 @@ Status PagedStore::truncate(SequenceId id, std::int64_t length) {
 Status PagedStore::rewind(SequenceId id, std::int64_t count) {
   KVC_ASSIGN_OR_RETURN(const PagedSequence* seq, find_idle(id));
   if (count < 0) {
-    return Status(StatusCode::kInvalidArgument,
-                  "n: found " + std::to_string(count) + ", expected at least 0");
+    return refusal("n", count, "at least 0");
   }
   if (count > seq->length) {
-    return Status(StatusCode::kOutOfRange, "n: found " + std::to_string(count) +
-                                               ", expected 0 .. " + std::to_string(seq->length));
+    return refusal(StatusCode::kOutOfRange, "n", count, "0 .. " + std::to_string(seq->length));
   }
   return truncate(id, seq->length - count);
 }
@@ -179,8 +175,7 @@ Status PagedStore::reorder(std::span<const SequenceId> ids,
   for (const SequenceId id : ids) {
     KVC_ASSIGN_OR_RETURN(PagedSequence * seq, find_idle(id));
     if (seq->mark == mark_) {
-      return Status(StatusCode::kInvalidArgument,
-                    "seqs: found " + number(id) + " twice, expected each sequence once");
+      return refusal("seqs", number(id) + " twice", "each sequence once");
     }
     seq->mark = mark_;
     seqs.push_back(seq);
@@ -195,9 +190,8 @@ Status PagedStore::reorder(std::span<const SequenceId> ids,
   for (std::size_t i = 0; i < seqs.size(); ++i) {
     const std::int64_t beam = beam_idx[i];
     if (beam < 0 || beam >= static_cast<std::int64_t>(seqs.size())) {
-      return Status(StatusCode::kOutOfRange, "beam_idx[" + std::to_string(i) + "]: found " +
-                                                 std::to_string(beam) + ", expected 0 .. " +
-                                                 std::to_string(seqs.size() - 1));
+      return refusal(StatusCode::kOutOfRange, "beam_idx[" + std::to_string(i) + "]", beam,
+                     "0 .. " + std::to_string(seqs.size() - 1));
     }
     const PagedSequence& source = *seqs[static_cast<std::size_t>(beam)];
     if (&source == seqs[i]) continue;
@@ -253,9 +247,8 @@ Status PagedStore::check_budget(std::int64_t sequences, std::int64_t entries) co
   if (budget_bytes_ == 0) return {};
   const std::int64_t bytes = bytes_with(sequences, entries, 0);
   if (bytes <= budget_bytes_ || bytes <= reserved_bytes()) return {};
-  return Status(StatusCode::kRetryLater, "budget_bytes: found " + std::to_string(bytes) +
-                                             " needed, expected at most " +
-                                             std::to_string(budget_bytes_));
+  return refusal(StatusCode::kRetryLater, "budget_bytes", std::to_string(bytes) + " needed",
+                 "at most " + std::to_string(budget_bytes_));
 }
 
 std::int64_t PagedStore::free_pages(std::int64_t group) const noexcept {

@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "base/expect.h"
+
 namespace kvcache::internal {
 namespace {
 
@@ -16,8 +18,7 @@ std::size_t group_index(const PagedStore& store, std::int64_t layer) noexcept {
 
 Status check_count(const char* name, std::int64_t count) {
   if (count <= kMaxInt32) return {};
-  return Status(StatusCode::kOutOfRange, std::string(name) + ": found " + std::to_string(count) +
-                                             ", expected at most 2147483647");
+  return refusal(StatusCode::kOutOfRange, name, count, "at most 2147483647");
 }
 
 KvPart make_part(const PagedStore& store, std::int64_t layer, const PagedTables& tables) noexcept {

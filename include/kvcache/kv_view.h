@@ -6,6 +6,8 @@
 #include <memory>
 #include <utility>
 
+#include "kvcache/status.h"
+#include "kvcache/tensor_view.h"
 #include "kvcache/types.h"
 #include "kvcache/version.h"
 
@@ -78,6 +80,18 @@ class OwnedKvView {
   KvView view_;
   std::shared_ptr<const void> tables_;
 };
+
+// Rows of anybody's, [B, H, S, D] in the axis order of `layout`, as a part: pointers, formats and
+// strides, one page of S tokens a sequence. Lengths and positions are the caller's to set.
+// REQUIRES: floating tensors of rank 4 whose rows are dense.
+KVC_API KvPart dense_part(const KeyValueView& rows, Layout layout) noexcept;
+
+// The same as a view of B sequences of S rows each; row 0 is at `first_position`. The rows must
+// outlive it. Errors: kInvalidArgument for tensors that are not floating, not of rank 4, not dense
+// in their last axis, or that differ in more than head size; kUnsupported for another device;
+// kOutOfRange for sizes and positions past int32; kOutOfMemory.
+KVC_API Result<OwnedKvView> dense_view(const KeyValueView& rows, Layout layout,
+                                       std::int64_t first_position = 0);
 
 }  // namespace v0
 }  // namespace kvcache

@@ -177,7 +177,7 @@ void bind_state(nb::module_& module) {
 
 std::unique_ptr<PyKvView> view_of(const PyState& state, std::int64_t layer) {
   const KeyValueView rows = take(functional::get(state.state, layer));
-  auto view = std::make_unique<PyKvView>(dense_view(rows, state.history->layout));
+  auto view = std::make_unique<PyKvView>(take(dense_view(rows, state.history->layout)));
   view->rows = owner_of(state);
   return view;
 }

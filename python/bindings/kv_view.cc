@@ -2,7 +2,6 @@
 
 #include <nanobind/stl/string.h>
 
-#include <algorithm>
 #include <limits>
 #include <string>
 #include <utility>
@@ -50,23 +49,6 @@ void expect_rows(const char* name, const Array& array) {
   for (int axis = 0; axis < 4; ++axis) {
     if (rows.shape[axis] > kMaxInt32) invalid(name, array.describe(), "extents below 2^31");
   }
-}
-
-KvPart part_of(const KeyValueView& rows, Layout layout) {
-  const Axes axes = axes_of(layout);
-  KvPart part;
-  part.k = rows.key.data;
-  part.v = rows.value.data;
-  part.k_format.dtype = rows.key.dtype;
-  part.v_format.dtype = rows.value.dtype;
-  part.k_page_stride = rows.key.strides[0];
-  part.k_head_stride = rows.key.strides[axes.head];
-  part.k_token_stride = rows.key.strides[axes.token];
-  part.v_page_stride = rows.value.strides[0];
-  part.v_head_stride = rows.value.strides[axes.head];
-  part.v_token_stride = rows.value.strides[axes.token];
-  part.page_size = static_cast<std::int32_t>(std::max<std::int64_t>(1, rows.key.shape[axes.token]));
-  return part;
 }
 
 // Takes over tables with one part, whose tables are set here.
@@ -165,7 +147,7 @@ PyKvView make_view(nb::handle key, nb::handle value, nb::handle layout_name, nb:
   const Layout layout = layout_from(layout_name);
   GivenRows pair(key, value, layout);
   auto tables = std::make_shared<Tables>();
-  tables->parts.push_back(part_of(pair.rows, layout));
+  tables->parts.push_back(dense_part(pair.rows, layout));
   tables->lengths = optional_values("lengths", lengths);
   tables->first_position = optional_values("first_position", first_position);
   tables->first_visible = optional_values("first_visible", first_visible);
@@ -261,17 +243,9 @@ void PyKvView::expect_memory() const {
   for (nb::handle joined : keep) nb::cast<const PyKvView&>(joined).expect_memory();
 }
 
-OwnedKvView dense_view(const KeyValueView& rows, Layout layout) {
-  auto tables = std::make_shared<Tables>();
-  tables->parts.push_back(part_of(rows, layout));
-  tables->lengths.assign(static_cast<std::size_t>(rows.key.shape[0]),
-                         static_cast<std::int32_t>(rows.key.shape[axes_of(layout).token]));
-  return own(std::move(tables), rows, layout);
-}
-
 PyKvView view_of_arrays(nb::handle key, nb::handle value, Layout layout) {
   GivenRows pair(key, value, layout);
-  PyKvView made(dense_view(pair.rows, layout));
+  PyKvView made(take(dense_view(pair.rows, layout)));
   made.arrays = std::move(pair.arrays);
   return made;
 }

@@ -31,9 +31,6 @@ struct PyKvView {
 
 void bind_kv_view(nanobind::module_& module);
 
-// A view of dense rows [B, H, S, D] in the axis order of `layout`, one part.
-OwnedKvView dense_view(const KeyValueView& rows, Layout layout);
-
 // A view over two arrays of the caller's. Errors: ValueError.
 PyKvView view_of_arrays(nanobind::handle key, nanobind::handle value, Layout layout);
 

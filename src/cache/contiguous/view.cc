@@ -24,6 +24,8 @@ KvPart part_of(const KeyValueView& rows, Layout layout) noexcept {
   part.v_page_stride = v.batch;
   part.v_head_stride = v.heads;
   part.v_token_stride = v.length;
+  part.page_size =
+      static_cast<std::int32_t>(std::max<std::int64_t>(kv_extents(rows.key, layout).length, 1));
   return part;
 }
 
@@ -50,7 +52,6 @@ Result<OwnedKvView> view_of(const KeyValueView& rows, Layout layout, std::int64_
   tables->first_position.assign(batch, static_cast<std::int32_t>(first_position));
   KvPart& part = tables->part;
   part = part_of(rows, layout);
-  part.page_size = static_cast<std::int32_t>(std::max<std::int64_t>(k.length, 1));
   part.lengths = tables->lengths.data();
   part.first_position = tables->first_position.data();
 

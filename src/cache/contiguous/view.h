@@ -12,8 +12,8 @@
 
 namespace kvcache::internal {
 
-// Pointers, formats and strides of a layer's rows, with one page per batch row; page size, lengths
-// and tables are the caller's. REQUIRES: rows of rank 4 in `layout`.
+// See dense_part: a layer's rows, with one page of all its tokens per batch row. REQUIRES: rows of
+// rank 4 in `layout`, fewer than 2^31 of them.
 KvPart part_of(const KeyValueView& rows, Layout layout) noexcept;
 
 // A tensor of rank 4 in `layout` with its axes in the order of attention, [B, H, L, D].

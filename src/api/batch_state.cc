@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "api/batch_rows.h"
+#include "base/expect.h"
 #include "tensor/strides.h"
 
 namespace kvcache::internal {
@@ -11,17 +12,7 @@ namespace {
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
-Status invalid(const std::string& message) { return Status(StatusCode::kInvalidArgument, message); }
-
 }  // namespace
-
-Status expect_index(const char* name, std::int64_t found, std::int64_t count) {
-  if (found >= 0 && found < count) return {};
-  return Status(StatusCode::kOutOfRange,
-                std::string(name) + ": found " + std::to_string(found) +
-                    (count > 0 ? ", expected 0 .. " + std::to_string(count - 1)
-                               : ", expected none: there are none"));
-}
 
 Status BatchState::check_layer(std::int64_t layer) const {
   return expect_index("layer", layer, num_layers());
@@ -32,10 +23,9 @@ Status BatchState::check_not_left_out(std::int64_t layer) const {
   const std::vector<std::int64_t>& held = holds[at(layer)];
   std::size_t row = 0;
   while (held[row] == lengths[row]) ++row;
-  return invalid("layer " + std::to_string(layer) + ": found " + std::to_string(held[row]) +
-                 " of " + std::to_string(lengths[row]) +
-                 " tokens, expected all: a forward pass left it out, and rewinding to them brings "
-                 "it back");
+  return refusal("layer " + std::to_string(layer),
+                 std::to_string(held[row]) + " of " + std::to_string(lengths[row]) + " tokens",
+                 "all: a forward pass left it out, and rewinding to them brings it back");
 }
 
 // --- Steps. ---
@@ -51,8 +41,7 @@ Result<BatchState::Open> BatchState::reserve(std::span<const std::int64_t> count
     const std::int64_t count = counts[i];
     const std::int64_t most = std::numeric_limits<std::int32_t>::max() - sum;
     if (count < 0 || count > most) {
-      return invalid("counts[" + std::to_string(i) + "]: found " + std::to_string(count) +
-                     ", expected 0 .. " + std::to_string(most));
+      return refusal("counts[" + std::to_string(i) + "]", count, "0 .. " + std::to_string(most));
     }
     appends[i].seq = seqs[i];
     appends[i].count = count;
@@ -61,8 +50,7 @@ Result<BatchState::Open> BatchState::reserve(std::span<const std::int64_t> count
   }
   if (!tokens.empty()) {
     if (static_cast<std::int64_t>(tokens.size()) != sum) {
-      return invalid("tokens: found " + std::to_string(tokens.size()) + ", expected none or " +
-                     std::to_string(sum));
+      return refusal("tokens", tokens.size(), "none or " + std::to_string(sum));
     }
     for (std::size_t i = 0; i < seqs.size(); ++i) {
       appends[i].tokens = tokens.subspan(at(indptr[i]), at(counts[i]));
@@ -85,9 +73,8 @@ Status BatchState::write(Open& step, std::int64_t layer, const TensorView& key,
   if (key.rank == 4) {
     const auto count = step.equal_count();
     if (!count.has_value()) {
-      return invalid(
-          "key: found rank 4 in a step whose rows bring different counts, expected "
-          "[num_new_tokens, num_kv_heads, head_dim]");
+      return refusal("key", "rank 4 in a step whose rows bring different counts",
+                     "[num_new_tokens, num_kv_heads, head_dim]");
     }
     const LayerShape& shape = (*layers)[at(layer)];
     const auto batch = static_cast<std::int64_t>(step.counts.size());
@@ -124,8 +111,8 @@ Status BatchState::update(std::int64_t layer, const TensorView& key, const Tenso
   } undo{rows.empty() ? this : nullptr};
   if (open.has_value() && open->written[at(layer)] == 0) {
     if (given.length != open->counts.front()) {
-      return invalid("key: found " + std::to_string(given.length) + " tokens, expected the " +
-                     std::to_string(open->counts.front()) + " of this forward pass");
+      return refusal("key", std::to_string(given.length) + " tokens",
+                     "the " + std::to_string(open->counts.front()) + " of this forward pass");
     }
     KVC_RETURN_IF_ERROR(write(*open, layer, key, value, context));
   } else {
@@ -173,7 +160,7 @@ Status BatchState::close(std::int64_t last) {
 Status BatchState::settle() {
   if (!open.has_value()) return {};
   if (!open->announced) return close();
-  return invalid("batch: found an open step, expected it committed or rolled back");
+  return refusal("batch", "an open step", "it committed or rolled back");
 }
 
 // --- Rows. ---
@@ -215,7 +202,7 @@ void BatchState::reset() noexcept {
 // The first to name a row keeps its sequence; rows that nobody names become further copies, as far
 // as they go, and forks the rest.
 Status BatchState::select(std::span<const std::int64_t> indices) {
-  if (indices.empty()) return invalid("indices: found none, expected at least one");
+  if (indices.empty()) return refusal("indices", "none", "at least one");
   for (const std::int64_t index : indices) {
     KVC_RETURN_IF_ERROR(expect_index("indices", index, num_rows()));
   }

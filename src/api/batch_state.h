@@ -19,9 +19,6 @@
 
 namespace kvcache::internal {
 
-// "name: found 7, expected 0 .. 3". Errors: kOutOfRange outside 0 .. count - 1.
-Status expect_index(const char* name, std::int64_t found, std::int64_t count);
-
 // What a layer's rows look like.
 struct LayerShape {
   std::int64_t heads = 0, k_dim = 0, v_dim = 0;

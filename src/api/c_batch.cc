@@ -8,6 +8,7 @@
 
 #include "api/c_door.h"
 #include "api/c_paged.h"
+#include "base/expect.h"
 #include "kvcache/paged_batch.h"
 
 using kvcache::DType;
@@ -20,6 +21,7 @@ using kvcache::internal::expect_array;
 using kvcache::internal::expect_not_null;
 using kvcache::internal::ForeignExecutor;
 using kvcache::internal::make_view;
+using kvcache::internal::refusal;
 using kvcache::internal::tensor_of;
 
 struct kvc_batch {
@@ -126,9 +128,7 @@ kvc_status kvc_batch_lengths(const kvc_batch* batch, int64_t layer, int64_t* len
   return with(batch, [&](const PagedBatch& rows) -> Status {
     KVC_RETURN_IF_ERROR(expect_array("lengths", lengths, num_rows));
     if (num_rows != rows.num_rows()) {
-      return Status(kvcache::StatusCode::kInvalidArgument,
-                    "num_rows: found " + std::to_string(num_rows) + ", expected " +
-                        std::to_string(rows.num_rows()));
+      return refusal("num_rows", num_rows, rows.num_rows());
     }
     std::vector<std::int64_t> found;
     for (std::int64_t row = 0; row < num_rows; ++row) {

@@ -24,15 +24,12 @@ using internal::LayerShape;
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
-Status invalid(const std::string& message) { return Status(StatusCode::kInvalidArgument, message); }
-
 Status expect_length(const std::string& name, std::int64_t found, std::int64_t length) {
   if (found < 0) {
-    return invalid(name + ": found " + std::to_string(found) + ", expected at least 0");
+    return internal::refusal(name, found, "at least 0");
   }
   if (found <= length) return {};
-  return Status(StatusCode::kOutOfRange, name + ": found " + std::to_string(found) +
-                                             ", expected 0 .. " + std::to_string(length));
+  return internal::refusal(StatusCode::kOutOfRange, name, found, "0 .. " + std::to_string(length));
 }
 
 }  // namespace
@@ -55,9 +52,9 @@ PagedBatch::~PagedBatch() {
 
 Result<PagedBatch> PagedBatch::create(std::shared_ptr<PagedCache> cache, std::int64_t num_rows) {
   return at_door([&]() -> Result<PagedBatch> {
-    if (cache == nullptr) return invalid("cache: found none, expected one");
+    if (cache == nullptr) return internal::refusal("cache", "none", "one");
     if (num_rows < 0) {
-      return invalid("num_rows: found " + std::to_string(num_rows) + ", expected at least 0");
+      return internal::refusal("num_rows", num_rows, "at least 0");
     }
     auto impl = std::make_unique<Impl>();
     std::vector<LayerShape> layers;
@@ -79,8 +76,7 @@ Status PagedBatch::begin(std::span<const std::int64_t> counts,
                          std::span<const std::int32_t> tokens) {
   return at_door([&]() -> Status {
     if (static_cast<std::int64_t>(counts.size()) != num_rows()) {
-      return invalid("counts: found " + std::to_string(counts.size()) + ", expected " +
-                     std::to_string(num_rows()));
+      return internal::refusal("counts", counts.size(), num_rows());
     }
     KVC_RETURN_IF_ERROR(impl_->settle());
     KVC_ASSIGN_OR_RETURN(Impl::Open open, impl_->reserve(counts, tokens, impl_->rows, true));
@@ -93,7 +89,7 @@ Status PagedBatch::write(std::int64_t layer, const TensorView& key, const Tensor
                          const ExecContext& context) {
   return at_door([&]() -> Status {
     if (!step_open() || !impl_->open->announced) {
-      return invalid("step: found none that begin() opened, expected one");
+      return internal::refusal("step", "none that begin() opened", "one");
     }
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
     KVC_RETURN_IF_ERROR(impl_->check_not_left_out(layer));
@@ -105,16 +101,16 @@ Status PagedBatch::write(std::int64_t layer, const TensorView& key, const Tensor
 
 Status PagedBatch::commit(std::span<const std::int64_t> accepted) {
   return at_door([&]() -> Status {
-    if (!step_open()) return invalid("step: found none, expected an open one");
+    if (!step_open()) return internal::refusal("step", "none", "an open one");
     if (impl_->open->announced) return impl_->commit(accepted);
     if (accepted.empty()) return impl_->close();
-    return invalid("accepted: found counts for a step that update() opened, expected none");
+    return internal::refusal("accepted", "counts for a step that update() opened", "none");
   });
 }
 
 Status PagedBatch::rollback() {
   return at_door([&]() -> Status {
-    if (!step_open()) return invalid("step: found none, expected an open one");
+    if (!step_open()) return internal::refusal("step", "none", "an open one");
     KVC_RETURN_IF_ERROR(impl_->cache->rollback(impl_->open->step));
     impl_->open.reset();
     return {};
@@ -134,7 +130,7 @@ Status PagedBatch::update(std::int64_t layer, const TensorView& key, const Tenso
     const KvExtents given = internal::kv_extents(key, layout);
     KVC_RETURN_IF_ERROR(internal::expect_kv(
         "value", value, layout, KvExtents{given.batch, shape.heads, given.length, shape.v_dim}));
-    if (given.batch == 0) return invalid("key: found a batch of 0, expected at least 1");
+    if (given.batch == 0) return internal::refusal("key", "a batch of 0", "at least 1");
     if (given.length == 0) return {};
     if (step_open() && impl_->open->announced) return impl_->settle();
     KVC_RETURN_IF_ERROR(impl_->check_not_left_out(layer));
@@ -153,9 +149,10 @@ Status PagedBatch::gather(std::int64_t layer, const MutableTensorView& key,
     const std::int64_t length = num_rows() == 0 ? 0 : total_length(view, 0);
     for (std::int32_t row = 1; row < num_rows(); ++row) {
       if (total_length(view, row) == length) continue;
-      return invalid("rows: found " + std::to_string(length) + " and " +
-                     std::to_string(total_length(view, row)) +
-                     " tokens, expected as many in every row");
+      return internal::refusal(
+          "rows",
+          std::to_string(length) + " and " + std::to_string(total_length(view, row)) + " tokens",
+          "as many in every row");
     }
     const LayerShape& shape = (*impl_->layers)[at(layer)];
     const Layout layout = impl_->cache->layout();
@@ -201,8 +198,7 @@ const std::shared_ptr<PagedCache>& PagedBatch::cache() const noexcept { return i
 
 Status PagedBatch::add(std::int64_t count) {
   return at_door([&]() -> Status {
-    if (count < 0)
-      return invalid("count: found " + std::to_string(count) + ", expected at least 0");
+    if (count < 0) return internal::refusal("count", count, "at least 0");
     KVC_RETURN_IF_ERROR(impl_->settle());
     const std::size_t more = impl_->rows.size() + at(count);
     impl_->rows.reserve(more);
@@ -261,9 +257,7 @@ Status PagedBatch::repeat(std::int64_t n) {
   return at_door([&]() -> Status {
     const std::int64_t most = std::numeric_limits<std::int32_t>::max();
     if (n < 1 || (num_rows() > 0 && n > most / num_rows())) {
-      return invalid("n: found " + std::to_string(n) +
-                     ", expected at least 1, and fewer than 2^31 "
-                     "rows in all");
+      return internal::refusal("n", n, "at least 1, and fewer than 2^31 rows in all");
     }
     if (num_rows() == 0) return {};
     std::vector<std::int64_t> rows;
@@ -299,8 +293,7 @@ Status PagedBatch::rewind(std::int64_t n) {
 Status PagedBatch::rewind(std::span<const std::int64_t> counts) {
   return at_door([&]() -> Status {
     if (static_cast<std::int64_t>(counts.size()) != num_rows()) {
-      return invalid("counts: found " + std::to_string(counts.size()) + ", expected " +
-                     std::to_string(num_rows()));
+      return internal::refusal("counts", counts.size(), num_rows());
     }
     // As they will be once an open forward pass is closed.
     std::vector<std::int64_t> to(impl_->lengths);
@@ -319,7 +312,7 @@ Status PagedBatch::rewind(std::span<const std::int64_t> counts) {
 
 Status PagedBatch::truncate(std::int64_t n) {
   return at_door([&]() -> Status {
-    if (n < 0) return invalid("n: found " + std::to_string(n) + ", expected at least 0");
+    if (n < 0) return internal::refusal("n", n, "at least 0");
     KVC_RETURN_IF_ERROR(impl_->settle());
     std::vector<std::int64_t> to(impl_->lengths);
     for (std::int64_t& length : to) length = std::min(length, n);

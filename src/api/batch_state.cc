@@ -76,7 +76,7 @@ Status BatchState::write(Open& step, std::int64_t layer, const TensorView& key,
       return refusal("key", "rank 4 in a step whose rows bring different counts",
                      "[num_new_tokens, num_kv_heads, head_dim]");
     }
-    const LayerShape& shape = (*layers)[at(layer)];
+    const BatchLayer& shape = (*layers)[at(layer)];
     const auto batch = static_cast<std::int64_t>(step.counts.size());
     const Layout layout = cache->layout();
     KVC_RETURN_IF_ERROR(
@@ -143,7 +143,7 @@ Status BatchState::close(std::int64_t last) {
   for (std::int64_t layer = 0; layer < num_layers(); ++layer) {
     if (open->written[at(layer)] != 0 || layer == last) continue;
     if (after[at(layer)].empty()) after[at(layer)] = lengths;
-    const LayerShape& shape = (*layers)[at(layer)];
+    const BatchLayer& shape = (*layers)[at(layer)];
     TensorView zeros(&kZero, DType::kF32, {open->step.num_new_tokens(), shape.heads, shape.k_dim});
     std::fill_n(zeros.strides, kMaxRank, 0);
     TensorView v_zeros = zeros;

@@ -20,7 +20,7 @@
 namespace kvcache::internal {
 
 // What a layer's rows look like.
-struct LayerShape {
+struct BatchLayer {
   std::int64_t heads = 0, k_dim = 0, v_dim = 0;
 };
 
@@ -45,7 +45,7 @@ struct BatchState {
   };
 
   std::shared_ptr<PagedCache> cache;
-  std::shared_ptr<const std::vector<LayerShape>> layers;
+  std::shared_ptr<const std::vector<BatchLayer>> layers;
   std::vector<SequenceId> rows;
   std::vector<std::int64_t> lengths;             // [B] committed tokens
   std::vector<std::vector<std::int64_t>> holds;  // [num_layers][B] tokens of a layer that is left

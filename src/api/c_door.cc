@@ -116,33 +116,38 @@ Status ForeignMemory::adopt(const kvc_memory* memory) {
   return {};
 }
 
+namespace {
+
+Status out_of_host(const char* name, std::int64_t bytes) noexcept {
+  return at_door([&] {
+    return refusal(StatusCode::kOutOfMemory, name, "no room", std::to_string(bytes) + " bytes");
+  });
+}
+
+}  // namespace
+
 Result<Region> ForeignMemory::reserve(std::int64_t bytes) noexcept {
   constexpr std::uintptr_t kAlignment = 4096;
   void* data = nullptr;
   if (host_.reserve(host_.self, bytes, &data) != KVC_OK || data == nullptr) {
-    return make_status(StatusCode::kOutOfMemory, [bytes] {
-      return "memory.reserve: found no " + std::to_string(bytes) + " bytes";
-    });
+    return out_of_host("memory.reserve", bytes);
   }
   const Region region{static_cast<std::byte*>(data), bytes};
   if (reinterpret_cast<std::uintptr_t>(data) % kAlignment == 0) return region;
   release(region, 0);
-  return make_status(StatusCode::kInvalidArgument, [] {
-    return "memory.reserve: found an address between pages, expected a multiple of 4096";
-  });
+  return at_door(
+      [] { return refusal("memory.reserve", "an address between pages", "a multiple of 4096"); });
 }
 
 Status ForeignMemory::commit(const Region& region, std::int64_t bytes) noexcept {
   if (host_.commit(host_.self, region.data, bytes) == KVC_OK) return {};
-  return make_status(StatusCode::kOutOfMemory, [bytes] {
-    return "memory.commit: found no " + std::to_string(bytes) + " bytes more";
-  });
+  return out_of_host("memory.commit", bytes);
 }
 
 Result<Region> ForeignMemory::grow(const Region&, const RowSpan&, const RowSpan&, std::int64_t,
                                    std::int64_t*) noexcept {
-  return make_status(StatusCode::kUnsupported,
-                     [] { return "memory: found growth, expected regions of one size"; });
+  return at_door(
+      [] { return refusal(StatusCode::kUnsupported, "memory", "growth", "regions of one size"); });
 }
 
 Status make_view(const char* name, kvc_view** view, Result<OwnedKvView> owned) {

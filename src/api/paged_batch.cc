@@ -10,6 +10,7 @@
 #include "api/batch_rows.h"
 #include "api/batch_state.h"
 #include "base/door.h"
+#include "base/expect.h"
 #include "tensor/overlap.h"
 #include "tensor/strides.h"
 
@@ -18,9 +19,9 @@ inline namespace v1 {
 namespace {
 
 using internal::at_door;
+using internal::BatchLayer;
 using internal::BatchState;
 using internal::KvExtents;
-using internal::LayerShape;
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
@@ -57,14 +58,14 @@ Result<PagedBatch> PagedBatch::create(std::shared_ptr<PagedCache> cache, std::in
       return internal::refusal("num_rows", num_rows, "at least 0");
     }
     auto impl = std::make_unique<Impl>();
-    std::vector<LayerShape> layers;
+    std::vector<BatchLayer> layers;
     for (std::int64_t layer = 0; layer < cache->num_layers(); ++layer) {
       KVC_ASSIGN_OR_RETURN(const OwnedKvView view, cache->view(layer, {}));
       const KvView& shape = view.get();
       layers.push_back({shape.num_kv_heads, shape.k_head_dim, shape.v_head_dim});
     }
     impl->holds.resize(layers.size());
-    impl->layers = std::make_shared<const std::vector<LayerShape>>(std::move(layers));
+    impl->layers = std::make_shared<const std::vector<BatchLayer>>(std::move(layers));
     impl->lengths.assign(at(num_rows), 0);
     impl->cache = std::move(cache);
     KVC_RETURN_IF_ERROR(impl->open_rows(num_rows, &impl->rows));
@@ -121,7 +122,7 @@ Status PagedBatch::update(std::int64_t layer, const TensorView& key, const Tenso
                           const ExecContext& context) {
   return at_door([&]() -> Status {
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
-    const LayerShape& shape = (*impl_->layers)[at(layer)];
+    const BatchLayer& shape = (*impl_->layers)[at(layer)];
     const Layout layout = impl_->cache->layout();
     const std::int64_t any = internal::kAnyExtent;
     const std::int64_t batch = num_rows() > 0 ? num_rows() : any;
@@ -154,7 +155,7 @@ Status PagedBatch::gather(std::int64_t layer, const MutableTensorView& key,
           std::to_string(length) + " and " + std::to_string(total_length(view, row)) + " tokens",
           "as many in every row");
     }
-    const LayerShape& shape = (*impl_->layers)[at(layer)];
+    const BatchLayer& shape = (*impl_->layers)[at(layer)];
     const Layout layout = impl_->cache->layout();
     KVC_RETURN_IF_ERROR(internal::expect_kv(
         "key", key, layout, KvExtents{num_rows(), shape.heads, length, shape.k_dim}));

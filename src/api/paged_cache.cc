@@ -130,9 +130,7 @@ Status expect_rows(const char* name, const TensorView& rows, std::int64_t tokens
 
 Status expect_outside(const PagedStore& store, const char* name, const TensorView& rows) {
   if (!store.owns(rows)) return {};
-  return Status(
-      StatusCode::kInvalidArgument,
-      std::string(name) + ": found rows of this cache itself, expected memory outside of it");
+  return internal::refusal(name, "rows of this cache itself", "memory outside of it");
 }
 
 }  // namespace

@@ -61,17 +61,13 @@ Status expect_apart(const Named& result, const Named& read, bool may_be_same) {
       !overlap(result.tensor, read.tensor)) {
     return {};
   }
-  return Status(StatusCode::kInvalidArgument,
-                std::string(result.name) + ": found memory of " + read.name + ", expected " +
-                    (may_be_same ? std::string(read.name) + " itself or " : "") +
-                    "memory of its own");
+  return refusal(result.name, std::string("memory of ") + read.name,
+                 (may_be_same ? std::string(read.name) + " itself or " : "") + "memory of its own");
 }
 
 Status expect_single(const Named& result) {
   if (!overlaps_itself(result.tensor)) return {};
-  return Status(
-      StatusCode::kInvalidArgument,
-      std::string(result.name) + ": found elements that share memory, expected each in its own");
+  return refusal(result.name, "elements that share memory", "each in its own");
 }
 
 }  // namespace

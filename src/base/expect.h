@@ -51,7 +51,9 @@ inline Status expect_between(const char* name, std::int64_t value, std::int64_t 
 
 // 0 <= value < count. Errors: kOutOfRange.
 inline Status expect_index(const char* name, std::int64_t value, std::int64_t count) {
-  return expect_between(name, value, 0, count - 1, StatusCode::kOutOfRange);
+  if (value >= 0 && value < count) return {};
+  return refusal(StatusCode::kOutOfRange, name, value,
+                 count > 0 ? "0 .. " + std::to_string(count - 1) : "none: there are none");
 }
 
 }  // namespace kvcache::internal

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/checked_math.h"
+#include "base/expect.h"
 
 namespace kvcache::internal {
 namespace {
@@ -161,16 +162,13 @@ bool overlaps_itself(const TensorView& view) noexcept {
 
 Status expect_apart(const char* first_name, const TensorView& first, const char* second_name,
                     const TensorView& second) {
-  const auto bad = [](const char* name, const std::string& rest) {
-    return Status(StatusCode::kInvalidArgument, std::string(name) + ": found " + rest);
-  };
   for (const TensorView* each : {&first, &second}) {
     if (!overlaps_itself(*each)) continue;
-    return bad(each == &first ? first_name : second_name,
-               "elements that share memory, expected each in its own");
+    return refusal(each == &first ? first_name : second_name, "elements that share memory",
+                   "each in its own");
   }
   if (!overlap(first, second)) return {};
-  return bad(second_name, std::string("memory of ") + first_name + ", expected memory of its own");
+  return refusal(second_name, std::string("memory of ") + first_name, "memory of its own");
 }
 
 }  // namespace kvcache::internal

@@ -78,8 +78,8 @@ TEST_P(PagedBatchTest, DenseRowsAreStoredAsPackedOnesWhateverTheirStrides) {
   const Layout other = GetParam() == Layout::kHND ? Layout::kNHD : Layout::kHND;
   ASSERT_TRUE(batch.begin(Counts{3, 3}).ok());
   for (std::int64_t layer = 0; layer < f.num_layers; ++layer) {
-    const HostTensor key = batch_rows(f.spec, rows, layer, false, other);
-    const HostTensor value = batch_rows(f.spec, rows, layer, true, other);
+    const HostTensor key = batch_rows(f.spec(), rows, layer, false, other);
+    const HostTensor value = batch_rows(f.spec(), rows, layer, true, other);
     const auto turned = [](TensorView view) {
       std::swap(view.shape[1], view.shape[2]);
       std::swap(view.strides[1], view.strides[2]);
@@ -238,7 +238,7 @@ TEST_P(PagedBatchTest, UpdateChecksItsRows) {
   const auto invalid = StatusCode::kInvalidArgument;
   EXPECT_BATCH_REFUSED(f, batch, StatusCode::kOutOfRange, f.update(batch, 2, {{1}}));
   EXPECT_BATCH_REFUSED(f, batch, StatusCode::kOutOfRange, f.update(batch, -1, {{1}}));
-  const HostTensor one = batch_rows(f.spec, {{1}}, 0, false, GetParam());
+  const HostTensor one = batch_rows(f.spec(), {{1}}, 0, false, GetParam());
   EXPECT_BATCH_REFUSED(f, batch, invalid, batch.update(0, one, one));  // v_head_dim is another
   EXPECT_BATCH_REFUSED(f, batch, invalid, batch.update(0, {}, one));
   EXPECT_OK(f.update(batch, {{1}, {2}}));

@@ -34,6 +34,7 @@ TEST(Expect, AnIndexLiesBelowTheCount) {
     EXPECT_EQ(status.code(), StatusCode::kOutOfRange);
     EXPECT_EQ(status.message(), "layer: found " + std::to_string(index) + ", expected 0 .. 1");
   }
+  EXPECT_EQ(expect_index("layer", 0, 0).message(), "layer: found 0, expected none: there are none");
 }
 
 }  // namespace

@@ -231,12 +231,13 @@ TEST_P(Section4, WriteConvertsToTheLayersFormatAndChecksShapes) {
   EXPECT_REFUSED(f, Seqs{a}, code, f.cache.write(step, 0, iota({2, 2, 2}, DType::kI32), wrong));
 }
 
-// A tensor [tokens, heads, dim] over the first slots of a page that `data` begins.
-MutableTensorView stored_rows(const void* data, DType dtype, std::int64_t tokens, std::int64_t dim,
-                              std::int64_t token_stride, std::int64_t head_stride) {
-  MutableTensorView view(const_cast<void*>(data), dtype, {tokens, 2, dim});
-  view.strides[0] = token_stride;
-  view.strides[1] = head_stride;
+// The first rows of page `page`, [tokens, 2, dim].
+MutableTensorView stored_rows(const RowsView& stored, std::int32_t page, std::int64_t tokens,
+                              std::int64_t dim) {
+  MutableTensorView view(const_cast<std::byte*>(stored.page_at(page)), stored.format.dtype,
+                         {tokens, 2, dim});
+  view.strides[0] = stored.token_stride / size_of(view.dtype);
+  view.strides[1] = stored.head_stride / size_of(view.dtype);
   return view;
 }
 
@@ -247,11 +248,10 @@ TEST_P(Section4, RowsOfTheCachesOwnPagesAreNoInputOfWriteAndNoOutputOfGather) {
   const OwnedKvView view = f.cache.view(1, Seqs{a}).value();
   const KvPart& part = view.get().parts[0];
   const auto own = [&](bool keys, std::int64_t tokens) {
-    return keys ? stored_rows(part.k, dtype(), tokens, 2, part.k_token_stride, part.k_head_stride)
-                : stored_rows(part.v, dtype(), tokens, 1, part.v_token_stride, part.v_head_stride);
+    return stored_rows(keys ? part.k : part.v, part.block_table[0], tokens, keys ? 2 : 1);
   };
   PagedCache::Step step = f.reserve(b, 2).value();
-  const HostTensor k = packed(f.spec, {8, 9}, 0, false), v = packed(f.spec, {8, 9}, 0, true);
+  const HostTensor k = packed(f.spec(), {8, 9}, 0, false), v = packed(f.spec(), {8, 9}, 0, true);
   const auto code = StatusCode::kInvalidArgument;
   EXPECT_REFUSED(f, Seqs{a}, code, f.cache.write(step, 0, own(true, 2), v));
   EXPECT_REFUSED(f, Seqs{a}, code, f.cache.write(step, 0, k, own(false, 2)));

@@ -21,8 +21,7 @@ inline HostTensor batch_rows(const LayerSpec& spec, const std::vector<Tokens>& r
                              DType dtype = DType::kF32) {
   const auto batch = static_cast<std::int64_t>(rows.size());
   const auto tokens = static_cast<std::int64_t>(rows.empty() ? 0 : rows.front().size());
-  const std::int64_t heads = spec.num_kv_heads;
-  const std::int64_t dim = value ? spec.v_head_dim : spec.k_head_dim;
+  const auto [role, heads, dim, format] = value ? spec.value() : spec.key();
   const bool head_first = layout == Layout::kHND;
   HostTensor tensor(dtype, {batch, head_first ? heads : tokens, head_first ? tokens : heads, dim});
   for (std::int64_t b = 0; b < batch; ++b) {
@@ -50,8 +49,8 @@ struct BatchFixture : PagedFixture {
   PagedBatch batch(std::int64_t rows = 0) { return PagedBatch::create(shared, rows).value(); }
 
   Status update(PagedBatch& batch, std::int64_t layer, const std::vector<Tokens>& rows) {
-    return batch.update(layer, batch_rows(spec, rows, layer, false, layout),
-                        batch_rows(spec, rows, layer, true, layout));
+    return batch.update(layer, batch_rows(spec(layer), rows, layer, false, layout),
+                        batch_rows(spec(layer), rows, layer, true, layout));
   }
   // A forward pass over all layers.
   Status update(PagedBatch& batch, const std::vector<Tokens>& rows) {
@@ -72,8 +71,8 @@ struct BatchFixture : PagedFixture {
     return counts;
   }
   Status write(PagedBatch& batch, std::int64_t layer, const std::vector<Tokens>& rows) {
-    return batch.write(layer, packed(spec, joined(rows), layer, false),
-                       packed(spec, joined(rows), layer, true));
+    return batch.write(layer, packed(spec(layer), joined(rows), layer, false),
+                       packed(spec(layer), joined(rows), layer, true));
   }
   Status write(PagedBatch& batch, const std::vector<Tokens>& rows) {
     for (std::int64_t layer = 0; layer < num_layers; ++layer) {
@@ -103,11 +102,12 @@ struct BatchFixture : PagedFixture {
                                DType dtype = DType::kF32) const {
     const std::int64_t length = batch.seq_length(0, layer).value();
     const auto shape = [&](std::int64_t dim) {
-      return layout == Layout::kHND ? Counts{batch.num_rows(), spec.num_kv_heads, length, dim}
-                                    : Counts{batch.num_rows(), length, spec.num_kv_heads, dim};
+      return layout == Layout::kHND
+                 ? Counts{batch.num_rows(), spec(layer).key().heads, length, dim}
+                 : Counts{batch.num_rows(), length, spec(layer).key().heads, dim};
     };
-    HostTensor k(dtype, shape(spec.k_head_dim));
-    HostTensor v(dtype, shape(spec.v_head_dim));
+    HostTensor k(dtype, shape(spec(layer).key().dim));
+    HostTensor v(dtype, shape(spec(layer).value().dim));
     EXPECT_OK(batch.gather(layer, k.mutable_view(), v.mutable_view()));
     std::vector<Tokens> rows;
     for (std::int64_t b = 0; b < batch.num_rows(); ++b) {

@@ -21,7 +21,7 @@ ALLOWED = {
     "src/cache": ("cache/", "kernels/kernel_table.h", "tensor/", "base/", "kvcache/"),
     "src/cache/contiguous": ("cache/contiguous/", "kernels/kernel_table.h", "tensor/", "base/",
                              "kvcache/"),
-    "src/cache/paged": ("cache/paged/", "kernels/kernel_table.h", "tensor/", "base/", "kvcache/"),
+    "src/cache/paged": ("cache/paged/", "cache/layer_check.h", "kernels/kernel_table.h", "tensor/", "base/", "kvcache/"),
     "src/attention": ("attention/", "kernels/kernel_table.h", "tensor/", "base/", "kvcache/"),
     "src/tiers": ("tiers/", "tensor/", "base/", "kvcache/"),
     "src/api": ("api/", "cache/", "attention/", "kernels/kernel_table.h", "tensor/", "base/",

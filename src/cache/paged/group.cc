@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/checked_math.h"
+#include "base/expect.h"
 
 namespace kvcache::internal {
 namespace {

@@ -514,12 +514,8 @@ class Soak {
 // Any storage types, and K and V of any of the sizes that element() knows.
 LayerSpec any_spec() {
   const auto dtype = [] { return rc::gen::element(DType::kF32, DType::kF16, DType::kBF16); };
-  LayerSpec spec = paged_spec();
-  spec.k_head_dim = *rc::gen::inRange<std::int64_t>(1, 3);
-  spec.v_head_dim = *rc::gen::inRange<std::int64_t>(1, 3);
-  spec.k_format.dtype = *dtype();
-  spec.v_format.dtype = *dtype();
-  return spec;
+  return LayerSpec::kv(2, *rc::gen::inRange<std::int64_t>(1, 3),
+                       *rc::gen::inRange<std::int64_t>(1, 3), plain(*dtype()), plain(*dtype()));
 }
 
 // KVCACHE_SOAK_SECONDS: how long; new operations every time, and their number is printed.

@@ -327,8 +327,7 @@ Status PageGroup::check(const std::vector<std::int64_t>& named,
                         const std::vector<std::int64_t>& reserved,
                         const std::vector<std::int64_t>& rows) const {
   const auto broken = [](std::int64_t page, const std::string& found, const std::string& expected) {
-    return Status(StatusCode::kInternal,
-                  "page " + std::to_string(page) + ": found " + found + ", expected " + expected);
+    return refusal(StatusCode::kInternal, "page " + std::to_string(page), found, expected);
   };
   const auto num_pages = static_cast<std::size_t>(pool_.num_pages());
   std::vector<std::int64_t> free(num_pages);

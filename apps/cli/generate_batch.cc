@@ -7,7 +7,7 @@
 
 #include "apps/cli/console.h"
 #include "apps/cli/generate_json.h"
-#include "runner/generate/running_batch.h"
+#include "runner/engine/engine.h"
 
 namespace kvcache::cli {
 namespace {
@@ -41,19 +41,33 @@ class LinePrinter {
   std::vector<std::string> open_;
 };
 
-void print_summary(const runner::RunningBatch& batch) {
+void print_summary(const runner::Engine& engine) {
   std::int64_t prompt_tokens = 0;
   std::int64_t decoded = 0;
-  double prefill_seconds = 0;
-  for (std::int64_t i = 0; i < batch.size(); ++i) {
-    prompt_tokens += batch.result(i).prompt_tokens;
-    prefill_seconds += batch.result(i).prefill_seconds;
-    decoded += batch.result(i).decode_steps;
+  for (std::int64_t i = 0; i < engine.size(); ++i) {
+    prompt_tokens += engine.result(i).prompt_tokens;
+    decoded += engine.result(i).decode_steps;
   }
-  say("{} prompts; prefill {} tokens, {:.1f} tokens/s; ", batch.size(), prompt_tokens,
-      per_second(prompt_tokens, prefill_seconds));
-  say("decode {} tokens in {} steps, {:.1f} tokens/s\n", decoded, batch.decode_steps(),
-      per_second(decoded, batch.decode_seconds()));
+  say("{} prompts of {} tokens and {} decoded ones in {} steps; {:.1f} tokens/s, ",
+             engine.size(), prompt_tokens, decoded, engine.steps(),
+             per_second(prompt_tokens + decoded, engine.seconds()));
+  say("decode {:.1f} tokens/s\n", per_second(decoded, engine.decode_seconds()));
+}
+
+// What failed, one line each; an error if anything did.
+Status print_failures(const runner::Engine& engine) {
+  std::int64_t failed = 0;
+  StatusCode code = StatusCode::kOk;
+  for (std::int64_t i = 0; i < engine.size(); ++i) {
+    const Status& status = engine.result(i).status;
+    if (status.ok()) continue;
+    say("[{}] {}\n", i + 1, status.to_string());
+    code = status.code();
+    ++failed;
+  }
+  if (failed == 0) return {};
+  return Status(code, "prompts: found " + std::to_string(failed) + " of " +
+                          std::to_string(engine.size()) + " that failed, expected none");
 }
 
 }  // namespace
@@ -73,17 +87,18 @@ std::vector<std::string> lines_with_text(std::string_view text) {
 Status generate_batch(const runner::LoadedModel& loaded,
                       const std::vector<std::vector<std::int32_t>>& prompts,
                       const runner::GenerateOptions& options, std::int64_t max_active, bool json) {
-  KVC_ASSIGN_OR_RETURN(
-      runner::RunningBatch batch,
-      runner::RunningBatch::create(loaded.model, loaded.tokenizer, options, max_active));
+  runner::EngineOptions together;
+  together.max_active = max_active;
+  KVC_ASSIGN_OR_RETURN(runner::Engine engine,
+                       runner::Engine::create(loaded.model, loaded.tokenizer, options, together));
   for (std::size_t i = 0; i < prompts.size(); ++i) {
-    const auto added = batch.add(prompts[i]);
+    const auto added = engine.add(prompts[i]);
     if (added.ok()) continue;
     return Status(added.status().code(),
                   "[" + std::to_string(i + 1) + "] " + added.status().message());
   }
   LinePrinter printer(prompts.size());
-  runner::BatchCallbacks callbacks;
+  runner::EngineCallbacks callbacks;
   if (!json) {
     callbacks.on_text = [&](std::int64_t request, std::string_view text) {
       printer.push(request, text);
@@ -92,17 +107,17 @@ Status generate_batch(const runner::LoadedModel& loaded,
       printer.end(request);
     };
   }
-  while (!batch.done()) KVC_RETURN_IF_ERROR(batch.step(callbacks));
+  while (!engine.done()) KVC_RETURN_IF_ERROR(engine.step(callbacks));
   if (!json) {
-    print_summary(batch);
-    return {};
+    print_summary(engine);
+    return print_failures(engine);
   }
   auto array = nlohmann::ordered_json::array();
-  for (std::int64_t i = 0; i < batch.size(); ++i) {
-    array.push_back(to_json(batch.result(i), loaded.tokenizer));
+  for (std::int64_t i = 0; i < engine.size(); ++i) {
+    array.push_back(to_json(engine.result(i), loaded.tokenizer));
   }
   print("{}\n", array.dump());
-  return {};
+  return print_failures(engine);
 }
 
 }  // namespace kvcache::cli

@@ -17,7 +17,8 @@ std::vector<std::string> lines_with_text(std::string_view text);
 
 // Continues all prompts, as tokens, together, at most max_active of them at a time. Every line of
 // text is printed whole, behind the number of its prompt from 1 ("[2] ..."); with `json` one array,
-// an object a prompt in their order.
+// an object a prompt in their order. A prompt that fails ends alone: the others are printed, then
+// the error is returned.
 Status generate_batch(const runner::LoadedModel& loaded,
                       const std::vector<std::vector<std::int32_t>>& prompts,
                       const runner::GenerateOptions& options, std::int64_t max_active, bool json);

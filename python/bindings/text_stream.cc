@@ -1,5 +1,6 @@
 #include "python/bindings/text_stream.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -80,7 +81,16 @@ void bind_result(nb::module_& module) {
       .def_ro("tokens", &GenerateResult::tokens, "The new ones, without an end-of-text token.")
       .def_prop_ro(
           "stop_reason", [](const GenerateResult& self) { return name_of(self.stop_reason); },
-          "\"eos\", \"stop\" (a stop text), \"length\" (max_tokens) or \"context\" (the model's).")
+          "\"eos\", \"stop\" (a stop text), \"length\" (max_tokens) or \"context\" (the model's); "
+          "in a "
+          "batch also\n\"error\".")
+      .def_prop_ro(
+          "error",
+          [](const GenerateResult& self) -> std::optional<std::string> {
+            if (self.status.ok()) return std::nullopt;
+            return self.status.to_string();
+          },
+          "Why a prompt of a batch failed, which ends alone; None for all others.")
       .def_ro("prompt_tokens", &GenerateResult::prompt_tokens, "Their number.")
       .def_ro("prefill_seconds", &GenerateResult::prefill_seconds)
       .def_ro("decode_seconds", &GenerateResult::decode_seconds,
@@ -119,10 +129,12 @@ TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions optio
                        const Prompts& prompts, std::int64_t max_active, bool keep_pieces)
     : loaded_(std::move(loaded)), options_(std::move(options)), keep_pieces_(keep_pieces) {
   const runner::LoadedModel& files = loaded_->files;
-  batch_.emplace(
-      take(runner::RunningBatch::create(files.model, files.tokenizer, options_.core, max_active)));
+  runner::EngineOptions together;
+  together.max_active = max_active;
+  engine_.emplace(
+      take(runner::Engine::create(files.model, files.tokenizer, options_.core, together)));
   for (std::size_t i = 0; i < prompts.size(); ++i) {
-    const Status status = batch_->add(prompts[i]).status();
+    const Status status = engine_->add(prompts[i]).status();
     if (status.ok()) continue;
     raise(Status(status.code(), "[" + std::to_string(i) + "] " + status.message()));
   }
@@ -133,9 +145,9 @@ Status TextStream::step() {
     pieces_.push_back({prompt, std::string(text)});
   };
   if (several()) {
-    runner::BatchCallbacks callbacks;
+    runner::EngineCallbacks callbacks;
     if (keep_pieces_) callbacks.on_text = keep;
-    return batch_->step(callbacks);
+    return engine_->step(callbacks);
   }
   runner::GenerateCallbacks callbacks;
   if (keep_pieces_) callbacks.on_text = [&](std::string_view text) { keep(0, text); };
@@ -186,8 +198,8 @@ TextResult TextStream::result() {
     const Turn turn(mutex_);
     if (failed_ || !done()) return nb::none();
     if (one_ != nullptr) results.push_back(one_->result());
-    for (std::int64_t i = 0; several() && i < batch_->size(); ++i) {
-      results.push_back(batch_->result(i));
+    for (std::int64_t i = 0; several() && i < engine_->size(); ++i) {
+      results.push_back(engine_->result(i));
     }
   }
   if (!several()) return nb::cast(std::move(results.front()));
@@ -198,7 +210,7 @@ TextResult TextStream::result() {
 
 std::string TextStream::repr() {
   const Turn turn(mutex_);
-  const std::int64_t prompts = several() ? batch_->size() : 1;
+  const std::int64_t prompts = several() ? engine_->size() : 1;
   return "TextStream(prompts=" + std::to_string(prompts) + ", state=" +
          (failed_  ? "'failed'"
           : done() ? "'done'"

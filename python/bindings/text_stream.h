@@ -15,9 +15,9 @@
 #include "kvcache/executor.h"
 #include "kvcache/memory.h"
 #include "python/bindings/signatures.h"
+#include "runner/engine/engine.h"
 #include "runner/generate/generation.h"
 #include "runner/generate/loaded_model.h"
-#include "runner/generate/running_batch.h"
 
 namespace kvcache::python {
 
@@ -51,7 +51,7 @@ class TextStream {
   TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
              const std::vector<std::int32_t>& prompt, bool keep_pieces);
 
-  // Several in one batch. Raises what RunningBatch reports, with the index of the prompt.
+  // Several in one engine. Raises what Engine::add reports, with the index of the prompt.
   TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options, const Prompts& prompts,
              std::int64_t max_active, bool keep_pieces);
 
@@ -73,8 +73,8 @@ class TextStream {
     std::string text;
   };
 
-  bool done() const { return one_ != nullptr ? one_->done() : batch_->done(); }
-  bool several() const { return batch_.has_value(); }
+  bool done() const { return one_ != nullptr ? one_->done() : engine_->done(); }
+  bool several() const { return engine_.has_value(); }
   // One step without the GIL, then signals. False if all is done, or was over before.
   bool advance();
   Status step();
@@ -82,7 +82,7 @@ class TextStream {
   std::shared_ptr<const Loaded> loaded_;
   StreamOptions options_;
   std::unique_ptr<runner::Generation> one_;
-  std::optional<runner::RunningBatch> batch_;
+  std::optional<runner::Engine> engine_;
   bool keep_pieces_;
   std::recursive_mutex mutex_;  // of all below, and of the two above once made
   std::deque<Piece> pieces_;

@@ -185,6 +185,23 @@ def test_a_batch_may_be_arrays_or_hold_one_prompt(model):
     assert [result.tokens for result in model.generate([PROMPT], 8)] == alone[:1]
 
 
+def test_a_prompt_of_a_batch_that_fails_ends_alone(model):
+    prompts, ample = PROMPTS[:3], kvcache.LimitedMemory(1 << 30)
+    alone = [model.generate(prompt, 40).tokens for prompt in prompts]
+    stream = model.generate(prompts[:2], 40, stream=True, memory=ample)
+    list(stream)
+    memory = kvcache.LimitedMemory(ample.committed_bytes)  # for two of them
+    results = model.generate(prompts, 40, memory=memory)
+    failed = [result for result in results if result.error is not None]
+    assert [result.stop_reason for result in failed] == ["error"]
+    assert failed[0].error.startswith("out of memory")
+    assert all(result.tokens == alone[i][:len(result.tokens)] for i, result in enumerate(results))
+    assert sum(result.tokens == alone[i] for i, result in enumerate(results)) == 2
+    assert memory.committed_bytes == 0
+    assert all(result.stop_reason == "length" and result.error is None
+               for result in model.generate(prompts, 4))
+
+
 # --- Logits. ---
 
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "runner/generate/running_batch.h"
+#include "runner/engine/engine.h"
 
 namespace kvcache::runner {
 
@@ -46,9 +46,11 @@ Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
                                  const std::vector<std::vector<std::int32_t>>& prompts,
                                  GenerateOptions options, const CompareCallbacks& callbacks) {
   const auto count = static_cast<std::int64_t>(prompts.size());
-  KVC_ASSIGN_OR_RETURN(RunningBatch batch, RunningBatch::create(model, tokenizer, options, count));
+  EngineOptions together;
+  together.max_active = count;
+  KVC_ASSIGN_OR_RETURN(Engine batch, Engine::create(model, tokenizer, options, together));
   for (const auto& prompt : prompts) KVC_RETURN_IF_ERROR(batch.add(prompt).status());
-  BatchCallbacks progress;
+  EngineCallbacks progress;
   std::int64_t ended = 0;
   progress.on_end = [&](std::int64_t, const GenerateResult&) {
     if (callbacks.on_progress) callbacks.on_progress(StoreKind::kBatching, ++ended, count);
@@ -61,6 +63,7 @@ Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
   GenerateResult& sum = run.generated;
   for (std::int64_t i = 0; i < count; ++i) {
     const GenerateResult& result = batch.result(i);
+    KVC_RETURN_IF_ERROR(result.status);
     const auto& prompt = prompts[static_cast<std::size_t>(i)];
     KVC_ASSIGN_OR_RETURN(const GenerateResult alone, generate(model, tokenizer, prompt, options));
     ComparedRequest request;
@@ -77,7 +80,6 @@ Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
   }
   sum.decode_seconds = batch.decode_seconds();
   sum.counters = batch.counters();
-  sum.usage.copied_bytes = batch.copied_bytes();
   return run;
 }
 

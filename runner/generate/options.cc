@@ -18,6 +18,10 @@ const char* name_of(StopReason reason) noexcept {
       return "length";
     case StopReason::kContext:
       return "context";
+    case StopReason::kCancelled:
+      return "cancelled";
+    case StopReason::kError:
+      return "error";
   }
   return "?";
 }

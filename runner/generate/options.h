@@ -34,10 +34,11 @@ struct GenerateOptions {
   ExecContext context;
 };
 
-// Why generation ended: an end-of-text token, a stop text, max_tokens, or the model's context.
-enum class StopReason : std::uint8_t { kEos, kStopText, kMaxTokens, kContext };
+// Why generation ended: an end-of-text token, a stop text, max_tokens, or the model's context; of a
+// request of an engine also that it was cancelled, or failed.
+enum class StopReason : std::uint8_t { kEos, kStopText, kMaxTokens, kContext, kCancelled, kError };
 
-// "eos", "stop", "length", "context".
+// "eos", "stop", "length", "context", "cancelled", "error".
 const char* name_of(StopReason reason) noexcept;
 
 // One generated token: what its step cost, counted.
@@ -61,6 +62,7 @@ struct GenerateResult {
   std::string text;                  // of the new tokens, up to a stop text
   std::vector<std::int32_t> tokens;  // new ones, without the end-of-text token
   StopReason stop_reason = StopReason::kMaxTokens;
+  Status status;  // why a request of an engine failed (kError); ok for all others
   std::int64_t prompt_tokens = 0;
   double prefill_seconds = 0;
   double decode_seconds = 0;       // of the steps after the prefill

@@ -15,7 +15,7 @@
 
 namespace kvcache::runner {
 
-// kBatching holds the requests of a RunningBatch, and is no store of one sequence.
+// kBatching holds the requests of an Engine, and is no store of one sequence.
 enum class StoreKind : std::uint8_t { kNone, kDynamic, kStatic, kPaged, kFunctional, kBatching };
 
 // "none", "dynamic", "static", "paged", "functional", "batching".

@@ -41,8 +41,6 @@ class LayeredStore final : public ViewStore {
  public:
   explicit LayeredStore(std::unique_ptr<Cache> cache) : cache_(std::move(cache)) {}
 
-  Cache& cache() { return *cache_; }
-
   std::int64_t num_sequences() const noexcept override { return batch_; }
   Status end() override { return {}; }
   void abandon() noexcept override;

@@ -1,32 +1,40 @@
-// The store over pages: sequences of any lengths, which may share their beginnings.
+// The store over pages: sequences of any lengths, which may share their beginnings, join and leave.
 #ifndef KVCACHE_RUNNER_MODEL_PAGED_STORE_H_
 #define KVCACHE_RUNNER_MODEL_PAGED_STORE_H_
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
-#include <vector>
+#include <utility>
 
 #include "runner/model/view_store.h"
 
 namespace kvcache::runner {
 
+// Its sequences are the rows of a PagedBatch.
 class PagedStore final : public ViewStore {
  public:
   // A pool with room for options.num_sequences sequences of options.max_length tokens, and one
   // empty sequence.
   static Result<std::unique_ptr<KvStore>> create(const ModelConfig& config,
                                                  const KvStoreOptions& options);
+  // A pool of `num_pages`, and no sequence.
+  static Result<std::unique_ptr<PagedStore>> create_empty(const ModelConfig& config,
+                                                          const KvStoreOptions& options,
+                                                          std::int64_t num_pages);
 
-  PagedStore(PagedCache cache, std::vector<SequenceId> sequences)
-      : cache_(std::move(cache)), sequences_(std::move(sequences)) {}
+  PagedStore(PagedBatch batch, std::int64_t row_bytes)
+      : batch_(std::move(batch)), row_bytes_(row_bytes) {}
 
-  std::int64_t num_sequences() const noexcept override {
-    return static_cast<std::int64_t>(sequences_.size());
-  }
+  // An empty sequence after the others. / One leaves: its pages go back, those after it move up.
+  Status add() { return batch_.add(); }
+  Status release(std::int64_t sequence) { return batch_.release(sequence); }
+  const PagedCache& cache() const { return *batch_.cache(); }
+  std::int64_t row_bytes() const { return row_bytes_; }  // of one token in all layers
+
+  std::int64_t num_sequences() const noexcept override { return batch_.num_rows(); }
   Status end() override;
-  void abandon() noexcept override { step_.reset(); }
+  void abandon() noexcept override;
   bool keeps_history() const noexcept override { return true; }
   std::int64_t length(std::int64_t sequence) const override;
   std::int64_t next_position(std::int64_t sequence) const override;
@@ -42,11 +50,10 @@ class PagedStore final : public ViewStore {
                             const ExecContext& context) override;
 
  private:
-  Status reserve(std::span<const std::int64_t> counts) override;
+  Status reserve(std::span<const std::int64_t> counts) override { return batch_.begin(counts); }
 
-  PagedCache cache_;
-  std::vector<SequenceId> sequences_;
-  std::optional<PagedCache::Step> step_;
+  PagedBatch batch_;
+  std::int64_t row_bytes_;
 };
 
 }  // namespace kvcache::runner

@@ -96,7 +96,7 @@ TEST(MergeTest, TheResultIsAPartOrApartFromBoth) {
   EXPECT_TRUE(merged(out(60), lse(84)).ok());
   expect_error(merged(out(4), lse(84)),
                "out: found memory of out_a, expected out_a itself or memory of its own");
-  expect_error(merged(out(60), lse(55)),
+  expect_error(merged(out(90), lse(55)),
                "lse: found memory of lse_b, expected lse_b itself or memory of its own");
   expect_error(merged(out(60), lse(28)), "lse: found memory of lse_a");
   expect_error(merged(out(60), lse(30)), "lse: found memory of out_b, expected memory of its own");

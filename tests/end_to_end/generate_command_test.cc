@@ -113,6 +113,22 @@ TEST_F(GenerateCommandTest, EveryPromptOfAFileHasTheTokensOfItsRunAlone) {
   EXPECT_EQ(one[0].at("tokens"), run_json("--max-tokens 12 --prompt x").at("tokens"));
 }
 
+TEST_F(GenerateCommandTest, SixtyFourPromptsTogetherHaveTheTokensOfEachAfterTheOther) {
+  std::string lines;
+  for (int i = 0; i < 64; ++i) {
+    lines += "In " + std::to_string(1900 + i) + " there was" + std::string(i % 7, '!') + "\n";
+  }
+  const std::string flags = "--max-tokens 10 -f " + directory_.write("prompts", lines);
+  const auto together = run_json(flags + " --max-active 64");
+  const auto one_by_one = run_json(flags + " --max-active 1");
+  ASSERT_EQ(together.size(), 64u);
+  for (std::size_t i = 0; i < 64; ++i) {
+    EXPECT_EQ(together[i].at("tokens"), one_by_one[i].at("tokens")) << i;
+    EXPECT_EQ(together[i].at("stop_reason"), one_by_one[i].at("stop_reason")) << i;
+    EXPECT_FALSE(together[i].contains("error")) << i;
+  }
+}
+
 TEST_F(GenerateCommandTest, LinesOfABatchCarryTheNumberOfTheirPrompt) {
   const std::string file = directory_.write("prompts", "In 1984 there\nx\nthey say\n");
   const Ran ran = run("--max-tokens 40 -f " + file);

@@ -124,7 +124,8 @@ struct PagedFixture {
         cache(PagedCache::create(config).value()) {}
 
   const LayerSpec& spec(std::int64_t layer = 0) const {
-    return specs[static_cast<std::size_t>(layer)];
+    const bool known = layer >= 0 && layer < num_layers;
+    return specs[static_cast<std::size_t>(known ? layer : 0)];
   }
   SequenceId open() { return cache.open().value(); }
 

@@ -9,9 +9,8 @@
 
 #include <gtest/gtest.h>
 
-#include "runner/model/batching_store.h"
-#include "runner/model/layered_store.h"
 #include "runner/model/model.h"
+#include "runner/model/paged_store.h"
 #include "support/model_runs.h"
 
 namespace kvcache::runner {
@@ -179,54 +178,49 @@ TEST_F(KvStoreTest, ALayeredBatchWantsAsManyTokensOfEverySequence) {
   }
 }
 
-// Slots of different lengths, some idle: each row is that of a store alone, idle slots are not
-// read.
-TEST_F(KvStoreTest, ASlotHasTheLogitsOfItsTextAloneAndIdleSlotsCostNothing) {
+// Sequences of different lengths that join and leave, prompts beside tokens: each has the logits of
+// its text alone, and nobody else's rows are read.
+TEST_F(KvStoreTest, SequencesJoinAndLeaveAndKeepTheLogitsOfTheirTextAlone) {
   for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
     KvStoreOptions options;
     options.layout = layout;
-    auto made = BatchingStore::create(model_.config(), options, 5);
+    auto made = PagedStore::create_empty(model_.config(), options, 16);
     ASSERT_TRUE(made.ok()) << made.status().to_string();
-    BatchingStore& store = **made;
-    const std::vector<std::int64_t> lengths = {0, 3, 0, 40, 9};
-    std::vector<std::unique_ptr<KvStore>> alone(5);
-    for (std::size_t slot = 0; slot < 5; ++slot) {
-      if (lengths[slot] == 0) continue;
-      const auto prompt = some_tokens(lengths[slot], 131);
-      const auto prefilled = make(options);
-      step(*prefilled, prompt, {lengths[slot]});
-      alone[slot] = make(options);
-      step(*alone[slot], prompt, {lengths[slot]});
-      auto& layered = dynamic_cast<LayeredStore&>(*prefilled);
-      ASSERT_TRUE(store.add(static_cast<std::int64_t>(slot), layered.cache()).ok());
-    }
-    for (std::int64_t round = 1; round <= 5; ++round) {
-      const std::vector<std::int32_t> ids = {7, 8, static_cast<std::int32_t>(round)};
-      const auto logits = step(store, ids, {0, 1, 0, 1, 1});
-      EXPECT_EQ(store.rows_read(), 3 + 40 + 9 + 3 * round);
-      ASSERT_EQ(logits.size(), 3u);
-      EXPECT_EQ(logits[0], step(*alone[1], {ids[0]}, {1}).front());
-      EXPECT_EQ(logits[1], step(*alone[3], {ids[1]}, {1}).front());
-      EXPECT_EQ(logits[2], step(*alone[4], {ids[2]}, {1}).front());
-    }
-    std::vector<float> out;
-    const std::vector<std::int32_t> ids = {7, 8, 9};
-    const std::vector<std::int64_t> idle = {1, 1, 0, 1, 0};
-    EXPECT_EQ(
-        model_.forward({ids, idle}, store, state_, out, LogitRows::kLast, {}, serially()).code(),
-        StatusCode::kInvalidArgument);
-    EXPECT_EQ(store.repeat(2, serially()).code(), StatusCode::kUnsupported);
+    PagedStore& store = **made;
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(store.add().ok());
+    std::vector<std::unique_ptr<KvStore>> alone;
+    for (int i = 0; i < 4; ++i) alone.push_back(make(options));
+    const auto prompt = some_tokens(40, 131);
+    std::vector<std::int32_t> ids(prompt.begin(), prompt.begin() + 3);
+    ids.insert(ids.end(), prompt.begin(), prompt.end());
+    auto logits = step(store, ids, {3, 0, 40});
+    EXPECT_EQ(logits[0], step(*alone[0], {ids.begin(), ids.begin() + 3}, {3}).front());
+    EXPECT_EQ(logits[1], step(*alone[2], prompt, {40}).front());
+
+    ids = {7, 8, 9, 10, 11};
+    logits = step(store, ids, {1, 3, 1});
+    EXPECT_EQ(store.rows_read(), 4 + 3 + 41);
+    EXPECT_EQ(logits[0], step(*alone[0], {7}, {1}).front());
+    EXPECT_EQ(logits[1], step(*alone[1], {8, 9, 10}, {3}).front());
+    EXPECT_EQ(logits[2], step(*alone[2], {11}, {1}).front());
+
+    ASSERT_TRUE(store.release(1).ok());
+    ASSERT_TRUE(store.add().ok());
+    ids = {1, 2, 3, 4};
+    logits = step(store, ids, {1, 1, 2});
+    EXPECT_EQ(store.rows_read(), 5 + 42 + 2);
+    EXPECT_EQ(logits[0], step(*alone[0], {1}, {1}).front());
+    EXPECT_EQ(logits[1], step(*alone[2], {2}, {1}).front());
+    EXPECT_EQ(logits[2], step(*alone[3], {3, 4}, {2}).front());
   }
 }
 
 // A backend of no such name fails the first layer.
-TEST_F(KvStoreTest, ABatchingStepThatFailsLeavesTheSlotsAsTheyWere) {
-  KvStoreOptions options;
-  auto made = BatchingStore::create(model_.config(), options, 2);
+TEST_F(KvStoreTest, AStepThatFailsLeavesTheSequencesAsTheyWere) {
+  auto made = PagedStore::create_empty(model_.config(), {}, 8);
   ASSERT_TRUE(made.ok());
-  const auto prefilled = make(options);
-  step(*prefilled, {1, 2, 3}, {3});
-  ASSERT_TRUE((*made)->add(1, dynamic_cast<LayeredStore&>(*prefilled).cache()).ok());
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE((*made)->add().ok());
+  step(**made, {1, 2, 3}, {0, 3});
   AttentionOptions unknown;
   unknown.backend = "no such backend";
   std::vector<float> logits;
@@ -237,19 +231,18 @@ TEST_F(KvStoreTest, ABatchingStepThatFailsLeavesTheSlotsAsTheyWere) {
           .code(),
       StatusCode::kUnavailable);
   EXPECT_EQ((*made)->length(1), 3);
+  EXPECT_EQ((*made)->cache().stats().open_steps, 0);
   step(**made, ids, counts);
   EXPECT_EQ((*made)->length(1), 4);
 }
 
-TEST_F(KvStoreTest, ABatchingStepGivenUpBetweenLayersStoresNothing) {
-  KvStoreOptions options;
-  auto made = BatchingStore::create(model_.config(), options, 2);
+TEST_F(KvStoreTest, AStepGivenUpBetweenLayersStoresNothing) {
+  auto made = PagedStore::create_empty(model_.config(), {}, 8);
   ASSERT_TRUE(made.ok());
-  const auto prefilled = make(options);
-  const auto alone = make(options);
-  step(*prefilled, {1, 2, 3}, {3});
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE((*made)->add().ok());
+  const auto alone = make({});
+  step(**made, {1, 2, 3}, {0, 3});
   step(*alone, {1, 2, 3}, {3});
-  ASSERT_TRUE((*made)->add(1, dynamic_cast<LayeredStore&>(*prefilled).cache()).ok());
 
   const ModelConfig& config = model_.config();
   const std::vector<std::int64_t> counts = {0, 1};

@@ -48,9 +48,9 @@ void print_summary(const runner::Engine& engine) {
     prompt_tokens += engine.result(i).prompt_tokens;
     decoded += engine.result(i).decode_steps;
   }
-  say("{} prompts of {} tokens and {} decoded ones in {} steps; {:.1f} tokens/s, ",
-             engine.size(), prompt_tokens, decoded, engine.steps(),
-             per_second(prompt_tokens + decoded, engine.seconds()));
+  say("{} prompts of {} tokens and {} decoded ones in {} steps; {:.1f} tokens/s, ", engine.size(),
+      prompt_tokens, decoded, engine.steps(),
+      per_second(prompt_tokens + decoded, engine.seconds()));
   say("decode {:.1f} tokens/s\n", per_second(decoded, engine.decode_seconds()));
 }
 

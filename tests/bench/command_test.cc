@@ -58,10 +58,11 @@ TEST(BenchCommand, ATableSaysWhatItWasMeasuredOn) {
   EXPECT_THAT(ran.output, HasSubstr("32 shared"));
 }
 
-TEST(BenchCommand, APageSizeInHexadecimalIsThatSize) {
-  const Ran ran = run_bench(std::string(kSmall) + "--page-size 0x10 --json");
+TEST(BenchCommand, APageSizeIsDecimalOrRefused) {
+  const Ran ran = run_bench(std::string(kSmall) + "--page-size 16 --json");
   ASSERT_EQ(ran.exit_code, 0) << ran.output;
   EXPECT_THAT(ran.output, HasSubstr("pages of 16"));
+  EXPECT_EQ(run_bench(std::string(kSmall) + "--page-size 0x10").exit_code, 2);
 }
 
 TEST(BenchCommand, APeerIsRunInTurnAndTheRatiosPrinted) {

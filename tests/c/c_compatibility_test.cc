@@ -211,7 +211,7 @@ TEST_F(CMemory, AConfigOf010HasTheSystemsMemory) {
 
 TEST_F(CMemory, PagesAreTheHostsAndMayBeRefused) {
   Host host;
-  const std::int64_t tables = 8 * (32 + 4 * 4 + 140);  // see PagedCache::reserved_bytes()
+  const std::int64_t tables = 8 * (32 + 4 * 4 + 140);   // see PagedCache::reserved_bytes()
   host.limit = tables + 2 * 4 * kHeads * 2 * kDim * 4;  // two pages of four tokens
   kvc_memory memory = host.memory();
   kvc_paged* cache = nullptr;

@@ -42,8 +42,7 @@ class Plan {
     friend bool operator==(const PartLength&, const PartLength&) = default;
   };
   struct PartShape {
-    RowFormat k_format;
-    RowFormat v_format;
+    RowFormat k, v;
     bool has_positions = false;
 
     friend bool operator==(const PartShape&, const PartShape&) = default;

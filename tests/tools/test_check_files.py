@@ -28,6 +28,11 @@ class CheckFilesTest(unittest.TestCase):
         self.assertEqual(self.count("src/cache/x.cc", '// Messages read "name: found X".\n'), 0)
         self.assertEqual(self.count("src/cache/x.cc", '  return refusal(name, "null", "one");\n'), 0)
 
+    def test_words_of_twins_are_counted_in_the_library_alone(self):
+        text = "part.k_stride; part.k_page_stride + v_dim\n"
+        self.assertEqual(check_files.count_twins("src/cache/x.cc", text), 2)
+        self.assertEqual(check_files.count_twins("tests/x.cc", text), 0)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -24,6 +24,11 @@ PLACES = re.compile(r"(?<![\w./~-])/(" + "|".join(["wo" + "rk", "ro" + "ot", "tm
 # "name: found X, expected Y" is put together in one place; invariants say what they count.
 MESSAGE = re.compile(r'^(?!\s*//).*"[^"]*: found [^"]*')
 MESSAGES = ("src/base/expect.h", "src/cache/paged/check.cc")
+# Words that name a K or V twin, where a layer's buffers would do. What is left is of attention, which
+# has K and V, and of the C door, whose structs keep their fields.
+TWINS = re.compile(r"\b[kv]_(rows|strides|buffer|buffer_bytes|page_bytes|page_stride|head_stride|"
+                   r"token_stride|scales|scale_[a-z]+_stride|format|bytes|dim|dtype)\b")
+MOST_TWINS = 150
 
 
 def repository_files():
@@ -47,8 +52,14 @@ def check_text(name, text):
     return complaints
 
 
+def count_twins(name, text):
+    """Words of a K or V twin in a file of the library."""
+    return len(TWINS.findall(text)) if name.startswith(("src/", "include/")) else 0
+
+
 def main():
     complaints = []
+    twins = 0
     names = repository_files()
     for name in names:
         if DATA.match(name):
@@ -58,12 +69,16 @@ def main():
         except UnicodeDecodeError:
             continue
         complaints += check_text(name, text)
+        twins += count_twins(name, text)
         lines = text.count("\n")
         if pathlib.PurePath(name).suffix in SOURCES and lines > MAX_LINES:
             print(f"{name}: warning: found {lines} lines, expected at most {MAX_LINES}")
+    if twins > MOST_TWINS:
+        complaints.append(f"src, include: found {twins} words of a K or V twin, expected at most "
+                          f"{MOST_TWINS}")
     for complaint in complaints:
         print(complaint)
-    print(f"files: {len(names)} read, {len(complaints)} complaints")
+    print(f"files: {len(names)} read, {twins} words of twins, {len(complaints)} complaints")
     return 1 if complaints else 0
 
 

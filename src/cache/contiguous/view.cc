@@ -40,8 +40,8 @@ Result<OwnedKvView> view_of(const KeyValueView& rows, Layout layout, std::int64_
     std::vector<std::int32_t> lengths, first_position;
   };
   const KvExtents k = kv_extents(rows.key, layout);
-  const std::int64_t v_dim = kv_extents(rows.value, layout).dim;
-  for (const std::int64_t size : {k.batch, k.heads, k.dim, v_dim, first_position + k.length}) {
+  const KvExtents v = kv_extents(rows.value, layout);
+  for (const std::int64_t size : {k.batch, k.heads, k.dim, v.dim, first_position + k.length}) {
     KVC_RETURN_IF_ERROR(check_view_size(size));
   }
   const auto batch = static_cast<std::size_t>(k.batch);
@@ -57,7 +57,7 @@ Result<OwnedKvView> view_of(const KeyValueView& rows, Layout layout, std::int64_
   view.num_seqs = static_cast<std::int32_t>(k.batch);
   view.num_kv_heads = static_cast<std::int32_t>(k.heads);
   view.k_head_dim = static_cast<std::int32_t>(k.dim);
-  view.v_head_dim = static_cast<std::int32_t>(v_dim);
+  view.v_head_dim = static_cast<std::int32_t>(v.dim);
   view.num_parts = 1;
   view.parts = &part;
   return OwnedKvView(view, tables);

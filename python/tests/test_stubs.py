@@ -24,7 +24,8 @@ REASONS = {
 
 # Results that are arrays of whatever library the last array came from, in another call.
 OF_THE_LAST_LIBRARY = {"KVCache.get", "FullCache.key_values", "LayerHandle.key_values",
-                       "PagedBatch.gather", "PagedCache.gather", "functional.get"}
+                       "PagedBatch.gather", "PagedCache.gather", "functional.get",
+                       "hf.PagedLayer.gather"}
 # Overloads for an `lse` of which nothing is known but that it is True or False.
 OF_ANY_LSE = {"attend", "AttentionPlan.run"}
 

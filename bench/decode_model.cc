@@ -15,7 +15,7 @@
 namespace kvcache::bench {
 namespace {
 
-using runner::KvStore;
+using runner::History;
 using runner::ModelConfig;
 using runner::WeightType;
 
@@ -82,17 +82,17 @@ class Subject {
     return std::unique_ptr<Subject>(new Subject(options, std::move(model), std::move(pool)));
   }
 
-  Result<std::unique_ptr<KvStore>> store(runner::StoreKind kind, std::int64_t room) const {
-    runner::KvStoreOptions store;
-    store.kind = kind;
-    store.dtype = options_.kv_dtype;
-    store.max_length = room;
-    return runner::make_kv_store(options_.config, store);
+  Result<std::unique_ptr<History>> history(runner::HistoryKind kind, std::int64_t room) const {
+    runner::HistoryOptions history;
+    history.kind = kind;
+    history.dtype = options_.kv_dtype;
+    history.max_length = room;
+    return runner::make_history(options_.config, history);
   }
 
   // Stores `count` random rows in every layer, as if that many tokens had been read. Each attends
   // to itself alone (a window of 1), which costs next to nothing.
-  Status fill(KvStore& store, std::int64_t count) {
+  Status fill(History& history, std::int64_t count) {
     constexpr std::int64_t kPiece = 512;
     const std::int64_t heads = options_.config.num_heads;
     const std::int64_t kv_heads = options_.config.num_kv_heads;
@@ -110,17 +110,17 @@ class Subject {
           TensorView(rows.data(), DType::kF32, {tokens, heads, dim}),
           TensorView(k, DType::kF32, {tokens, kv_heads, dim}),
           TensorView(k + kv_heads * kPiece * dim, DType::kF32, {tokens, kv_heads, dim})};
-      KVC_RETURN_IF_ERROR(store.begin({&tokens, 1}));
+      KVC_RETURN_IF_ERROR(history.begin({&tokens, 1}));
       for (std::int64_t layer = 0; layer < options_.config.num_layers; ++layer) {
-        const Status attended = store.attend(
+        const Status attended = history.attend(
             layer, inputs, MutableTensorView(out.data(), DType::kF32, {tokens, heads, dim}),
             attention, context());
         if (!attended.ok()) {
-          store.abandon();
+          history.abandon();
           return attended;
         }
       }
-      KVC_RETURN_IF_ERROR(store.end());
+      KVC_RETURN_IF_ERROR(history.end());
     }
     return {};
   }
@@ -133,12 +133,13 @@ class Subject {
     return tokens;
   }
 
-  Status forward(std::span<const std::int32_t> tokens, KvStore& store) {
-    return model_.forward(tokens, store, state_, logits_, runner::LogitRows::kLast, {}, context());
+  Status forward(std::span<const std::int32_t> tokens, History& history) {
+    return model_.forward(tokens, history, state_, logits_, runner::LogitRows::kLast, {},
+                          context());
   }
 
   // Reads random tokens, `count` of them in steps of `step`.
-  Result<Spent> run(std::int64_t count, std::int64_t step, KvStore& store) {
+  Result<Spent> run(std::int64_t count, std::int64_t step, History& history) {
     const std::vector<std::int32_t> tokens = random_tokens(count);
     const runner::StepCounters before = state_.counters();
     const std::int64_t regions = executor_.regions();
@@ -146,7 +147,7 @@ class Subject {
     const double start = meter().now();
     for (std::int64_t done = 0; done < count; done += step) {
       const std::int64_t now = std::min(step, count - done);
-      KVC_RETURN_IF_ERROR(forward({tokens.data() + done, static_cast<std::size_t>(now)}, store));
+      KVC_RETURN_IF_ERROR(forward({tokens.data() + done, static_cast<std::size_t>(now)}, history));
     }
     const runner::StepCounters& after = state_.counters();
     return Spent{meter().now() - start, seconds_now() - wall,
@@ -157,11 +158,11 @@ class Subject {
   // Logits of a short text, token by token in a cache against one pass without.
   Result<double> check() {
     const std::vector<std::int32_t> tokens = random_tokens(9);
-    KVC_ASSIGN_OR_RETURN(const auto none, store(runner::StoreKind::kNone, 0));
+    KVC_ASSIGN_OR_RETURN(const auto none, history(runner::HistoryKind::kNone, 0));
     KVC_RETURN_IF_ERROR(forward(tokens, *none));
     const std::vector<float> expected = logits_;
     KVC_ASSIGN_OR_RETURN(const auto cached,
-                         store(options_.cache, static_cast<std::int64_t>(tokens.size())));
+                         history(options_.cache, static_cast<std::int64_t>(tokens.size())));
     for (const std::int32_t& token : tokens) {
       KVC_RETURN_IF_ERROR(forward({&token, 1}, *cached));
     }
@@ -327,8 +328,8 @@ Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
   Turns prompt;
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
     const double compute = compute_rate();
-    KVC_ASSIGN_OR_RETURN(const auto store, subject->store(options.cache, options.prompt));
-    KVC_ASSIGN_OR_RETURN(const Spent spent, subject->run(options.prompt, options.prompt, *store));
+    KVC_ASSIGN_OR_RETURN(const auto history, subject->history(options.cache, options.prompt));
+    KVC_ASSIGN_OR_RETURN(const Spent spent, subject->run(options.prompt, options.prompt, *history));
     const auto count = static_cast<double>(options.prompt);
     prompt.add(spent, count, 1,
                count * compute / prompt_operations(options.config, options.prompt));
@@ -341,16 +342,16 @@ Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
   for (const std::int64_t depth : options.depths) {
     Turns turns;
     const std::int64_t room = depth + options.tokens * (options.repeats + 1);
-    KVC_ASSIGN_OR_RETURN(const auto store, subject->store(options.cache, room));
-    KVC_RETURN_IF_ERROR(subject->fill(*store, depth));
-    KVC_ASSIGN_OR_RETURN(Spent spent, subject->run(options.tokens, 1, *store));  // warms
+    KVC_ASSIGN_OR_RETURN(const auto history, subject->history(options.cache, room));
+    KVC_RETURN_IF_ERROR(subject->fill(*history, depth));
+    KVC_ASSIGN_OR_RETURN(Spent spent, subject->run(options.tokens, 1, *history));  // warms
     for (int repeat = 0; repeat < options.repeats; ++repeat) {
       const double read =
           static_cast<double>(pages.bytes()) /
           read_seconds(kernels, {pages.data(), static_cast<std::size_t>(pages.bytes())}, meter);
       // Half of the tokens of this repeat are stored on average.
-      const std::int64_t stored = store->length() + options.tokens / 2;
-      KVC_ASSIGN_OR_RETURN(spent, subject->run(options.tokens, 1, *store));
+      const std::int64_t stored = history->length() + options.tokens / 2;
+      KVC_ASSIGN_OR_RETURN(spent, subject->run(options.tokens, 1, *history));
       const auto count = static_cast<double>(options.tokens);
       turns.add(spent, count, count,
                 read / static_cast<double>(decode_bytes(options.config, options.weights,

@@ -12,7 +12,7 @@
 #include "kvcache/status.h"
 #include "kvcache/types.h"
 #include "runner/config/model_config.h"
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 #include "runner/ops/linear.h"
 
 namespace kvcache::bench {
@@ -26,7 +26,7 @@ struct DecodeModelOptions {
   runner::WeightType weights = runner::WeightType::kBF16;
   runner::Activations activations = runner::Activations::kInt16;  // of int8
   DType kv_dtype = DType::kF16;
-  runner::StoreKind cache = runner::StoreKind::kDynamic;
+  runner::HistoryKind cache = runner::HistoryKind::kDynamic;
   std::vector<std::int64_t> depths = {0, 4096, 16384};  // tokens stored before decoding
   std::int64_t prompt = 512;                            // tokens
   std::int64_t tokens = 16;                             // decoded a repeat

@@ -317,20 +317,20 @@ class Lister {
     for (std::int64_t i = 0; i < kTokens; ++i) {
       tokens.push_back(static_cast<std::int32_t>((i * 97 + 41) % model.config().vocab_size));
     }
-    std::map<runner::StoreKind, std::vector<float>> expected;
+    std::map<runner::HistoryKind, std::vector<float>> expected;
     for (const std::string& backend : backends_) {
       for (const auto kind :
-           {runner::StoreKind::kNone, runner::StoreKind::kDynamic, runner::StoreKind::kStatic,
-            runner::StoreKind::kPaged, runner::StoreKind::kFunctional}) {
-        const bool cached = kind != runner::StoreKind::kNone;
+           {runner::HistoryKind::kNone, runner::HistoryKind::kDynamic, runner::HistoryKind::kStatic,
+            runner::HistoryKind::kPaged, runner::HistoryKind::kFunctional}) {
+        const bool cached = kind != runner::HistoryKind::kNone;
         const std::string name =
             std::string("logits, ") + name_of(dtype) + (cached ? "" : ", without a cache");
         if (!wanted(name)) continue;
-        runner::KvStoreOptions store_options;
+        runner::HistoryOptions store_options;
         store_options.kind = kind;
         store_options.dtype = dtype;
         store_options.max_length = kTokens;
-        KVC_ASSIGN_OR_RETURN(auto store, runner::make_kv_store(model.config(), store_options));
+        KVC_ASSIGN_OR_RETURN(auto store, runner::make_history(model.config(), store_options));
         runner::ForwardState state;
         AttentionOptions attention;
         attention.backend = backend.c_str();

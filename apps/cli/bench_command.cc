@@ -392,7 +392,7 @@ struct DecodeModelFlags {
 Cases measure_model(DecodeModelFlags& flags) {
   auto& options = flags.options;
   KVC_ASSIGN_OR_RETURN(options.config, bench::model_shape(flags.shape));
-  KVC_ASSIGN_OR_RETURN(options.cache, runner::parse_store_kind(flags.cache));
+  KVC_ASSIGN_OR_RETURN(options.cache, runner::parse_history_kind(flags.cache));
   options.weights = parsed_weights(flags.weights);
   options.kv_dtype = parsed_dtype(flags.kv_dtype);
   if (!flags.json && flags.peer.command.empty()) {

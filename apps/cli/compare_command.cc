@@ -19,7 +19,7 @@ namespace kvcache::cli {
 namespace {
 
 using runner::CompareRun;
-using runner::StoreKind;
+using runner::HistoryKind;
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kDefaultPrompt = "Once upon a time";
@@ -89,9 +89,9 @@ void print_table(const std::vector<CompareRun>& runs, std::int64_t turns) {
                                                  "rows read", "bytes copied"}};
   for (const CompareRun& run : runs) {
     rows.push_back({name_of(run.cache),
-                    run.cache == StoreKind::kNone ? "-"
-                    : run.same_tokens             ? "yes"
-                                                  : "NO",
+                    run.cache == HistoryKind::kNone ? "-"
+                    : run.same_tokens               ? "yes"
+                                                    : "NO",
                     fmt::format("{:.1f}", run.prefill_ms()),
                     fmt::format("{:.1f}", run.decode_tokens_per_s()),
                     with_thousands(run.generated.usage.nbytes),
@@ -166,24 +166,24 @@ Status run(Flags& flags) {
   runner::CompareCallbacks callbacks;
   // The words appear as they are written, first without a cache and then with one; the other kinds
   // show a bar.
-  const auto written = [&](StoreKind cache) {
-    return !flags.json && (cache == StoreKind::kNone || cache == StoreKind::kDynamic);
+  const auto written = [&](HistoryKind cache) {
+    return !flags.json && (cache == HistoryKind::kNone || cache == HistoryKind::kDynamic);
   };
   bool shown = false;  // the words of the run that is under way are
-  callbacks.on_run = [&](StoreKind cache, std::int64_t turn) {
+  callbacks.on_run = [&](HistoryKind cache, std::int64_t turn) {
     bar = std::make_unique<ProgressBar>(name_of(cache));
     shown = turn == 0 && written(cache);
     if (!shown) return;
-    print("{}{}:\n{}", cache == StoreKind::kNone ? "" : "\n\n",
-          cache == StoreKind::kNone ? "Without a cache" : "With a cache", prompt);
+    print("{}{}:\n{}", cache == HistoryKind::kNone ? "" : "\n\n",
+          cache == HistoryKind::kNone ? "Without a cache" : "With a cache", prompt);
     std::fflush(stdout);
   };
-  callbacks.on_text = [&](StoreKind, std::string_view text) {
+  callbacks.on_text = [&](HistoryKind, std::string_view text) {
     if (!shown) return;
     print("{}", text);
     std::fflush(stdout);
   };
-  callbacks.on_progress = [&](StoreKind, std::int64_t done, std::int64_t total) {
+  callbacks.on_progress = [&](HistoryKind, std::int64_t done, std::int64_t total) {
     if (!shown) bar->update(done, total);
   };
   KVC_ASSIGN_OR_RETURN(const std::vector<CompareRun> runs,

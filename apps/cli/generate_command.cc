@@ -115,7 +115,7 @@ Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::vector<std::string> batch, batch_prompts(flags, prompt));
   KVC_RETURN_IF_ERROR(check_batch_flags(flags, !batch.empty()));
   if (batch.empty() && !flags.cache.empty()) {
-    KVC_ASSIGN_OR_RETURN(flags.options.cache, runner::parse_store_kind(flags.cache));
+    KVC_ASSIGN_OR_RETURN(flags.options.cache, runner::parse_history_kind(flags.cache));
   }
   flags.options.layout = flags.storage.parsed_layout();
   flags.options.kv_dtype = flags.storage.parsed_dtype();

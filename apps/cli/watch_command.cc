@@ -38,7 +38,7 @@ std::string visible(std::string_view text) {
 
 Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string prompt, flags.prompt.read());
-  flags.options.cache = runner::StoreKind::kPaged;
+  flags.options.cache = runner::HistoryKind::kPaged;
   flags.options.layout = flags.storage.parsed_layout();
   flags.options.kv_dtype = flags.storage.parsed_dtype();
   flags.options.page_size = flags.storage.page_size;
@@ -68,7 +68,7 @@ Status run(Flags& flags) {
       runner::generate(loaded.model, loaded.tokenizer, tokens, flags.options, callbacks));
   const auto sampled = static_cast<std::int64_t>(result.trace.size());
   const std::int64_t without =
-      runner::expected_rows_computed(runner::StoreKind::kNone, result.prompt_tokens, sampled);
+      runner::expected_rows_computed(runner::HistoryKind::kNone, result.prompt_tokens, sampled);
   print("\nIn all {} rows a layer; without a cache it would have been {}, {:.1f} times as many.\n",
         with_thousands(result.counters.rows_computed), with_thousands(without),
         static_cast<double>(without) / static_cast<double>(result.counters.rows_computed));

@@ -21,7 +21,7 @@
 #include "python/bindings/signatures.h"
 #include "python/bindings/text_stream.h"
 #include "python/bindings/turn.h"
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -133,7 +133,7 @@ StreamOptions storage_from(const Loaded& loaded, const std::string& cache, nb::h
                            nb::handle layout, std::int64_t page_size, std::int64_t prefill_chunk,
                            std::shared_ptr<LimitedMemory> memory) {
   StreamOptions options;
-  options.core.cache = take(runner::parse_store_kind(cache));
+  options.core.cache = take(runner::parse_history_kind(cache));
   options.core.kv_dtype = dtype_from(kv_dtype, "kv_dtype");
   options.core.layout = layout_from(layout);
   options.core.page_size = page_size;
@@ -158,7 +158,7 @@ class Session {
     }
     check(runner::check_options(options_.core));
     options_.core.max_tokens = 1;
-    store_ = take(runner::open_store(model(), max_length, options_.core));
+    history_ = take(runner::open_history(model(), max_length, options_.core));
   }
 
   Float32Array forward(const std::vector<std::int32_t>& tokens, bool last_only) {
@@ -175,7 +175,7 @@ class Session {
       // Without a cache a step takes everything at once.
       const std::int64_t left = total - done;
       const std::int64_t count =
-          chunk > 0 && store_->keeps_history() ? std::min(chunk, left) : left;
+          chunk > 0 && history_->keeps_history() ? std::min(chunk, left) : left;
       check(step(std::span(tokens).subspan(static_cast<std::size_t>(done),
                                            static_cast<std::size_t>(count)),
                  last_only, rows));
@@ -192,12 +192,12 @@ class Session {
 
   std::int64_t length() {
     const Turn turn(mutex_);
-    return store_->length();
+    return history_->length();
   }
 
   runner::KvUsage usage() {
     const Turn turn(mutex_);
-    return store_->usage();
+    return history_->usage();
   }
 
   std::string repr() {
@@ -214,7 +214,7 @@ class Session {
     const Released others;
     const auto kind = last_only ? runner::LogitRows::kLast : runner::LogitRows::kAll;
     KVC_RETURN_IF_ERROR(
-        model().forward(tokens, *store_, state_, logits_, kind, {}, options_.core.context));
+        model().forward(tokens, *history_, state_, logits_, kind, {}, options_.core.context));
     std::copy(logits_.begin(), logits_.end(), rows);
     return {};
   }
@@ -222,7 +222,7 @@ class Session {
   std::shared_ptr<const Loaded> loaded_;
   StreamOptions options_;
   std::recursive_mutex mutex_;  // of all below
-  std::unique_ptr<runner::KvStore> store_;
+  std::unique_ptr<runner::History> history_;
   runner::ForwardState state_;
   std::vector<float> logits_;
 };
@@ -263,7 +263,7 @@ Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64
   StreamOptions options =
       storage_from(*self.loaded, cache.value_or(several ? "batching" : "dynamic"), kv_dtype, layout,
                    page_size, prefill_chunk, std::move(memory));
-  if (several && options.core.cache != runner::StoreKind::kBatching) {
+  if (several && options.core.cache != runner::HistoryKind::kBatching) {
     raise(PyExc_ValueError, "cache: found " + *cache +
                                 " for a list of prompts, expected batching (or one prompt a call)");
   }

@@ -8,10 +8,10 @@
 
 namespace kvcache::runner {
 
-std::int64_t expected_rows_computed(StoreKind cache, std::int64_t prompt_tokens,
+std::int64_t expected_rows_computed(HistoryKind cache, std::int64_t prompt_tokens,
                                     std::int64_t new_tokens) {
   const std::int64_t last = prompt_tokens + new_tokens - 1;
-  if (cache != StoreKind::kNone) return last;
+  if (cache != HistoryKind::kNone) return last;
   return (prompt_tokens + last) * new_tokens / 2;
 }
 
@@ -53,13 +53,13 @@ Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
   EngineCallbacks progress;
   std::int64_t ended = 0;
   progress.on_end = [&](std::int64_t, const GenerateResult&) {
-    if (callbacks.on_progress) callbacks.on_progress(StoreKind::kBatching, ++ended, count);
+    if (callbacks.on_progress) callbacks.on_progress(HistoryKind::kBatching, ++ended, count);
   };
   while (!batch.done()) KVC_RETURN_IF_ERROR(batch.step(progress));
 
   CompareRun run;
-  run.cache = StoreKind::kBatching;
-  options.cache = StoreKind::kDynamic;
+  run.cache = HistoryKind::kBatching;
+  options.cache = HistoryKind::kDynamic;
   GenerateResult& sum = run.generated;
   for (std::int64_t i = 0; i < count; ++i) {
     const GenerateResult& result = batch.result(i);
@@ -89,8 +89,8 @@ Result<std::vector<CompareRun>> compare_once(const Model& model, const Tokenizer
                                              GenerateOptions options, std::int64_t turn,
                                              const CompareCallbacks& callbacks) {
   std::vector<CompareRun> runs;
-  for (const StoreKind cache : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
-                                StoreKind::kPaged, StoreKind::kFunctional}) {
+  for (const HistoryKind cache : {HistoryKind::kNone, HistoryKind::kDynamic, HistoryKind::kStatic,
+                                  HistoryKind::kPaged, HistoryKind::kFunctional}) {
     if (callbacks.on_run) callbacks.on_run(cache, turn);
     options.cache = cache;
     GenerateCallbacks progress;
@@ -109,7 +109,7 @@ Result<std::vector<CompareRun>> compare_once(const Model& model, const Tokenizer
     }
     runs.push_back(std::move(run));
   }
-  if (callbacks.on_run) callbacks.on_run(StoreKind::kBatching, turn);
+  if (callbacks.on_run) callbacks.on_run(HistoryKind::kBatching, turn);
   const auto prompts =
       batch_prompts(prompt, runs.front().generated.tokens, model.config().max_position_embeddings);
   KVC_ASSIGN_OR_RETURN(CompareRun batch,

@@ -23,7 +23,7 @@ struct ComparedRequest {
 // One run. The first is without a cache, and the others are compared with it; the running batch,
 // the last, has several requests, each compared with its run alone through a dynamic cache.
 struct CompareRun {
-  StoreKind cache = StoreKind::kNone;
+  HistoryKind cache = HistoryKind::kNone;
   bool same_tokens = true;         // as the run it is compared with; of a batch, every request
   float max_logit_difference = 0;  // of the last step, likewise
   // Of a batch: counts, seconds and bytes are sums over its requests; decode_seconds is of the
@@ -42,10 +42,10 @@ struct CompareRun {
 
 // `turn` counts from 0.
 struct CompareCallbacks {
-  std::function<void(StoreKind, std::int64_t turn)> on_run;  // a run begins
-  std::function<void(StoreKind, std::string_view)> on_text;  // in the first turn
+  std::function<void(HistoryKind, std::int64_t turn)> on_run;  // a run begins
+  std::function<void(HistoryKind, std::string_view)> on_text;  // in the first turn
   // Tokens; of a batch, requests.
-  std::function<void(StoreKind, std::int64_t done, std::int64_t total)> on_progress;
+  std::function<void(HistoryKind, std::int64_t done, std::int64_t total)> on_progress;
 };
 
 // Runs none, dynamic, static, paged and functional, in this order, and then a running batch of
@@ -64,7 +64,7 @@ Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tok
 
 // K/V rows a layer computes for a prompt of p tokens and m new ones: the sum of n for
 // n = p .. p+m-1 without a cache, p+m-1 with one. What a run counted must equal it.
-std::int64_t expected_rows_computed(StoreKind cache, std::int64_t prompt_tokens,
+std::int64_t expected_rows_computed(HistoryKind cache, std::int64_t prompt_tokens,
                                     std::int64_t new_tokens);
 
 }  // namespace kvcache::runner

@@ -14,7 +14,7 @@ class Admission {
   Admission(std::int64_t page_size, std::int64_t num_pages, std::int64_t max_active)
       : page_size_(page_size), num_pages_(num_pages), max_active_(max_active) {}
 
-  // `tokens`: the most that a request will store, at least 1.
+  // `tokens`: the most that a request will hold, at least 1.
   bool admits(std::int64_t tokens) const noexcept {
     return active_ < max_active_ && pages_of(tokens) <= num_pages_ - pages_;
   }

@@ -39,12 +39,13 @@ Status broken(const std::string& what) { return Status(StatusCode::kInternal, "e
 }  // namespace
 
 Engine::Engine(const Model& model, const Tokenizer& tokenizer, const GenerateOptions& options,
-               const EngineOptions& engine, std::unique_ptr<PagedStore> store, Admission admission)
+               const EngineOptions& engine, std::unique_ptr<PagedHistory> history,
+               Admission admission)
     : model_(&model),
       tokenizer_(&tokenizer),
       options_(options),
       engine_(engine),
-      store_(std::move(store)),
+      history_(std::move(history)),
       admission_(admission) {}
 
 Result<Engine> Engine::create(const Model& model, const Tokenizer& tokenizer,
@@ -70,14 +71,14 @@ Result<Engine> Engine::create(const Model& model, const Tokenizer& tokenizer,
                            : std::min(engine.max_active * context, std::max(context, kMostTokens));
   const Admission admission(options.page_size, (tokens - 1) / options.page_size + 1,
                             engine.max_active);
-  KvStoreOptions rows;
+  HistoryOptions rows;
   rows.dtype = options.kv_dtype.value_or(model.default_kv_dtype());
   rows.layout = options.layout;
   rows.page_size = options.page_size;
   rows.memory = options.memory;
-  KVC_ASSIGN_OR_RETURN(auto store,
-                       PagedStore::create_empty(model.config(), rows, admission.num_pages()));
-  return Engine(model, tokenizer, options, engine, std::move(store), admission);
+  KVC_ASSIGN_OR_RETURN(auto history,
+                       PagedHistory::create_empty(model.config(), rows, admission.num_pages()));
+  return Engine(model, tokenizer, options, engine, std::move(history), admission);
 } catch (const std::bad_alloc&) {
   return out_of_memory();
 }
@@ -155,7 +156,7 @@ void Engine::admit(const EngineCallbacks& callbacks) {
   while (!waiting_.empty() && admission_.admits(most_stored(*waiting_.front()))) {
     Request& request = *waiting_.front();
     rows_.reserve(rows_.size() + 1);
-    const Status status = store_->add();
+    const Status status = history_->add();
     if (!status.ok()) {
       request.result.status = status;
       end(request, StopReason::kError, callbacks);
@@ -187,13 +188,13 @@ Status Engine::run() {
                              : request.continuation->text().last(1);
     ids_.insert(ids_.end(), text.begin(), text.begin() + counts_[row]);
   }
-  return model_->forward({ids_, counts_}, *store_, state_, logits_, LogitRows::kLast,
+  return model_->forward({ids_, counts_}, *history_, state_, logits_, LogitRows::kLast,
                          options_.attention, options_.context);
 }
 
-// Where the store has no room, it is asked for each request in turn, oldest first: who does not fit
-// beside those before it leaves. Where it has, memory is missing elsewhere, and the newest leaves;
-// anything else concerns all of them alike.
+// Where the history has no room, it is asked for each request in turn, oldest first: who does not
+// fit beside those before it leaves. Where it has, memory is missing elsewhere, and the newest
+// leaves; anything else concerns all of them alike.
 void Engine::blame(const Status& status) {
   std::vector<std::int64_t> fitting(counts_.size(), 0);
   bool found = false;
@@ -211,9 +212,9 @@ void Engine::blame(const Status& status) {
       continue;
     }
     fitting[row] = counts_[row];
-    const Status alone = store_->begin(fitting);
+    const Status alone = history_->begin(fitting);
     if (alone.ok()) {
-      store_->abandon();
+      history_->abandon();
     } else {
       fitting[row] = 0;
       leave(row, alone);
@@ -282,13 +283,13 @@ void Engine::end(Request& request, StopReason reason, const EngineCallbacks& cal
   if (request.state == Request::State::kActive) {
     const auto place = std::find(rows_.begin(), rows_.end(), &request);
     const std::int64_t row = place - rows_.begin();
-    const std::int64_t stored = store_->length(row);
-    const std::int64_t row_bytes = store_->row_bytes();
+    const std::int64_t stored = history_->length(row);
+    const std::int64_t row_bytes = history_->row_bytes();
     result.usage.nbytes = stored * row_bytes;
     result.usage.pages = stored > 0 ? admission_.pages_of(stored) : 0;
     result.usage.reserved_bytes = result.usage.pages * options_.page_size * row_bytes;
     // Of a row that is there, and between steps: it cannot fail.
-    [[maybe_unused]] const Status released = store_->release(row);
+    [[maybe_unused]] const Status released = history_->release(row);
     rows_.erase(place);
     admission_.leave(most_stored(request));
   } else {
@@ -318,22 +319,22 @@ Status Engine::check_invariants() const {
     return broken("found " + std::to_string(waiting) + " waiting, " + std::to_string(active) +
                   " active and " + std::to_string(ended_) + " ended of " + std::to_string(size()));
   }
-  if (store_->num_sequences() != active || admission_.active() != active) {
-    return broken("found " + std::to_string(store_->num_sequences()) + " rows and room for " +
+  if (history_->num_sequences() != active || admission_.active() != active) {
+    return broken("found " + std::to_string(history_->num_sequences()) + " rows and room for " +
                   std::to_string(admission_.active()) + ", expected " + std::to_string(active));
   }
   for (std::int64_t row = 0; row < active; ++row) {
     const Request& request = *rows_[static_cast<std::size_t>(row)];
     const std::int64_t stored = request.stored();
-    if (store_->length(row) != stored || stored > most_stored(request)) {
-      return broken("found " + std::to_string(store_->length(row)) + " tokens of request " +
+    if (history_->length(row) != stored || stored > most_stored(request)) {
+      return broken("found " + std::to_string(history_->length(row)) + " tokens of request " +
                     std::to_string(request.number) + ", expected " + std::to_string(stored) +
                     ", at most " + std::to_string(most_stored(request)));
     }
     if (stored > 0) pages += admission_.pages_of(stored);
     spoken_for += admission_.pages_of(most_stored(request));
   }
-  const PagedStats stats = store_->cache().stats();
+  const PagedStats stats = history_->cache().stats();
   if (stats.sequences != active || stats.open_steps != 0 || stats.pages_reserved != 0 ||
       stats.pages_held != pages) {
     return broken("found " + std::to_string(stats.pages_held) + " pages held, " +
@@ -344,7 +345,7 @@ Status Engine::check_invariants() const {
     return broken("found " + std::to_string(admission_.pages()) + " pages spoken for, expected " +
                   std::to_string(spoken_for) + " of " + std::to_string(admission_.num_pages()));
   }
-  return store_->cache().check_invariants();
+  return history_->cache().check_invariants();
 }
 
 }  // namespace kvcache::runner

@@ -15,7 +15,7 @@
 #include "runner/engine/request.h"
 #include "runner/generate/options.h"
 #include "runner/model/model.h"
-#include "runner/model/paged_store.h"
+#include "runner/model/paged_history.h"
 #include "runner/tokenizer/tokenizer.h"
 
 namespace kvcache::runner {
@@ -91,7 +91,7 @@ class Engine {
 
  private:
   Engine(const Model& model, const Tokenizer& tokenizer, const GenerateOptions& options,
-         const EngineOptions& engine, std::unique_ptr<PagedStore> store, Admission admission);
+         const EngineOptions& engine, std::unique_ptr<PagedHistory> history, Admission admission);
 
   const Request& at(std::int64_t request) const {
     return *requests_[static_cast<std::size_t>(request)];
@@ -119,13 +119,13 @@ class Engine {
   const Tokenizer* tokenizer_;
   GenerateOptions options_;
   EngineOptions engine_;
-  std::unique_ptr<PagedStore> store_;
+  std::unique_ptr<PagedHistory> history_;
   Admission admission_;
   ForwardState state_;
   std::vector<float> logits_;
   std::vector<std::unique_ptr<Request>> requests_;
   std::deque<Request*> waiting_;
-  std::vector<Request*> rows_;        // by row of the store, oldest first
+  std::vector<Request*> rows_;        // by row of the history, oldest first
   std::vector<std::int64_t> counts_;  // [rows_] of the step
   std::vector<std::int32_t> ids_;     // of the step, packed
   std::int64_t ended_ = 0;

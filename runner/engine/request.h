@@ -35,7 +35,7 @@ struct Request {
     return static_cast<std::int64_t>(continuation->text().size()) - 1;
   }
 
-  // The most it will ever store.
+  // The most it will ever history.
   std::int64_t most_stored(std::int64_t context) const {
     return prompt_tokens() + std::min(options.max_tokens - 1, context - prompt_tokens());
   }

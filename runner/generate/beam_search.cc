@@ -156,17 +156,17 @@ Result<GenerateResult> generate_beams(
   }
   BeamSearch search(beams);
 
-  KVC_ASSIGN_OR_RETURN(const auto store, open_store(model, prompt_tokens, options));
+  KVC_ASSIGN_OR_RETURN(const auto history, open_history(model, prompt_tokens, options));
   ForwardState state;
   std::vector<float> logits;
   GenerateResult result;
   result.prompt_tokens = prompt_tokens;
   auto start = Clock::now();
-  KVC_RETURN_IF_ERROR(prefill(model, prompt, options, *store, state, logits, on_prefill));
+  KVC_RETURN_IF_ERROR(prefill(model, prompt, options, *history, state, logits, on_prefill));
   result.prefill_seconds = seconds_since(start);
 
   start = Clock::now();
-  KVC_RETURN_IF_ERROR(store->repeat(options.num_beams, options.context));
+  KVC_RETURN_IF_ERROR(history->repeat(options.num_beams, options.context));
   const auto vocab = static_cast<std::size_t>(model.config().vocab_size);
   logits.resize(vocab * static_cast<std::size_t>(options.num_beams));
   for (std::size_t at = vocab; at < logits.size(); at += vocab) {
@@ -175,19 +175,19 @@ Result<GenerateResult> generate_beams(
   while (true) {
     KVC_RETURN_IF_ERROR(search.step(logits));
     if (search.over()) break;
-    KVC_RETURN_IF_ERROR(store->reorder(search.beam_idx(), options.context));
+    KVC_RETURN_IF_ERROR(history->reorder(search.beam_idx(), options.context));
     std::vector<std::int32_t> ids(search.tokens().begin(), search.tokens().end());
-    if (!store->keeps_history()) ids = whole_texts(search, options.num_beams, prompt);
+    if (!history->keeps_history()) ids = whole_texts(search, options.num_beams, prompt);
     const std::vector<std::int64_t> counts(
         static_cast<std::size_t>(options.num_beams),
         static_cast<std::int64_t>(ids.size()) / options.num_beams);
-    KVC_RETURN_IF_ERROR(model.forward({ids, counts}, *store, state, logits, LogitRows::kLast,
+    KVC_RETURN_IF_ERROR(model.forward({ids, counts}, *history, state, logits, LogitRows::kLast,
                                       options.attention, options.context));
     ++result.decode_steps;
   }
   result.decode_seconds = seconds_since(start);
   result.counters = state.counters();
-  result.usage = store->usage();
+  result.usage = history->usage();
   result.beams.assign(search.hypotheses().begin(), search.hypotheses().end());
 
   result.tokens = result.beams.front().tokens;

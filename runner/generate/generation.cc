@@ -32,7 +32,7 @@ Result<std::unique_ptr<Generation>> Generation::create(const Model& model,
   KVC_ASSIGN_OR_RETURN(made->continuation_,
                        Continuation::create(model.config(), tokenizer, prompt, made->options_));
   made->result_.prompt_tokens = made->continuation_->prompt_tokens();
-  KVC_ASSIGN_OR_RETURN(made->store_, open_store(model, made->result_.prompt_tokens, options));
+  KVC_ASSIGN_OR_RETURN(made->history_, open_history(model, made->result_.prompt_tokens, options));
   return made;
 } catch (const std::bad_alloc&) {
   return Status(StatusCode::kOutOfMemory, "out of memory");
@@ -56,10 +56,10 @@ Status Generation::prefill_a_chunk(const GenerateCallbacks& callbacks) {
   const auto start = Clock::now();
   const std::int64_t total = result_.prompt_tokens;
   const std::int64_t count =
-      store_->keeps_history() ? next_chunk(total, prefilled_, options_) : total;
+      history_->keeps_history() ? next_chunk(total, prefilled_, options_) : total;
   const auto chunk = std::span<const std::int32_t>(prompt_).subspan(
       static_cast<std::size_t>(prefilled_), static_cast<std::size_t>(count));
-  KVC_RETURN_IF_ERROR(model_->forward(chunk, *store_, state_, logits_, LogitRows::kLast,
+  KVC_RETURN_IF_ERROR(model_->forward(chunk, *history_, state_, logits_, LogitRows::kLast,
                                       options_.attention, options_.context));
   prefilled_ += count;
   result_.prefill_seconds += seconds_since(start);
@@ -73,8 +73,8 @@ Status Generation::decode() {
   counted_ = state_.counters();
   // Without a cache, the whole text every time.
   const auto all = continuation_->text();
-  KVC_RETURN_IF_ERROR(model_->forward(store_->keeps_history() ? all.last(1) : all, *store_, state_,
-                                      logits_, LogitRows::kLast, options_.attention,
+  KVC_RETURN_IF_ERROR(model_->forward(history_->keeps_history() ? all.last(1) : all, *history_,
+                                      state_, logits_, LogitRows::kLast, options_.attention,
                                       options_.context));
   seconds_ = seconds_since(start);
   result_.decode_seconds += seconds_;
@@ -90,8 +90,8 @@ Status Generation::take_token(const GenerateCallbacks& callbacks) {
   trace.seconds = seconds_;
   trace.rows_computed = state_.counters().rows_computed - counted_.rows_computed;
   trace.rows_read = state_.counters().rows_read - counted_.rows_read;
-  trace.cache_length = store_->length();
-  trace.usage = store_->usage();
+  trace.cache_length = history_->length();
+  trace.usage = history_->usage();
   result_.trace.push_back(trace);
   const std::string text = continuation_->push(token);
   if (continuation_->ended() == StopReason::kEos) return {};
@@ -111,7 +111,7 @@ void Generation::finish(const GenerateCallbacks& callbacks) {
   result_.tokens = continuation_->new_tokens();
   result_.stop_reason = *continuation_->ended();
   result_.counters = state_.counters();
-  result_.usage = store_->usage();
+  result_.usage = history_->usage();
   result_.last_logits = std::move(logits_);
 }
 

@@ -13,7 +13,7 @@
 #include "runner/generate/continuation.h"
 #include "runner/generate/generate.h"
 #include "runner/generate/options.h"
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 #include "runner/model/model.h"
 #include "runner/tokenizer/tokenizer.h"
 
@@ -54,7 +54,7 @@ class Generation {
   std::vector<std::int32_t> prompt_;
   std::int64_t prefilled_ = 0;  // tokens of the prompt stored
   std::optional<Continuation> continuation_;
-  std::unique_ptr<KvStore> store_;
+  std::unique_ptr<History> history_;
   ForwardState state_;
   StepCounters counted_;  // before the step that computes the next token
   double seconds_ = 0;    // of that step

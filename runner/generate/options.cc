@@ -90,19 +90,19 @@ Status check_options(const GenerateOptions& options) {
   return {};
 }
 
-Result<std::unique_ptr<KvStore>> open_store(const Model& model, std::int64_t prompt_tokens,
-                                            const GenerateOptions& options) {
+Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t prompt_tokens,
+                                              const GenerateOptions& options) {
   const std::int64_t context = model.config().max_position_embeddings;
-  KvStoreOptions store;
-  store.kind = options.cache;
-  store.dtype = options.kv_dtype.value_or(model.default_kv_dtype());
-  store.layout = options.layout;
-  store.page_size = options.page_size;
+  HistoryOptions history;
+  history.kind = options.cache;
+  history.dtype = options.kv_dtype.value_or(model.default_kv_dtype());
+  history.layout = options.layout;
+  history.page_size = options.page_size;
   // The last generated token is never stored.
-  store.max_length = prompt_tokens + std::min(options.max_tokens - 1, context - prompt_tokens);
-  store.num_sequences = options.num_beams;
-  store.memory = options.memory;
-  return make_kv_store(model.config(), store);
+  history.max_length = prompt_tokens + std::min(options.max_tokens - 1, context - prompt_tokens);
+  history.num_sequences = options.num_beams;
+  history.memory = options.memory;
+  return make_history(model.config(), history);
 }
 
 }  // namespace kvcache::runner

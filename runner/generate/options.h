@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 #include "runner/model/model.h"
 #include "runner/sampler/sampler.h"
 
@@ -18,7 +18,7 @@ namespace kvcache::runner {
 inline constexpr std::int64_t kMostBeams = 1024;
 
 struct GenerateOptions {
-  StoreKind cache = StoreKind::kDynamic;
+  HistoryKind cache = HistoryKind::kDynamic;
   std::optional<DType> kv_dtype;  // default: the model's default_kv_dtype()
   Layout layout = Layout::kHND;
   std::int64_t page_size = 16;     // tokens
@@ -79,9 +79,9 @@ struct GenerateResult {
 Status check_prompt(const ModelConfig& config, std::span<const std::int32_t> prompt);
 Status check_options(const GenerateOptions& options);
 
-// A store for a prompt and what is generated after it, with room for options.num_beams sequences.
-Result<std::unique_ptr<KvStore>> open_store(const Model& model, std::int64_t prompt_tokens,
-                                            const GenerateOptions& options);
+// A history for a prompt and what is generated after it, with room for options.num_beams sequences.
+Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t prompt_tokens,
+                                              const GenerateOptions& options);
 
 }  // namespace kvcache::runner
 

@@ -18,7 +18,7 @@ std::int64_t next_chunk(std::int64_t total, std::int64_t done, const GenerateOpt
 // Stores the whole prompt, and leaves the logits [vocab_size] of its last token. Without a cache it
 // is one chunk. `on_prefill` may be empty.
 Status prefill(const Model& model, std::span<const std::int32_t> prompt,
-               const GenerateOptions& options, KvStore& store, ForwardState& state,
+               const GenerateOptions& options, History& history, ForwardState& state,
                std::vector<float>& logits,
                const std::function<void(std::int64_t done, std::int64_t total)>& on_prefill);
 

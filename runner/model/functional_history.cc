@@ -1,4 +1,4 @@
-#include "runner/model/functional_store.h"
+#include "runner/model/functional_history.h"
 
 namespace kvcache::runner {
 namespace {
@@ -10,8 +10,8 @@ Status unsupported() {
 
 }  // namespace
 
-Result<std::unique_ptr<KvStore>> FunctionalStore::create(const ModelConfig& config,
-                                                         const KvStoreOptions& options) {
+Result<std::unique_ptr<History>> FunctionalHistory::create(const ModelConfig& config,
+                                                           const HistoryOptions& options) {
   functional::InitOptions init;
   init.num_layers = config.num_layers;
   init.num_heads = config.num_kv_heads;
@@ -21,17 +21,17 @@ Result<std::unique_ptr<KvStore>> FunctionalStore::create(const ModelConfig& conf
   init.layout = options.layout;
   init.memory = options.memory;
   KVC_ASSIGN_OR_RETURN(functional::CacheState state, functional::init(init));
-  return std::unique_ptr<KvStore>(
-      std::make_unique<FunctionalStore>(std::move(state), options.layout));
+  return std::unique_ptr<History>(
+      std::make_unique<FunctionalHistory>(std::move(state), options.layout));
 }
 
-Status FunctionalStore::reserve(std::span<const std::int64_t>) {
+Status FunctionalHistory::reserve(std::span<const std::int64_t>) {
   before_ = state_;
   return {};
 }
 
-Result<OwnedKvView> FunctionalStore::write(std::int64_t layer, const TensorView& k,
-                                           const TensorView& v, const ExecContext& context) {
+Result<OwnedKvView> FunctionalHistory::write(std::int64_t layer, const TensorView& k,
+                                             const TensorView& v, const ExecContext& context) {
   KVC_ASSIGN_OR_RETURN(
       functional::Updated updated,
       functional::update(state_, layer, as_batch(k, 1, layout_), as_batch(v, 1, layout_), context));
@@ -39,12 +39,12 @@ Result<OwnedKvView> FunctionalStore::write(std::int64_t layer, const TensorView&
   return dense_view(updated.rows, layout_);
 }
 
-Status FunctionalStore::end() {
+Status FunctionalHistory::end() {
   before_ = {};
   return {};
 }
 
-KvUsage FunctionalStore::usage() const {
+KvUsage FunctionalHistory::usage() const {
   KvUsage usage;
   usage.nbytes = state_.nbytes();
   usage.reserved_bytes = state_.reserved_bytes();
@@ -52,8 +52,8 @@ KvUsage FunctionalStore::usage() const {
   return usage;
 }
 
-Status FunctionalStore::repeat(std::int64_t, const ExecContext&) { return unsupported(); }
-Status FunctionalStore::reorder(std::span<const std::int64_t>, const ExecContext&) {
+Status FunctionalHistory::repeat(std::int64_t, const ExecContext&) { return unsupported(); }
+Status FunctionalHistory::reorder(std::span<const std::int64_t>, const ExecContext&) {
   return unsupported();
 }
 

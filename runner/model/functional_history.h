@@ -1,24 +1,24 @@
-// The store over functional states: a step makes new states, and taking it back is going on from
+// The history over functional states: a step makes new states, and taking it back is going on from
 // the old one.
-#ifndef KVCACHE_RUNNER_MODEL_FUNCTIONAL_STORE_H_
-#define KVCACHE_RUNNER_MODEL_FUNCTIONAL_STORE_H_
+#ifndef KVCACHE_RUNNER_MODEL_FUNCTIONAL_HISTORY_H_
+#define KVCACHE_RUNNER_MODEL_FUNCTIONAL_HISTORY_H_
 
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <utility>
 
-#include "runner/model/view_store.h"
+#include "runner/model/view_history.h"
 
 namespace kvcache::runner {
 
-class FunctionalStore final : public ViewStore {
+class FunctionalHistory final : public ViewHistory {
  public:
   // One sequence of at most options.max_length tokens.
-  static Result<std::unique_ptr<KvStore>> create(const ModelConfig& config,
-                                                 const KvStoreOptions& options);
+  static Result<std::unique_ptr<History>> create(const ModelConfig& config,
+                                                 const HistoryOptions& options);
 
-  FunctionalStore(functional::CacheState state, Layout layout)
+  FunctionalHistory(functional::CacheState state, Layout layout)
       : state_(std::move(state)), layout_(layout) {}
 
   std::int64_t num_sequences() const noexcept override { return 1; }
@@ -46,4 +46,4 @@ class FunctionalStore final : public ViewStore {
 
 }  // namespace kvcache::runner
 
-#endif  // KVCACHE_RUNNER_MODEL_FUNCTIONAL_STORE_H_
+#endif  // KVCACHE_RUNNER_MODEL_FUNCTIONAL_HISTORY_H_

@@ -1,34 +1,35 @@
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 
 #include <utility>
 
-#include "runner/model/functional_store.h"
-#include "runner/model/layered_store.h"
-#include "runner/model/paged_store.h"
+#include "runner/model/functional_history.h"
+#include "runner/model/layered_history.h"
+#include "runner/model/paged_history.h"
 
 namespace kvcache::runner {
 
-const char* name_of(StoreKind kind) noexcept {
+const char* name_of(HistoryKind kind) noexcept {
   switch (kind) {
-    case StoreKind::kNone:
+    case HistoryKind::kNone:
       return "none";
-    case StoreKind::kDynamic:
+    case HistoryKind::kDynamic:
       return "dynamic";
-    case StoreKind::kStatic:
+    case HistoryKind::kStatic:
       return "static";
-    case StoreKind::kPaged:
+    case HistoryKind::kPaged:
       return "paged";
-    case StoreKind::kFunctional:
+    case HistoryKind::kFunctional:
       return "functional";
-    case StoreKind::kBatching:
+    case HistoryKind::kBatching:
       return "batching";
   }
   return "?";
 }
 
-Result<StoreKind> parse_store_kind(std::string_view name) {
-  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
-                               StoreKind::kPaged, StoreKind::kFunctional, StoreKind::kBatching}) {
+Result<HistoryKind> parse_history_kind(std::string_view name) {
+  for (const HistoryKind kind :
+       {HistoryKind::kNone, HistoryKind::kDynamic, HistoryKind::kStatic, HistoryKind::kPaged,
+        HistoryKind::kFunctional, HistoryKind::kBatching}) {
     if (name == name_of(kind)) return kind;
   }
   return Status(StatusCode::kInvalidArgument,
@@ -42,33 +43,33 @@ std::vector<LayerSpec> layer_specs(const ModelConfig& config, DType dtype) {
       LayerSpec::kv(config.num_kv_heads, config.head_dim, config.head_dim, dtype));
 }
 
-Result<std::unique_ptr<KvStore>> make_kv_store(const ModelConfig& config,
-                                               const KvStoreOptions& options) {
+Result<std::unique_ptr<History>> make_history(const ModelConfig& config,
+                                              const HistoryOptions& options) {
   CacheOptions cache;
   cache.dtype = options.dtype;
   cache.layout = options.layout;
   cache.memory = options.memory;
   switch (options.kind) {
-    case StoreKind::kNone: {
+    case HistoryKind::kNone: {
       KVC_ASSIGN_OR_RETURN(DynamicCache rows, DynamicCache::create(cache));
-      return std::unique_ptr<KvStore>(std::make_unique<NoStore>(std::move(rows), options.layout));
+      return std::unique_ptr<History>(std::make_unique<NoHistory>(std::move(rows), options.layout));
     }
-    case StoreKind::kDynamic: {
+    case HistoryKind::kDynamic: {
       KVC_ASSIGN_OR_RETURN(DynamicCache rows, DynamicCache::create(cache));
-      return std::unique_ptr<KvStore>(
-          std::make_unique<LayeredStore>(std::make_unique<DynamicCache>(std::move(rows))));
+      return std::unique_ptr<History>(
+          std::make_unique<LayeredHistory>(std::make_unique<DynamicCache>(std::move(rows))));
     }
-    case StoreKind::kStatic: {
+    case HistoryKind::kStatic: {
       KVC_ASSIGN_OR_RETURN(StaticCache rows,
                            StaticCache::create(options.max_length, config.num_layers, cache));
-      return std::unique_ptr<KvStore>(
-          std::make_unique<LayeredStore>(std::make_unique<StaticCache>(std::move(rows))));
+      return std::unique_ptr<History>(
+          std::make_unique<LayeredHistory>(std::make_unique<StaticCache>(std::move(rows))));
     }
-    case StoreKind::kPaged:
-      return PagedStore::create(config, options);
-    case StoreKind::kFunctional:
-      return FunctionalStore::create(config, options);
-    case StoreKind::kBatching:
+    case HistoryKind::kPaged:
+      return PagedHistory::create(config, options);
+    case HistoryKind::kFunctional:
+      return FunctionalHistory::create(config, options);
+    case HistoryKind::kBatching:
       break;
   }
   return Status(StatusCode::kInvalidArgument, std::string("cache: found ") + name_of(options.kind) +

@@ -1,7 +1,7 @@
-// KvStore: where a forward pass puts its keys and values, and how it attends to them. The adapter
+// History: where a forward pass puts its keys and values, and how it attends to them. The adapter
 // between the runner and every kind of cache, and the absence of one.
-#ifndef KVCACHE_RUNNER_MODEL_KV_STORE_H_
-#define KVCACHE_RUNNER_MODEL_KV_STORE_H_
+#ifndef KVCACHE_RUNNER_MODEL_HISTORY_H_
+#define KVCACHE_RUNNER_MODEL_HISTORY_H_
 
 #include <cstdint>
 #include <memory>
@@ -15,15 +15,15 @@
 
 namespace kvcache::runner {
 
-// kBatching holds the requests of an Engine, and is no store of one sequence.
-enum class StoreKind : std::uint8_t { kNone, kDynamic, kStatic, kPaged, kFunctional, kBatching };
+// kBatching holds the requests of an Engine, and is no history of one sequence.
+enum class HistoryKind : std::uint8_t { kNone, kDynamic, kStatic, kPaged, kFunctional, kBatching };
 
 // "none", "dynamic", "static", "paged", "functional", "batching".
-const char* name_of(StoreKind kind) noexcept;
-Result<StoreKind> parse_store_kind(std::string_view name);
+const char* name_of(HistoryKind kind) noexcept;
+Result<HistoryKind> parse_history_kind(std::string_view name);
 
-struct KvStoreOptions {
-  StoreKind kind = StoreKind::kDynamic;
+struct HistoryOptions {
+  HistoryKind kind = HistoryKind::kDynamic;
   DType dtype = DType::kF32;
   Layout layout = Layout::kHND;
   std::int64_t page_size = 16;     // kPaged, tokens
@@ -51,9 +51,9 @@ struct AttentionInputs {
 
 // The histories of one or more sequences. A step is begin, attend for every layer in order, then
 // end; or abandon, which leaves everything as before begin.
-class KvStore {
+class History {
  public:
-  virtual ~KvStore() = default;
+  virtual ~History() = default;
 
   virtual std::int64_t num_sequences() const noexcept = 0;
 
@@ -89,17 +89,17 @@ class KvStore {
   virtual Status reorder(std::span<const std::int64_t> beam_idx, const ExecContext& context) = 0;
 
  protected:
-  KvStore() = default;
-  KvStore(const KvStore&) = default;
-  KvStore& operator=(const KvStore&) = default;
+  History() = default;
+  History(const History&) = default;
+  History& operator=(const History&) = default;
 };
 
-Result<std::unique_ptr<KvStore>> make_kv_store(const ModelConfig& config,
-                                               const KvStoreOptions& options);
+Result<std::unique_ptr<History>> make_history(const ModelConfig& config,
+                                              const HistoryOptions& options);
 
 // What each layer of the model stores per token.
 std::vector<LayerSpec> layer_specs(const ModelConfig& config, DType dtype);
 
 }  // namespace kvcache::runner
 
-#endif  // KVCACHE_RUNNER_MODEL_KV_STORE_H_
+#endif  // KVCACHE_RUNNER_MODEL_HISTORY_H_

@@ -1,13 +1,15 @@
-#include "runner/model/layered_store.h"
+#include "runner/model/layered_history.h"
 
 #include <utility>
 
 namespace kvcache::runner {
 
-Status NoStore::reserve(std::span<const std::int64_t> counts) { return check_equal_counts(counts); }
+Status NoHistory::reserve(std::span<const std::int64_t> counts) {
+  return check_equal_counts(counts);
+}
 
-Result<OwnedKvView> NoStore::write(std::int64_t, const TensorView& k, const TensorView& v,
-                                   const ExecContext& context) {
+Result<OwnedKvView> NoHistory::write(std::int64_t, const TensorView& k, const TensorView& v,
+                                     const ExecContext& context) {
   rows_.reset();
   auto updated =
       rows_.update(as_batch(k, batch_, layout_), as_batch(v, batch_, layout_), 0, {}, context);
@@ -15,24 +17,24 @@ Result<OwnedKvView> NoStore::write(std::int64_t, const TensorView& k, const Tens
   return rows_.view(0);
 }
 
-Status NoStore::end() {
+Status NoHistory::end() {
   rows_.reset();
   return {};
 }
 
-Status NoStore::repeat(std::int64_t n, const ExecContext&) {
+Status NoHistory::repeat(std::int64_t n, const ExecContext&) {
   batch_ *= n;
   return {};
 }
 
-Status LayeredStore::reserve(std::span<const std::int64_t> counts) {
+Status LayeredHistory::reserve(std::span<const std::int64_t> counts) {
   KVC_RETURN_IF_ERROR(check_equal_counts(counts));
   before_ = length(0);
   return {};
 }
 
-Result<OwnedKvView> LayeredStore::write(std::int64_t layer, const TensorView& k,
-                                        const TensorView& v, const ExecContext& context) {
+Result<OwnedKvView> LayeredHistory::write(std::int64_t layer, const TensorView& k,
+                                          const TensorView& v, const ExecContext& context) {
   const Layout layout = cache_->layout();
   auto updated =
       cache_->update(as_batch(k, batch_, layout), as_batch(v, batch_, layout), layer, {}, context);
@@ -40,23 +42,23 @@ Result<OwnedKvView> LayeredStore::write(std::int64_t layer, const TensorView& k,
   return cache_->view(layer);
 }
 
-void LayeredStore::abandon() noexcept {
+void LayeredHistory::abandon() noexcept {
   // Layers that were written go back to the length they had; truncate leaves shorter ones alone.
   const Status status = cache_->truncate(before_);
   (void)status;  // a length >= 0 cannot fail
 }
 
-std::int64_t LayeredStore::length(std::int64_t) const {
+std::int64_t LayeredHistory::length(std::int64_t) const {
   const auto length = cache_->seq_length(0);
   return length.ok() ? *length : 0;
 }
 
-std::int64_t LayeredStore::next_position(std::int64_t) const {
+std::int64_t LayeredHistory::next_position(std::int64_t) const {
   const auto position = cache_->next_position(0);
   return position.ok() ? *position : 0;
 }
 
-KvUsage LayeredStore::usage() const {
+KvUsage LayeredHistory::usage() const {
   KvUsage usage;
   usage.nbytes = cache_->nbytes();
   usage.reserved_bytes = cache_->reserved_bytes();
@@ -64,13 +66,13 @@ KvUsage LayeredStore::usage() const {
   return usage;
 }
 
-Status LayeredStore::repeat(std::int64_t n, const ExecContext& context) {
+Status LayeredHistory::repeat(std::int64_t n, const ExecContext& context) {
   KVC_RETURN_IF_ERROR(cache_->batch_repeat_interleave(n, context));
   batch_ *= n;
   return {};
 }
 
-Status LayeredStore::reorder(std::span<const std::int64_t> beam_idx, const ExecContext& context) {
+Status LayeredHistory::reorder(std::span<const std::int64_t> beam_idx, const ExecContext& context) {
   return cache_->reorder(
       TensorView(beam_idx.data(), DType::kI64, {static_cast<std::int64_t>(beam_idx.size())}),
       context);

@@ -1,19 +1,19 @@
-// The stores over layered caches: a batch of sequences of equal length, and no cache at all.
-#ifndef KVCACHE_RUNNER_MODEL_LAYERED_STORE_H_
-#define KVCACHE_RUNNER_MODEL_LAYERED_STORE_H_
+// The histories over layered caches: a batch of sequences of equal length, and no cache at all.
+#ifndef KVCACHE_RUNNER_MODEL_LAYERED_HISTORY_H_
+#define KVCACHE_RUNNER_MODEL_LAYERED_HISTORY_H_
 
 #include <cstdint>
 #include <memory>
 #include <span>
 
-#include "runner/model/view_store.h"
+#include "runner/model/view_history.h"
 
 namespace kvcache::runner {
 
 // No cache: rows live for one layer of one step, rounded as a cache would round them.
-class NoStore final : public ViewStore {
+class NoHistory final : public ViewHistory {
  public:
-  NoStore(DynamicCache rows, Layout layout) : rows_(std::move(rows)), layout_(layout) {}
+  NoHistory(DynamicCache rows, Layout layout) : rows_(std::move(rows)), layout_(layout) {}
 
   std::int64_t num_sequences() const noexcept override { return batch_; }
   Status end() override;
@@ -37,9 +37,9 @@ class NoStore final : public ViewStore {
 };
 
 // A DynamicCache or StaticCache.
-class LayeredStore final : public ViewStore {
+class LayeredHistory final : public ViewHistory {
  public:
-  explicit LayeredStore(std::unique_ptr<Cache> cache) : cache_(std::move(cache)) {}
+  explicit LayeredHistory(std::unique_ptr<Cache> cache) : cache_(std::move(cache)) {}
 
   std::int64_t num_sequences() const noexcept override { return batch_; }
   Status end() override { return {}; }
@@ -64,4 +64,4 @@ class LayeredStore final : public ViewStore {
 
 }  // namespace kvcache::runner
 
-#endif  // KVCACHE_RUNNER_MODEL_LAYERED_STORE_H_
+#endif  // KVCACHE_RUNNER_MODEL_LAYERED_HISTORY_H_

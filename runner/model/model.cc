@@ -51,24 +51,24 @@ class Stopwatch {
   const Clock::time_point start_ = Clock::now();
 };
 
-// An open step of a store: abandoned unless it was ended, whatever goes wrong in between.
+// An open step of a history: abandoned unless it was ended, whatever goes wrong in between.
 class OpenStep {
  public:
-  explicit OpenStep(KvStore& store) : store_(&store) {}
+  explicit OpenStep(History& history) : history_(&history) {}
   OpenStep(const OpenStep&) = delete;
   OpenStep& operator=(const OpenStep&) = delete;
   ~OpenStep() {
-    if (store_ != nullptr) store_->abandon();
+    if (history_ != nullptr) history_->abandon();
   }
 
   Status end() {
-    KVC_RETURN_IF_ERROR(store_->end());
-    store_ = nullptr;
+    KVC_RETURN_IF_ERROR(history_->end());
+    history_ = nullptr;
     return {};
   }
 
  private:
-  KvStore* store_;
+  History* history_;
 };
 
 }  // namespace
@@ -118,7 +118,7 @@ Result<Model> Model::random(const ModelConfig& config, WeightType type, std::uin
   return Model(config, std::move(weights));
 }
 
-Status Model::check(const StepTokens& tokens, const KvStore& store) const {
+Status Model::check(const StepTokens& tokens, const History& history) const {
   std::int64_t sum = 0;
   for (const std::int64_t count : tokens.counts) {
     if (count < 0) {
@@ -130,10 +130,10 @@ Status Model::check(const StepTokens& tokens, const KvStore& store) const {
   if (tokens.ids.empty()) {
     return Status(StatusCode::kInvalidArgument, "tokens: found none, expected at least one");
   }
-  if (static_cast<std::int64_t>(tokens.counts.size()) != store.num_sequences()) {
+  if (static_cast<std::int64_t>(tokens.counts.size()) != history.num_sequences()) {
     return Status(StatusCode::kInvalidArgument,
                   "counts: found " + std::to_string(tokens.counts.size()) + ", expected " +
-                      std::to_string(store.num_sequences()) + " (the sequences of the store)");
+                      std::to_string(history.num_sequences()) + " (the sequences of the history)");
   }
   if (static_cast<std::int64_t>(tokens.ids.size()) != sum) {
     return Status(StatusCode::kInvalidArgument,
@@ -148,7 +148,7 @@ Status Model::check(const StepTokens& tokens, const KvStore& store) const {
     }
   }
   for (std::size_t i = 0; i < tokens.counts.size(); ++i) {
-    const std::int64_t first = store.next_position(static_cast<std::int64_t>(i));
+    const std::int64_t first = history.next_position(static_cast<std::int64_t>(i));
     if (tokens.counts[i] > 0 && tokens.counts[i] > config_.max_position_embeddings - first) {
       return Status(StatusCode::kOutOfRange, "context: found " +
                                                  std::to_string(first + tokens.counts[i]) +
@@ -160,22 +160,22 @@ Status Model::check(const StepTokens& tokens, const KvStore& store) const {
   return {};
 }
 
-Status Model::forward(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
+Status Model::forward(std::span<const std::int32_t> tokens, History& history, ForwardState& state,
                       std::vector<float>& logits, LogitRows rows, const AttentionOptions& attention,
                       const ExecContext& context) const {
   const std::int64_t counts[] = {static_cast<std::int64_t>(tokens.size())};
-  return forward({tokens, counts}, store, state, logits, rows, attention, context);
+  return forward({tokens, counts}, history, state, logits, rows, attention, context);
 }
 
-Status Model::forward(const StepTokens& tokens, KvStore& store, ForwardState& state,
+Status Model::forward(const StepTokens& tokens, History& history, ForwardState& state,
                       std::vector<float>& logits, LogitRows rows, const AttentionOptions& attention,
                       const ExecContext& context) const try {
-  KVC_RETURN_IF_ERROR(check(tokens, store));
+  KVC_RETURN_IF_ERROR(check(tokens, history));
   const auto count = static_cast<std::int64_t>(tokens.ids.size());
   state.positions_.clear();
   state.logit_rows_.clear();
   for (std::size_t i = 0; i < tokens.counts.size(); ++i) {
-    const std::int64_t first = store.next_position(static_cast<std::int64_t>(i));
+    const std::int64_t first = history.next_position(static_cast<std::int64_t>(i));
     for (std::int64_t t = 0; t < tokens.counts[i]; ++t) {
       if (rows == LogitRows::kAll || t + 1 == tokens.counts[i]) {
         state.logit_rows_.push_back(static_cast<std::int64_t>(state.positions_.size()));
@@ -187,9 +187,9 @@ Status Model::forward(const StepTokens& tokens, KvStore& store, ForwardState& st
   const auto num_rows = static_cast<std::int64_t>(state.logit_rows_.size());
   logits.resize(static_cast<std::size_t>(num_rows * config_.vocab_size));
 
-  KVC_RETURN_IF_ERROR(store.begin(tokens.counts));
-  OpenStep step(store);
-  KVC_RETURN_IF_ERROR(run_layers(tokens.ids, store, state, attention, context));
+  KVC_RETURN_IF_ERROR(history.begin(tokens.counts));
+  OpenStep step(history);
+  KVC_RETURN_IF_ERROR(run_layers(tokens.ids, history, state, attention, context));
   const std::int64_t hidden = config_.hidden_size;
   float* last = state.hidden_.data();
   for (std::int64_t i = 0; i < num_rows; ++i) {
@@ -203,15 +203,16 @@ Status Model::forward(const StepTokens& tokens, KvStore& store, ForwardState& st
   multiply(last, num_rows, head, state, context.get());
   KVC_RETURN_IF_ERROR(step.end());
   state.counters_.rows_computed += count;
-  state.counters_.rows_read += store.rows_read();
+  state.counters_.rows_read += history.rows_read();
   return {};
 } catch (const std::bad_alloc&) {
   return Status(StatusCode::kOutOfMemory,
                 "forward: found no memory for " + std::to_string(tokens.ids.size()) + " tokens");
 }
 
-Status Model::run_layers(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
-                         const AttentionOptions& attention, const ExecContext& context) const {
+Status Model::run_layers(std::span<const std::int32_t> tokens, History& history,
+                         ForwardState& state, const AttentionOptions& attention,
+                         const ExecContext& context) const {
   const auto count = static_cast<std::int64_t>(tokens.size());
   const std::int64_t hidden = config_.hidden_size;
   const std::int64_t q_size = config_.num_heads * config_.head_dim;
@@ -231,13 +232,13 @@ Status Model::run_layers(std::span<const std::int32_t> tokens, KvStore& store, F
               state.hidden_.data() + i * hidden);
   }
   for (std::int64_t index = 0; index < config_.num_layers; ++index) {
-    KVC_RETURN_IF_ERROR(attend_layer(index, count, store, state, attention, context));
+    KVC_RETURN_IF_ERROR(attend_layer(index, count, history, state, attention, context));
     feed_forward(weights_.layers[static_cast<std::size_t>(index)], count, state, context.get());
   }
   return {};
 }
 
-Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& store,
+Status Model::attend_layer(std::int64_t index, std::int64_t count, History& history,
                            ForwardState& state, const AttentionOptions& attention,
                            const ExecContext& context) const {
   const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(index)];
@@ -283,7 +284,7 @@ Status Model::attend_layer(std::int64_t index, std::int64_t count, KvStore& stor
   inputs.v = TensorView(v, DType::kF32, {count, kv_heads, head_dim});
   {
     const Stopwatch stopwatch(state.counters_.attend_seconds);
-    KVC_RETURN_IF_ERROR(store.attend(
+    KVC_RETURN_IF_ERROR(history.attend(
         index, inputs, MutableTensorView(attended, DType::kF32, {count, heads, head_dim}),
         attention, context));
   }

@@ -10,7 +10,7 @@
 
 #include "kvcache/kvcache.h"
 #include "runner/config/model_config.h"
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 #include "runner/model/weights.h"
 
 namespace kvcache::runner {
@@ -40,14 +40,14 @@ class ForwardState {
 
 enum class LogitRows : std::uint8_t { kLast, kAll };
 
-// The tokens of a step, packed: those of the store's first sequence, then those of its second, and
-// so on.
+// The tokens of a step, packed: those of the history's first sequence, then those of its second,
+// and so on.
 struct StepTokens {
   std::span<const std::int32_t> ids;     // [sum of counts]
-  std::span<const std::int64_t> counts;  // [store.num_sequences()] of each sequence, >= 0
+  std::span<const std::int64_t> counts;  // [history.num_sequences()] of each sequence, >= 0
 };
 
-// Immutable after loading. Thread safety: forward passes over distinct stores and states may run
+// Immutable after loading. Thread safety: forward passes over distinct histories and states may run
 // together.
 class Model {
  public:
@@ -70,27 +70,27 @@ class Model {
   // That of the weights: f32 for f32 weights; for int8 ones as if they had been loaded by kAuto.
   DType default_kv_dtype() const { return weights_.dtype; }
 
-  // One step: stores the keys and values of the tokens, which follow what each sequence of `store`
-  // holds (all tokens from the first where it keeps no history), and writes logits [n, vocab_size]
-  // of the last token of each sequence that has one, or of all tokens. Nothing is stored if it
-  // fails. A token's logits depend on its sequence alone, not on the others of the step.
-  // Errors: kInvalidArgument for no tokens, ids outside the vocabulary or counts that do not match;
-  // kOutOfRange past max_position_embeddings; what the store reports.
-  Status forward(const StepTokens& tokens, KvStore& store, ForwardState& state,
+  // One step: stores the keys and values of the tokens, which follow what each sequence of
+  // `history` holds (all tokens from the first where it keeps no history), and writes logits [n,
+  // vocab_size] of the last token of each sequence that has one, or of all tokens. Nothing is
+  // stored if it fails. A token's logits depend on its sequence alone, not on the others of the
+  // step. Errors: kInvalidArgument for no tokens, ids outside the vocabulary or counts that do not
+  // match; kOutOfRange past max_position_embeddings; what the history reports.
+  Status forward(const StepTokens& tokens, History& history, ForwardState& state,
                  std::vector<float>& logits, LogitRows rows = LogitRows::kLast,
                  const AttentionOptions& attention = {}, const ExecContext& context = {}) const;
 
-  // The same for a store of one sequence.
-  Status forward(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
+  // The same for a history of one sequence.
+  Status forward(std::span<const std::int32_t> tokens, History& history, ForwardState& state,
                  std::vector<float>& logits, LogitRows rows = LogitRows::kLast,
                  const AttentionOptions& attention = {}, const ExecContext& context = {}) const;
 
  private:
   Model(ModelConfig config, Weights weights);
-  Status check(const StepTokens& tokens, const KvStore& store) const;
-  Status run_layers(std::span<const std::int32_t> tokens, KvStore& store, ForwardState& state,
+  Status check(const StepTokens& tokens, const History& history) const;
+  Status run_layers(std::span<const std::int32_t> tokens, History& history, ForwardState& state,
                     const AttentionOptions& attention, const ExecContext& context) const;
-  Status attend_layer(std::int64_t index, std::int64_t count, KvStore& store, ForwardState& state,
+  Status attend_layer(std::int64_t index, std::int64_t count, History& history, ForwardState& state,
                       const AttentionOptions& attention, const ExecContext& context) const;
   static void multiply(const float* x, std::int64_t rows, std::span<const Product> products,
                        ForwardState& state, Executor& executor);

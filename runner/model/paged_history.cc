@@ -1,10 +1,10 @@
-#include "runner/model/paged_store.h"
+#include "runner/model/paged_history.h"
 
 namespace kvcache::runner {
 
-Result<std::unique_ptr<PagedStore>> PagedStore::create_empty(const ModelConfig& config,
-                                                             const KvStoreOptions& options,
-                                                             std::int64_t num_pages) {
+Result<std::unique_ptr<PagedHistory>> PagedHistory::create_empty(const ModelConfig& config,
+                                                                 const HistoryOptions& options,
+                                                                 std::int64_t num_pages) {
   CacheConfig pages;
   pages.layers = layer_specs(config, options.dtype);
   pages.page_size = options.page_size;
@@ -15,50 +15,51 @@ Result<std::unique_ptr<PagedStore>> PagedStore::create_empty(const ModelConfig& 
   KVC_ASSIGN_OR_RETURN(PagedBatch batch,
                        PagedBatch::create(std::make_shared<PagedCache>(std::move(cache))));
   const std::int64_t row_bytes = bytes_per_token(pages.layers.front()) * config.num_layers;
-  return std::make_unique<PagedStore>(std::move(batch), row_bytes);
+  return std::make_unique<PagedHistory>(std::move(batch), row_bytes);
 }
 
-Result<std::unique_ptr<KvStore>> PagedStore::create(const ModelConfig& config,
-                                                    const KvStoreOptions& options) {
+Result<std::unique_ptr<History>> PagedHistory::create(const ModelConfig& config,
+                                                      const HistoryOptions& options) {
   std::int64_t num_pages = 0;
   if (options.page_size >= 1 && options.max_length >= 1) {
     num_pages = (options.max_length - 1) / options.page_size + 1;
     // While a step copies a shared tail page, the page itself is still held.
     if (options.num_sequences > 1) num_pages = options.num_sequences * (num_pages + 1);
   }
-  KVC_ASSIGN_OR_RETURN(std::unique_ptr<PagedStore> store, create_empty(config, options, num_pages));
-  KVC_RETURN_IF_ERROR(store->add());
-  return std::unique_ptr<KvStore>(std::move(store));
+  KVC_ASSIGN_OR_RETURN(std::unique_ptr<PagedHistory> history,
+                       create_empty(config, options, num_pages));
+  KVC_RETURN_IF_ERROR(history->add());
+  return std::unique_ptr<History>(std::move(history));
 }
 
-Result<OwnedKvView> PagedStore::write(std::int64_t layer, const TensorView& k, const TensorView& v,
-                                      const ExecContext& context) {
+Result<OwnedKvView> PagedHistory::write(std::int64_t layer, const TensorView& k,
+                                        const TensorView& v, const ExecContext& context) {
   KVC_RETURN_IF_ERROR(batch_.write(layer, k, v, context));
   return batch_.view(layer);
 }
 
-Status PagedStore::end() {
+Status PagedHistory::end() {
   const Status status = batch_.commit();
   if (!status.ok()) abandon();
   return status;
 }
 
-void PagedStore::abandon() noexcept {
+void PagedHistory::abandon() noexcept {
   if (!batch_.step_open()) return;
   [[maybe_unused]] const Status status = batch_.rollback();  // of an open step: it cannot fail
 }
 
-std::int64_t PagedStore::length(std::int64_t sequence) const {
+std::int64_t PagedHistory::length(std::int64_t sequence) const {
   const auto length = batch_.seq_length(sequence);
   return length.ok() ? *length : 0;
 }
 
-std::int64_t PagedStore::next_position(std::int64_t sequence) const {
+std::int64_t PagedHistory::next_position(std::int64_t sequence) const {
   const auto position = batch_.next_position(sequence);
   return position.ok() ? *position : 0;
 }
 
-KvUsage PagedStore::usage() const {
+KvUsage PagedHistory::usage() const {
   const PagedStats stats = cache().stats();
   KvUsage usage;
   usage.nbytes = cache().nbytes();
@@ -68,9 +69,9 @@ KvUsage PagedStore::usage() const {
   return usage;
 }
 
-Status PagedStore::repeat(std::int64_t n, const ExecContext&) { return batch_.repeat(n); }
+Status PagedHistory::repeat(std::int64_t n, const ExecContext&) { return batch_.repeat(n); }
 
-Status PagedStore::reorder(std::span<const std::int64_t> beam_idx, const ExecContext&) {
+Status PagedHistory::reorder(std::span<const std::int64_t> beam_idx, const ExecContext&) {
   return batch_.reorder(
       TensorView(beam_idx.data(), DType::kI64, {static_cast<std::int64_t>(beam_idx.size())}));
 }

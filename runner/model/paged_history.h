@@ -1,29 +1,30 @@
-// The store over pages: sequences of any lengths, which may share their beginnings, join and leave.
-#ifndef KVCACHE_RUNNER_MODEL_PAGED_STORE_H_
-#define KVCACHE_RUNNER_MODEL_PAGED_STORE_H_
+// The history over pages: sequences of any lengths, which may share their beginnings, join and
+// leave.
+#ifndef KVCACHE_RUNNER_MODEL_PAGED_HISTORY_H_
+#define KVCACHE_RUNNER_MODEL_PAGED_HISTORY_H_
 
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <utility>
 
-#include "runner/model/view_store.h"
+#include "runner/model/view_history.h"
 
 namespace kvcache::runner {
 
 // Its sequences are the rows of a PagedBatch.
-class PagedStore final : public ViewStore {
+class PagedHistory final : public ViewHistory {
  public:
   // A pool with room for options.num_sequences sequences of options.max_length tokens, and one
   // empty sequence.
-  static Result<std::unique_ptr<KvStore>> create(const ModelConfig& config,
-                                                 const KvStoreOptions& options);
+  static Result<std::unique_ptr<History>> create(const ModelConfig& config,
+                                                 const HistoryOptions& options);
   // A pool of `num_pages`, and no sequence.
-  static Result<std::unique_ptr<PagedStore>> create_empty(const ModelConfig& config,
-                                                          const KvStoreOptions& options,
-                                                          std::int64_t num_pages);
+  static Result<std::unique_ptr<PagedHistory>> create_empty(const ModelConfig& config,
+                                                            const HistoryOptions& options,
+                                                            std::int64_t num_pages);
 
-  PagedStore(PagedBatch batch, std::int64_t row_bytes)
+  PagedHistory(PagedBatch batch, std::int64_t row_bytes)
       : batch_(std::move(batch)), row_bytes_(row_bytes) {}
 
   // An empty sequence after the others. / One leaves: its pages go back, those after it move up.
@@ -58,4 +59,4 @@ class PagedStore final : public ViewStore {
 
 }  // namespace kvcache::runner
 
-#endif  // KVCACHE_RUNNER_MODEL_PAGED_STORE_H_
+#endif  // KVCACHE_RUNNER_MODEL_PAGED_HISTORY_H_

@@ -1,10 +1,10 @@
-#include "runner/model/view_store.h"
+#include "runner/model/view_history.h"
 
 #include <string>
 
 namespace kvcache::runner {
 
-Status ViewStore::begin(std::span<const std::int64_t> counts) {
+Status ViewHistory::begin(std::span<const std::int64_t> counts) {
   qo_indptr_.assign(1, 0);
   for (const std::int64_t count : counts) {
     qo_indptr_.push_back(qo_indptr_.back() + static_cast<std::int32_t>(count));
@@ -12,9 +12,9 @@ Status ViewStore::begin(std::span<const std::int64_t> counts) {
   return reserve(counts);
 }
 
-Status ViewStore::attend(std::int64_t layer, const AttentionInputs& inputs,
-                         const MutableTensorView& out, const AttentionOptions& options,
-                         const ExecContext& context) {
+Status ViewHistory::attend(std::int64_t layer, const AttentionInputs& inputs,
+                           const MutableTensorView& out, const AttentionOptions& options,
+                           const ExecContext& context) {
   KVC_ASSIGN_OR_RETURN(const OwnedKvView view, write(layer, inputs.k, inputs.v, context));
   if (layer == 0) {
     KVC_RETURN_IF_ERROR(plan_.plan(view, qo_indptr_, inputs.q.shape[1], options, context));

@@ -1,16 +1,16 @@
-// ViewStore: the stores whose cache hands out a view that attention reads in place.
-#ifndef KVCACHE_RUNNER_MODEL_VIEW_STORE_H_
-#define KVCACHE_RUNNER_MODEL_VIEW_STORE_H_
+// ViewHistory: the histories whose cache hands out a view that attention reads in place.
+#ifndef KVCACHE_RUNNER_MODEL_VIEW_HISTORY_H_
+#define KVCACHE_RUNNER_MODEL_VIEW_HISTORY_H_
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 
 namespace kvcache::runner {
 
-class ViewStore : public KvStore {
+class ViewHistory : public History {
  public:
   Status begin(std::span<const std::int64_t> counts) final;
   Status attend(std::int64_t layer, const AttentionInputs& inputs, const MutableTensorView& out,
@@ -39,4 +39,4 @@ TensorView as_batch(const TensorView& packed, std::int64_t batch, Layout layout)
 
 }  // namespace kvcache::runner
 
-#endif  // KVCACHE_RUNNER_MODEL_VIEW_STORE_H_
+#endif  // KVCACHE_RUNNER_MODEL_VIEW_HISTORY_H_

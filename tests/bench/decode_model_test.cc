@@ -63,7 +63,7 @@ TEST(RunDecodeModel, MeasuresAndChecksEveryCacheAndType) {
   options.threads = 2;
   options.roof_bytes = 1 << 20;
   for (const auto cache :
-       {runner::StoreKind::kDynamic, runner::StoreKind::kStatic, runner::StoreKind::kPaged}) {
+       {runner::HistoryKind::kDynamic, runner::HistoryKind::kStatic, runner::HistoryKind::kPaged}) {
     for (const WeightType weights :
          {WeightType::kF32, WeightType::kF16, WeightType::kBF16, WeightType::kInt8}) {
       options.cache = cache;

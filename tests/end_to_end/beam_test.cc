@@ -37,12 +37,12 @@ class BeamGoldenTest : public ::testing::TestWithParam<std::string> {
     return std::move(model).value();
   }
 
-  GenerateResult run(const KvStoreOptions& store, const std::vector<std::int32_t>& prompt,
+  GenerateResult run(const HistoryOptions& history, const std::vector<std::int32_t>& prompt,
                      const GoldenBeams& golden) {
     GenerateOptions options;
-    options.cache = store.kind;
-    options.layout = store.layout;
-    options.page_size = store.page_size;
+    options.cache = history.kind;
+    options.layout = history.layout;
+    options.page_size = history.page_size;
     options.num_beams = golden.num_beams;
     options.length_penalty = golden.length_penalty;
     options.max_tokens = golden.max_new_tokens;
@@ -62,10 +62,10 @@ TEST_P(BeamGoldenTest, SequencesAndScoresAreTransformersThroughEveryCache) {
   for (const GoldenPrompt& prompt : golden_.prompts) {
     for (const GoldenBeams* golden : {&prompt.beam4, &prompt.beam4_no_eos}) {
       std::vector<Hypothesis> layered;
-      for (const auto& store : testing::every_store(0)) {
-        if (store.kind == StoreKind::kFunctional) continue;
-        const std::string name = testing::describe({store, {}, {}, {}});
-        const GenerateResult result = run(store, prompt.tokens, *golden);
+      for (const auto& history : testing::every_history(0)) {
+        if (history.kind == HistoryKind::kFunctional) continue;
+        const std::string name = testing::describe({history, {}, {}, {}});
+        const GenerateResult result = run(history, prompt.tokens, *golden);
         ASSERT_EQ(result.beams.size(), golden->sequences.size()) << name;
         for (std::size_t i = 0; i < result.beams.size(); ++i) {
           EXPECT_EQ(result.beams[i].tokens, golden->sequences[i]) << name << " beam " << i;
@@ -73,7 +73,7 @@ TEST_P(BeamGoldenTest, SequencesAndScoresAreTransformersThroughEveryCache) {
               << name << " beam " << i;
         }
         // Without a cache the sums of a prefill are in another order; all caches agree exactly.
-        if (store.kind == StoreKind::kNone) continue;
+        if (history.kind == HistoryKind::kNone) continue;
         if (layered.empty()) layered = result.beams;
         for (std::size_t i = 0; i < result.beams.size(); ++i) {
           EXPECT_EQ(result.beams[i].tokens, layered[i].tokens) << name;
@@ -94,11 +94,12 @@ TEST_P(BeamGoldenTest, OtherWidthsAndLengthPenaltiesAreTransformersToo) {
     ++searches;
     const GoldenBeams golden = testing::golden_beams(entry);
     const auto& prompt = golden_.prompts[entry.at("prompt").get<std::size_t>()];
-    for (const StoreKind kind : {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
-      KvStoreOptions store;
-      store.kind = kind;
-      store.page_size = 4;
-      const GenerateResult result = run(store, prompt.tokens, golden);
+    for (const HistoryKind kind :
+         {HistoryKind::kDynamic, HistoryKind::kStatic, HistoryKind::kPaged}) {
+      HistoryOptions history;
+      history.kind = kind;
+      history.page_size = 4;
+      const GenerateResult result = run(history, prompt.tokens, golden);
       ASSERT_EQ(result.beams.size(), golden.sequences.size());
       for (std::size_t i = 0; i < result.beams.size(); ++i) {
         const auto length = static_cast<double>(golden.sequences[i].size());
@@ -114,8 +115,8 @@ TEST_P(BeamGoldenTest, OtherWidthsAndLengthPenaltiesAreTransformersToo) {
 }
 
 TEST_P(BeamGoldenTest, TheTextIsThatOfTheBestBeamWithoutItsEndToken) {
-  KvStoreOptions paged;
-  paged.kind = StoreKind::kPaged;
+  HistoryOptions paged;
+  paged.kind = HistoryKind::kPaged;
   for (const GoldenPrompt& prompt : golden_.prompts) {
     const GenerateResult result = run(paged, prompt.tokens, prompt.beam4);
     std::vector<std::int32_t> best = prompt.beam4.sequences.front();

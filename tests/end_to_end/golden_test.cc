@@ -44,9 +44,9 @@ class GoldenTest : public ::testing::TestWithParam<std::string> {
                      const ExecContext& context) {
     for (const GoldenPrompt& prompt : golden_.prompts) {
       const auto tokens = prompt.all();
-      for (const auto& store : testing::every_store(static_cast<std::int64_t>(tokens.size()))) {
+      for (const auto& history : testing::every_history(static_cast<std::int64_t>(tokens.size()))) {
         for (const auto& steps : splits) {
-          const ModelRun run{store, steps, {}, context};
+          const ModelRun run{history, steps, {}, context};
           EXPECT_LE(max_difference(logits_of(model, tokens, run), prompt.logits), kTolerance)
               << describe(run);
         }
@@ -83,14 +83,14 @@ TEST_P(GoldenTest, ThreadsChangeNothing) {
 }
 
 TEST_P(GoldenTest, Int8WeightsStayNearTransformers) {
-  KvStoreOptions store;
-  store.kind = StoreKind::kNone;
+  HistoryOptions history;
+  history.kind = HistoryKind::kNone;
   for (const Activations activations : {Activations::kInt16, Activations::kInt8}) {
     const auto model = Model::load(golden_.directory, WeightMode::kInt8, activations);
     ASSERT_TRUE(model.ok()) << model.status().to_string();
     for (const GoldenPrompt& prompt : golden_.prompts) {
       const auto tokens = prompt.all();
-      const auto logits = logits_of(*model, tokens, {store, {}, {}, serial_});
+      const auto logits = logits_of(*model, tokens, {history, {}, {}, serial_});
       EXPECT_LT(testing::relative_difference(logits, prompt.logits),
                 activations == Activations::kInt8 ? 0.08 : 0.05);
     }
@@ -114,19 +114,19 @@ TEST_P(GoldenTest, GreedyTokensAreTransformers) {
       Tokenizer::load(testing::golden_directory("tokenizer_qwen2") + "/tokenizer.json");
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().to_string();
   for (const GoldenPrompt& prompt : golden_.prompts) {
-    for (const auto& store : testing::every_store(0)) {
+    for (const auto& history : testing::every_history(0)) {
       for (const std::int64_t chunk : {0, 5}) {
         GenerateOptions options;
-        options.cache = store.kind;
-        options.layout = store.layout;
-        options.page_size = store.page_size;
+        options.cache = history.kind;
+        options.layout = history.layout;
+        options.page_size = history.page_size;
         options.prefill_chunk = chunk;
         options.max_tokens = static_cast<std::int64_t>(prompt.greedy.size());
         options.stop_at_eos = false;
         options.context = serial_;
         const auto all = generate(model, *tokenizer, prompt.tokens, options);
         ASSERT_TRUE(all.ok()) << all.status().to_string();
-        EXPECT_EQ(all->tokens, prompt.greedy) << describe({store, {chunk}, {}, {}});
+        EXPECT_EQ(all->tokens, prompt.greedy) << describe({history, {chunk}, {}, {}});
         EXPECT_EQ(all->stop_reason, StopReason::kMaxTokens);
 
         options.stop_at_eos = true;

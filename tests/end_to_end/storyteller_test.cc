@@ -39,14 +39,14 @@ TEST_F(StorytellerTest, EveryCacheTellsTheStoryOfNone) {
   ASSERT_TRUE(pool.ok());
   ExecContext context;
   context.executor = pool->get();
-  KvStoreOptions none;
-  none.kind = StoreKind::kNone;
+  HistoryOptions none;
+  none.kind = HistoryKind::kNone;
   const auto expected = testing::greedy_of(model, ids, 24, {none, {}, {}, context});
   std::vector<std::int32_t> all = ids;
   all.insert(all.end(), expected.begin(), expected.end());
   const auto logits = testing::logits_of(model, all, {none, {}, {}, context});
-  for (const auto& store : testing::every_store(static_cast<std::int64_t>(all.size()))) {
-    const testing::ModelRun run{store, {5}, {}, context};
+  for (const auto& history : testing::every_history(static_cast<std::int64_t>(all.size()))) {
+    const testing::ModelRun run{history, {5}, {}, context};
     EXPECT_EQ(testing::greedy_of(model, ids, 24, run), expected) << describe(run);
     EXPECT_LE(testing::max_difference(testing::logits_of(model, all, run), logits), 1e-4f)
         << describe(run);
@@ -59,13 +59,13 @@ TEST_F(StorytellerTest, WeightsAsStoredTellItToo) {
   const auto ids = prompt();
   AttentionOptions reproducible;
   reproducible.reproducible = true;
-  KvStoreOptions none;
-  none.kind = StoreKind::kNone;
+  HistoryOptions none;
+  none.kind = HistoryKind::kNone;
   none.dtype = model.default_kv_dtype();
   const auto expected = testing::greedy_of(model, ids, 16, {none, {}, reproducible, {}});
   const auto logits = testing::logits_of(model, ids, {none, {}, reproducible, {}});
-  for (const auto& store : testing::every_store(64, model.default_kv_dtype())) {
-    const testing::ModelRun run{store, {1}, reproducible, {}};
+  for (const auto& history : testing::every_history(64, model.default_kv_dtype())) {
+    const testing::ModelRun run{history, {1}, reproducible, {}};
     EXPECT_EQ(testing::greedy_of(model, ids, 16, run), expected) << describe(run);
     EXPECT_LE(testing::max_difference(testing::logits_of(model, ids, run), logits), 1e-4f)
         << describe(run);
@@ -80,14 +80,14 @@ TEST_F(StorytellerTest, Int8WeightsTellItThroughEveryCacheNearTheWordsOfF32) {
   const auto ids = prompt();
   AttentionOptions reproducible;
   reproducible.reproducible = true;
-  KvStoreOptions none;
-  none.kind = StoreKind::kNone;
+  HistoryOptions none;
+  none.kind = HistoryKind::kNone;
   const auto expected = testing::greedy_of(model, ids, 24, {none, {}, reproducible, {}});
   std::vector<std::int32_t> all = ids;
   all.insert(all.end(), expected.begin(), expected.end());
   const auto logits = testing::logits_of(model, all, {none, {}, reproducible, {}});
-  for (const auto& store : testing::every_store(static_cast<std::int64_t>(all.size()))) {
-    const testing::ModelRun run{store, {5, 1}, reproducible, {}};
+  for (const auto& history : testing::every_history(static_cast<std::int64_t>(all.size()))) {
+    const testing::ModelRun run{history, {5, 1}, reproducible, {}};
     EXPECT_EQ(testing::greedy_of(model, ids, 24, run), expected) << describe(run);
     EXPECT_LE(testing::max_difference(testing::logits_of(model, all, run), logits), 1e-4f)
         << describe(run);

@@ -1,4 +1,4 @@
-// Models run through stores in every way the tests compare.
+// Models run through histories in every way the tests compare.
 #ifndef KVCACHE_TESTS_SUPPORT_MODEL_RUNS_H_
 #define KVCACHE_TESTS_SUPPORT_MODEL_RUNS_H_
 
@@ -12,38 +12,38 @@
 
 #include <gtest/gtest.h>
 
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 #include "runner/model/model.h"
 
 namespace kvcache::testing {
 
 // A way to run: where the rows go, and how many tokens a step takes (the last size repeats).
 struct ModelRun {
-  runner::KvStoreOptions store;
+  runner::HistoryOptions history;
   std::vector<std::int64_t> steps;  // empty: all at once
   AttentionOptions attention;
   ExecContext context;
 };
 
 inline std::string describe(const ModelRun& run) {
-  std::string text = runner::name_of(run.store.kind);
-  text += std::string(" ") + name_of(run.store.layout) + " " + name_of(run.store.dtype);
-  if (run.store.kind == runner::StoreKind::kPaged) {
-    text += " page_size " + std::to_string(run.store.page_size);
+  std::string text = runner::name_of(run.history.kind);
+  text += std::string(" ") + name_of(run.history.layout) + " " + name_of(run.history.dtype);
+  if (run.history.kind == runner::HistoryKind::kPaged) {
+    text += " page_size " + std::to_string(run.history.page_size);
   }
   for (const std::int64_t step : run.steps) text += " step " + std::to_string(step);
   return text;
 }
 
 // Every cache, layout and page size, for `max_length` tokens. The absence of a cache comes first.
-inline std::vector<runner::KvStoreOptions> every_store(std::int64_t max_length,
-                                                       DType dtype = DType::kF32) {
-  using runner::StoreKind;
-  std::vector<runner::KvStoreOptions> all;
+inline std::vector<runner::HistoryOptions> every_history(std::int64_t max_length,
+                                                         DType dtype = DType::kF32) {
+  using runner::HistoryKind;
+  std::vector<runner::HistoryOptions> all;
   for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
-    for (const StoreKind kind :
-         {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kFunctional}) {
-      runner::KvStoreOptions options;
+    for (const HistoryKind kind : {HistoryKind::kNone, HistoryKind::kDynamic, HistoryKind::kStatic,
+                                   HistoryKind::kFunctional}) {
+      runner::HistoryOptions options;
       options.kind = kind;
       options.dtype = dtype;
       options.layout = layout;
@@ -51,8 +51,8 @@ inline std::vector<runner::KvStoreOptions> every_store(std::int64_t max_length,
       all.push_back(options);
     }
     for (const std::int64_t page_size : {1, 16, 128}) {
-      runner::KvStoreOptions options;
-      options.kind = StoreKind::kPaged;
+      runner::HistoryOptions options;
+      options.kind = HistoryKind::kPaged;
       options.dtype = dtype;
       options.layout = layout;
       options.max_length = max_length;
@@ -66,10 +66,10 @@ inline std::vector<runner::KvStoreOptions> every_store(std::int64_t max_length,
 // Logits [tokens, vocab_size] of every position. Without a cache each step takes all tokens so far.
 inline std::vector<float> logits_of(const runner::Model& model,
                                     std::span<const std::int32_t> tokens, const ModelRun& run) {
-  auto made = runner::make_kv_store(model.config(), run.store);
+  auto made = runner::make_history(model.config(), run.history);
   EXPECT_TRUE(made.ok()) << made.status().to_string();
   if (!made.ok()) return {};
-  runner::KvStore& store = **made;
+  runner::History& history = **made;
   runner::ForwardState state;
   std::vector<float> all;
   const auto total = static_cast<std::int64_t>(tokens.size());
@@ -79,17 +79,17 @@ inline std::vector<float> logits_of(const runner::Model& model,
     std::int64_t count = total;
     if (!run.steps.empty()) count = run.steps[std::min(step++, run.steps.size() - 1)];
     count = std::min(count, total - done);
-    const std::int64_t first = store.keeps_history() ? done : 0;
+    const std::int64_t first = history.keeps_history() ? done : 0;
     std::vector<float> logits;
     const Status status =
         model.forward(tokens.subspan(static_cast<std::size_t>(first),
                                      static_cast<std::size_t>(done + count - first)),
-                      store, state, logits, runner::LogitRows::kAll, run.attention, run.context);
+                      history, state, logits, runner::LogitRows::kAll, run.attention, run.context);
     EXPECT_TRUE(status.ok()) << status.to_string();
     if (!status.ok()) return {};
     all.insert(all.end(), logits.begin() + (done - first) * vocab, logits.end());
     done += count;
-    EXPECT_EQ(store.length(), store.keeps_history() ? done : 0);
+    EXPECT_EQ(history.length(), history.keeps_history() ? done : 0);
   }
   return all;
 }
@@ -158,10 +158,10 @@ inline std::vector<std::int32_t> some_tokens(std::int64_t count, std::int64_t vo
 inline std::vector<std::int32_t> greedy_of(const runner::Model& model,
                                            std::vector<std::int32_t> prompt, std::int64_t count,
                                            const ModelRun& run) {
-  auto made = runner::make_kv_store(model.config(), run.store);
+  auto made = runner::make_history(model.config(), run.history);
   EXPECT_TRUE(made.ok()) << made.status().to_string();
   if (!made.ok()) return {};
-  runner::KvStore& store = **made;
+  runner::History& history = **made;
   runner::ForwardState state;
   std::vector<float> logits;
   std::vector<std::int32_t> text = std::move(prompt);
@@ -174,9 +174,9 @@ inline std::vector<std::int32_t> greedy_of(const runner::Model& model,
       size = std::min(size,
                       static_cast<std::size_t>(run.steps[std::min(step++, run.steps.size() - 1)]));
     }
-    const std::size_t first = store.keeps_history() ? done : 0;
+    const std::size_t first = history.keeps_history() ? done : 0;
     const Status status =
-        model.forward(std::span(text).subspan(first, done + size - first), store, state, logits,
+        model.forward(std::span(text).subspan(first, done + size - first), history, state, logits,
                       runner::LogitRows::kLast, run.attention, run.context);
     EXPECT_TRUE(status.ok()) << status.to_string();
     if (!status.ok()) return {};

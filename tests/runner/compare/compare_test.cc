@@ -33,7 +33,7 @@ class CompareTest : public ::testing::Test {
 
 // Three prompts of `prompt` tokens and up to two thirds of `tokens` more.
 void expect_batch_by_the_formulas(const CompareRun& run, std::int64_t prompt, std::int64_t tokens) {
-  EXPECT_EQ(run.cache, StoreKind::kBatching);
+  EXPECT_EQ(run.cache, HistoryKind::kBatching);
   EXPECT_TRUE(run.same_tokens);
   EXPECT_EQ(run.max_logit_difference, 0) << "a request alone has other bits";
   ASSERT_EQ(run.requests.size(), 3u);
@@ -81,7 +81,7 @@ TEST_F(CompareTest, EveryRunHasTheTokensOfNoneAndCountsByTheFormulas) {
         }
         EXPECT_EQ(computed, result.counters.rows_computed);
       }
-      EXPECT_EQ(runs[0].cache, StoreKind::kNone);
+      EXPECT_EQ(runs[0].cache, HistoryKind::kNone);
       EXPECT_EQ(runs[0].generated.usage.nbytes, 0);
       for (std::size_t i = 1; i < 5; ++i) {
         // f32 rows of 2 layers x 2 heads x (K and V of 16), for all tokens but the last.
@@ -100,8 +100,9 @@ TEST_F(CompareTest, TheFormulaIsTheSumItStandsFor) {
     for (std::int64_t tokens = 1; tokens < 6; ++tokens) {
       std::int64_t sum = 0;
       for (std::int64_t n = prompt; n <= prompt + tokens - 1; ++n) sum += n;
-      EXPECT_EQ(expected_rows_computed(StoreKind::kNone, prompt, tokens), sum);
-      for (const StoreKind kind : {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+      EXPECT_EQ(expected_rows_computed(HistoryKind::kNone, prompt, tokens), sum);
+      for (const HistoryKind kind :
+           {HistoryKind::kDynamic, HistoryKind::kStatic, HistoryKind::kPaged}) {
         EXPECT_EQ(expected_rows_computed(kind, prompt, tokens), prompt + tokens - 1);
       }
     }
@@ -111,17 +112,17 @@ TEST_F(CompareTest, TheFormulaIsTheSumItStandsFor) {
 TEST_F(CompareTest, TellsOfEveryRunAndToken) {
   GenerateOptions options;
   options.max_tokens = 5;
-  std::vector<StoreKind> begun;
+  std::vector<HistoryKind> begun;
   std::int64_t tokens = 0;
   std::int64_t requests = 0;
   CompareCallbacks callbacks;
-  callbacks.on_run = [&](StoreKind kind, std::int64_t turn) {
+  callbacks.on_run = [&](HistoryKind kind, std::int64_t turn) {
     EXPECT_EQ(turn, 0);
     begun.push_back(kind);
   };
-  callbacks.on_progress = [&](StoreKind kind, std::int64_t done, std::int64_t total) {
+  callbacks.on_progress = [&](HistoryKind kind, std::int64_t done, std::int64_t total) {
     EXPECT_EQ(kind, begun.back());
-    if (kind == StoreKind::kBatching) {
+    if (kind == HistoryKind::kBatching) {
       EXPECT_EQ(done, ++requests);
       EXPECT_EQ(total, 3);
     } else {
@@ -130,9 +131,9 @@ TEST_F(CompareTest, TellsOfEveryRunAndToken) {
     }
   };
   run(4, options, callbacks);
-  EXPECT_EQ(begun, (std::vector<StoreKind>{StoreKind::kNone, StoreKind::kDynamic,
-                                           StoreKind::kStatic, StoreKind::kPaged,
-                                           StoreKind::kFunctional, StoreKind::kBatching}));
+  EXPECT_EQ(begun, (std::vector<HistoryKind>{HistoryKind::kNone, HistoryKind::kDynamic,
+                                             HistoryKind::kStatic, HistoryKind::kPaged,
+                                             HistoryKind::kFunctional, HistoryKind::kBatching}));
   EXPECT_EQ(tokens, 25);
   EXPECT_EQ(requests, 3);
 }
@@ -143,9 +144,9 @@ TEST_F(CompareTest, OfSeveralTurnsTheLeastTimesAreKeptAndTheWordsToldOnce) {
   std::vector<std::int64_t> turns;
   std::string text;
   CompareCallbacks callbacks;
-  callbacks.on_run = [&](StoreKind, std::int64_t turn) { turns.push_back(turn); };
-  callbacks.on_text = [&](StoreKind kind, std::string_view piece) {
-    if (kind == StoreKind::kPaged) text += piece;
+  callbacks.on_run = [&](HistoryKind, std::int64_t turn) { turns.push_back(turn); };
+  callbacks.on_text = [&](HistoryKind kind, std::string_view piece) {
+    if (kind == HistoryKind::kPaged) text += piece;
   };
   const auto runs = run(4, options, callbacks, 3);
   EXPECT_EQ(turns.size(), 18u);

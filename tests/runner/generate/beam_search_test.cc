@@ -157,7 +157,8 @@ TEST_F(GenerateBeamsTest, WhatDoesNotGoWithBeamsIsRefused) {
 }
 
 TEST_F(GenerateBeamsTest, MemoryThatRunsOutIsAnError) {
-  for (const StoreKind kind : {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged}) {
+  for (const HistoryKind kind :
+       {HistoryKind::kDynamic, HistoryKind::kStatic, HistoryKind::kPaged}) {
     options_.cache = kind;
     for (std::size_t limit = 4096; limit <= 1 << 18; limit *= 2) {
       LimitedMemory little(static_cast<std::int64_t>(limit));

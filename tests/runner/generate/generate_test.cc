@@ -138,8 +138,8 @@ TEST_F(GenerateTest, AStopTextAcrossTokensEndsTheTextBeforeIt) {
 TEST_F(GenerateTest, AnyChunkOfThePrefillGivesTheSameTokens) {
   prompt_ = testing::some_tokens(30, model_.config().vocab_size);
   const GenerateResult whole = run();
-  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic,
-                               StoreKind::kPaged, StoreKind::kFunctional}) {
+  for (const HistoryKind kind : {HistoryKind::kNone, HistoryKind::kDynamic, HistoryKind::kStatic,
+                                 HistoryKind::kPaged, HistoryKind::kFunctional}) {
     options_.cache = kind;
     for (const std::int64_t chunk : {1, 7, 29, 30, 1000}) {
       options_.prefill_chunk = chunk;
@@ -153,7 +153,7 @@ TEST_F(GenerateTest, AnyChunkOfThePrefillGivesTheSameTokens) {
       EXPECT_EQ(result.tokens, whole.tokens) << name_of(kind) << " chunk " << chunk;
       ASSERT_FALSE(progress.empty());
       EXPECT_EQ(progress.back(), 30);
-      if (kind != StoreKind::kNone) {
+      if (kind != HistoryKind::kNone) {
         EXPECT_EQ(progress.size(), static_cast<std::size_t>((30 + chunk - 1) / chunk));
       }
     }
@@ -163,8 +163,8 @@ TEST_F(GenerateTest, AnyChunkOfThePrefillGivesTheSameTokens) {
 TEST_F(GenerateTest, EndsWhereTheContextEnds) {
   options_.max_tokens = 1000;
   const std::int64_t context = model_.config().max_position_embeddings;
-  for (const StoreKind kind :
-       {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged, StoreKind::kFunctional}) {
+  for (const HistoryKind kind : {HistoryKind::kDynamic, HistoryKind::kStatic, HistoryKind::kPaged,
+                                 HistoryKind::kFunctional}) {
     options_.cache = kind;
     prompt_ = testing::some_tokens(context - 4, model_.config().vocab_size);
     GenerateResult result = run();
@@ -182,8 +182,8 @@ TEST_F(GenerateTest, EqualSeedsGiveEqualTextsThroughEveryCache) {
   options_.sampler.top_k = 50;
   options_.sampler.seed = 11;
   const GenerateResult first = run();
-  for (const StoreKind kind :
-       {StoreKind::kNone, StoreKind::kStatic, StoreKind::kPaged, StoreKind::kFunctional}) {
+  for (const HistoryKind kind :
+       {HistoryKind::kNone, HistoryKind::kStatic, HistoryKind::kPaged, HistoryKind::kFunctional}) {
     options_.cache = kind;
     EXPECT_EQ(run().tokens, first.tokens) << name_of(kind);
   }
@@ -215,7 +215,7 @@ TEST_F(GenerateTest, BadInputIsNamed) {
   options_.prefill_chunk = -1;
   EXPECT_EQ(error().code(), StatusCode::kInvalidArgument);
   options_.prefill_chunk = 0;
-  options_.cache = StoreKind::kPaged;
+  options_.cache = HistoryKind::kPaged;
   for (const std::int64_t page_size : {0, -16}) {
     options_.page_size = page_size;
     EXPECT_EQ(error().code(), StatusCode::kInvalidArgument);
@@ -226,8 +226,8 @@ TEST_F(GenerateTest, BadInputIsNamed) {
 }
 
 TEST_F(GenerateTest, MemoryThatRunsOutIsAnError) {
-  for (const StoreKind kind :
-       {StoreKind::kDynamic, StoreKind::kStatic, StoreKind::kPaged, StoreKind::kFunctional}) {
+  for (const HistoryKind kind : {HistoryKind::kDynamic, HistoryKind::kStatic, HistoryKind::kPaged,
+                                 HistoryKind::kFunctional}) {
     LimitedMemory little(4096);
     options_.cache = kind;
     options_.memory = &little;

@@ -1,4 +1,4 @@
-#include "runner/model/kv_store.h"
+#include "runner/model/history.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -10,14 +10,14 @@
 #include <gtest/gtest.h>
 
 #include "runner/model/model.h"
-#include "runner/model/paged_store.h"
+#include "runner/model/paged_history.h"
 #include "support/model_runs.h"
 
 namespace kvcache::runner {
 namespace {
 
 using testing::describe;
-using testing::every_store;
+using testing::every_history;
 using testing::small_config;
 using testing::some_tokens;
 
@@ -27,7 +27,7 @@ ExecContext serially() {
   return context;
 }
 
-class KvStoreTest : public ::testing::Test {
+class HistoryTest : public ::testing::Test {
  protected:
   static Model random_model() {
     auto model = Model::random(small_config(), WeightType::kF32, 7);
@@ -35,18 +35,18 @@ class KvStoreTest : public ::testing::Test {
     return std::move(model).value();
   }
 
-  std::unique_ptr<KvStore> make(const KvStoreOptions& options) {
-    auto store = make_kv_store(model_.config(), options);
-    EXPECT_TRUE(store.ok()) << store.status().to_string();
-    return std::move(store).value();
+  std::unique_ptr<History> make(const HistoryOptions& options) {
+    auto history = make_history(model_.config(), options);
+    EXPECT_TRUE(history.ok()) << history.status().to_string();
+    return std::move(history).value();
   }
 
   // Logits of a step, a row for each sequence.
-  std::vector<std::vector<float>> step(KvStore& store, const std::vector<std::int32_t>& ids,
+  std::vector<std::vector<float>> step(History& history, const std::vector<std::int32_t>& ids,
                                        const std::vector<std::int64_t>& counts) {
     std::vector<float> logits;
     const Status status =
-        model_.forward({ids, counts}, store, state_, logits, LogitRows::kLast, {}, serially());
+        model_.forward({ids, counts}, history, state_, logits, LogitRows::kLast, {}, serially());
     EXPECT_TRUE(status.ok()) << status.to_string();
     std::vector<std::vector<float>> rows;
     const auto vocab = model_.config().vocab_size;
@@ -59,23 +59,23 @@ class KvStoreTest : public ::testing::Test {
   ForwardState state_;
 };
 
-// The next token of each beam is what a store of its own would give, bit by bit, through repeats
+// The next token of each beam is what a history of its own would give, bit by bit, through repeats
 // and any order of beams.
-TEST_F(KvStoreTest, ABeamHasTheLogitsOfItsTextAloneInAnyOrder) {
+TEST_F(HistoryTest, ABeamHasTheLogitsOfItsTextAloneInAnyOrder) {
   std::mt19937 random(5);
   const auto prompt = some_tokens(21, model_.config().vocab_size);
-  for (KvStoreOptions options : every_store(40)) {
-    if (options.kind == StoreKind::kNone || options.kind == StoreKind::kFunctional) continue;
+  for (HistoryOptions options : every_history(40)) {
+    if (options.kind == HistoryKind::kNone || options.kind == HistoryKind::kFunctional) continue;
     options.num_sequences = 3;
-    const auto store = make(options);
-    step(*store, prompt, {21});
-    ASSERT_TRUE(store->repeat(3, serially()).ok());
-    ASSERT_EQ(store->num_sequences(), 3);
+    const auto history = make(options);
+    step(*history, prompt, {21});
+    ASSERT_TRUE(history->repeat(3, serially()).ok());
+    ASSERT_EQ(history->num_sequences(), 3);
     std::vector<std::vector<std::int32_t>> texts(3);
     for (int round = 0; round < 6; ++round) {
       std::vector<std::int64_t> order;
       for (int i = 0; i < 3; ++i) order.push_back(random() % 3);
-      ASSERT_TRUE(store->reorder(order, serially()).ok());
+      ASSERT_TRUE(history->reorder(order, serially()).ok());
       const auto before = texts;
       std::vector<std::int32_t> ids;
       for (std::size_t i = 0; i < 3; ++i) {
@@ -83,7 +83,7 @@ TEST_F(KvStoreTest, ABeamHasTheLogitsOfItsTextAloneInAnyOrder) {
         ids.push_back(static_cast<std::int32_t>(random() % 131));
         texts[i].push_back(ids.back());
       }
-      const auto logits = step(*store, ids, {1, 1, 1});
+      const auto logits = step(*history, ids, {1, 1, 1});
       ASSERT_EQ(logits.size(), 3u);
       for (std::size_t i = 0; i < 3; ++i) {
         options.num_sequences = 1;
@@ -95,27 +95,27 @@ TEST_F(KvStoreTest, ABeamHasTheLogitsOfItsTextAloneInAnyOrder) {
             << describe({options, {}, {}, {}}) << " round " << round << " beam " << i;
       }
     }
-    for (std::int64_t i = 0; i < 3; ++i) EXPECT_EQ(store->length(i), 27);
+    for (std::int64_t i = 0; i < 3; ++i) EXPECT_EQ(history->length(i), 27);
   }
 }
 
-TEST_F(KvStoreTest, PagesTakeSequencesOfAnyLengthTogether) {
-  KvStoreOptions options;
-  options.kind = StoreKind::kPaged;
+TEST_F(HistoryTest, PagesTakeSequencesOfAnyLengthTogether) {
+  HistoryOptions options;
+  options.kind = HistoryKind::kPaged;
   options.page_size = 4;
   options.max_length = 60;
   options.num_sequences = 3;
   const auto prompt = some_tokens(10, model_.config().vocab_size);
   const auto more = some_tokens(20, model_.config().vocab_size);
-  const auto store = make(options);
-  step(*store, prompt, {10});
-  ASSERT_TRUE(store->repeat(3, serially()).ok());
+  const auto history = make(options);
+  step(*history, prompt, {10});
+  ASSERT_TRUE(history->repeat(3, serially()).ok());
   const std::vector<std::int64_t> counts = {1, 0, 12};
-  const auto logits = step(*store, {more.begin(), more.begin() + 13}, counts);
+  const auto logits = step(*history, {more.begin(), more.begin() + 13}, counts);
   ASSERT_EQ(logits.size(), 2u) << "a sequence without new tokens has logits";
-  EXPECT_EQ(store->length(0), 11);
-  EXPECT_EQ(store->length(1), 10);
-  EXPECT_EQ(store->length(2), 22);
+  EXPECT_EQ(history->length(0), 11);
+  EXPECT_EQ(history->length(1), 10);
+  EXPECT_EQ(history->length(2), 22);
   EXPECT_EQ(state_.counters().rows_read, 10 + 11 + 22);
   const auto alone = make(options);
   step(*alone, prompt, {10});
@@ -126,89 +126,90 @@ TEST_F(KvStoreTest, PagesTakeSequencesOfAnyLengthTogether) {
 }
 
 // What beams cost on pages, counted by PagedCache::stats().
-TEST_F(KvStoreTest, AReorderOfPagesMovesNoRowAndTheNextWriteCopiesLessThanAPageABeam) {
+TEST_F(HistoryTest, AReorderOfPagesMovesNoRowAndTheNextWriteCopiesLessThanAPageABeam) {
   std::mt19937 random(9);
   const auto prompt = some_tokens(21, model_.config().vocab_size);
   for (const std::int64_t page_size : {1, 4, 16, 128}) {
-    KvStoreOptions options;
-    options.kind = StoreKind::kPaged;
+    HistoryOptions options;
+    options.kind = HistoryKind::kPaged;
     options.page_size = page_size;
     options.max_length = 60;
     options.num_sequences = 4;
-    const auto store = make(options);
-    step(*store, prompt, {21});
-    const std::int64_t pages = store->usage().pages;
-    ASSERT_TRUE(store->repeat(4, serially()).ok());
-    EXPECT_EQ(store->usage().rows_copied, 0);
-    EXPECT_EQ(store->usage().pages, pages) << "a repeat takes pages";
+    const auto history = make(options);
+    step(*history, prompt, {21});
+    const std::int64_t pages = history->usage().pages;
+    ASSERT_TRUE(history->repeat(4, serially()).ok());
+    EXPECT_EQ(history->usage().rows_copied, 0);
+    EXPECT_EQ(history->usage().pages, pages) << "a repeat takes pages";
     for (int round = 0; round < 30; ++round) {
       std::vector<std::int64_t> order;
       for (int i = 0; i < 4; ++i) order.push_back(random() % 4);
-      const std::int64_t before = store->usage().rows_copied;
-      ASSERT_TRUE(store->reorder(order, serially()).ok());
-      EXPECT_EQ(store->usage().rows_copied, before) << "a reorder copied rows";
-      step(*store, {1, 2, 3, 4}, {1, 1, 1, 1});
-      const std::int64_t tail = (store->length(0) - 1) % page_size;
-      EXPECT_LE(store->usage().rows_copied - before, 4 * tail);
+      const std::int64_t before = history->usage().rows_copied;
+      ASSERT_TRUE(history->reorder(order, serially()).ok());
+      EXPECT_EQ(history->usage().rows_copied, before) << "a reorder copied rows";
+      step(*history, {1, 2, 3, 4}, {1, 1, 1, 1});
+      const std::int64_t tail = (history->length(0) - 1) % page_size;
+      EXPECT_LE(history->usage().rows_copied - before, 4 * tail);
       EXPECT_LT(tail, page_size);
     }
-    EXPECT_EQ(store->usage().copied_bytes, 0);
+    EXPECT_EQ(history->usage().copied_bytes, 0);
   }
 }
 
-TEST_F(KvStoreTest, ALayeredBatchWantsAsManyTokensOfEverySequence) {
-  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kStatic}) {
-    KvStoreOptions options;
+TEST_F(HistoryTest, ALayeredBatchWantsAsManyTokensOfEverySequence) {
+  for (const HistoryKind kind : {HistoryKind::kNone, HistoryKind::kDynamic, HistoryKind::kStatic}) {
+    HistoryOptions options;
     options.kind = kind;
     options.max_length = 20;
-    const auto store = make(options);
-    step(*store, {1, 2, 3}, {3});
-    ASSERT_TRUE(store->repeat(2, serially()).ok());
+    const auto history = make(options);
+    step(*history, {1, 2, 3}, {3});
+    ASSERT_TRUE(history->repeat(2, serially()).ok());
     std::vector<float> logits;
     const std::vector<std::int32_t> ids = {1, 2, 3};
     const auto forward = [&](const std::vector<std::int64_t>& counts) {
-      return model_.forward({ids, counts}, *store, state_, logits, LogitRows::kLast, {}, serially())
+      return model_
+          .forward({ids, counts}, *history, state_, logits, LogitRows::kLast, {}, serially())
           .code();
     };
     EXPECT_EQ(forward({1, 2}), StatusCode::kInvalidArgument);
     EXPECT_EQ(forward({3}), StatusCode::kInvalidArgument);
     EXPECT_EQ(forward({1, 1}), StatusCode::kInvalidArgument);
     EXPECT_EQ(forward({4, -1}), StatusCode::kInvalidArgument);
-    EXPECT_EQ(store->length(), kind == StoreKind::kNone ? 0 : 3);
+    EXPECT_EQ(history->length(), kind == HistoryKind::kNone ? 0 : 3);
   }
 }
 
 // Sequences of different lengths that join and leave, prompts beside tokens: each has the logits of
 // its text alone, and nobody else's rows are read.
-TEST_F(KvStoreTest, SequencesJoinAndLeaveAndKeepTheLogitsOfTheirTextAlone) {
+TEST_F(HistoryTest, SequencesJoinAndLeaveAndKeepTheLogitsOfTheirTextAlone) {
   for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
-    KvStoreOptions options;
+    HistoryOptions options;
     options.layout = layout;
-    auto made = PagedStore::create_empty(model_.config(), options, 16);
+    auto made = PagedHistory::create_empty(model_.config(), options, 16);
     ASSERT_TRUE(made.ok()) << made.status().to_string();
-    PagedStore& store = **made;
-    for (int i = 0; i < 3; ++i) ASSERT_TRUE(store.add().ok());
-    std::vector<std::unique_ptr<KvStore>> alone;
+    PagedHistory& history = **made;
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(history.add().ok());
+    std::vector<std::unique_ptr<History>> alone;
     for (int i = 0; i < 4; ++i) alone.push_back(make(options));
     const auto prompt = some_tokens(40, 131);
     std::vector<std::int32_t> ids(prompt.begin(), prompt.begin() + 3);
     ids.insert(ids.end(), prompt.begin(), prompt.end());
-    auto logits = step(store, ids, {3, 0, 40});
+    auto logits = step(history, ids, {3, 0, 40});
     EXPECT_EQ(logits[0], step(*alone[0], {ids.begin(), ids.begin() + 3}, {3}).front());
     EXPECT_EQ(logits[1], step(*alone[2], prompt, {40}).front());
 
     ids = {7, 8, 9, 10, 11};
-    logits = step(store, ids, {1, 3, 1});
-    EXPECT_EQ(store.rows_read(), 4 + 3 + 41);
+    logits = step(history, ids, {1, 3, 1});
+    EXPECT_EQ(history.rows_read(), 4 + 3 + 41);
     EXPECT_EQ(logits[0], step(*alone[0], {7}, {1}).front());
     EXPECT_EQ(logits[1], step(*alone[1], {8, 9, 10}, {3}).front());
     EXPECT_EQ(logits[2], step(*alone[2], {11}, {1}).front());
 
-    ASSERT_TRUE(store.release(1).ok());
-    ASSERT_TRUE(store.add().ok());
+    ASSERT_TRUE(history.release(1).ok());
+    ASSERT_TRUE(history.add().ok());
     ids = {1, 2, 3, 4};
-    logits = step(store, ids, {1, 1, 2});
-    EXPECT_EQ(store.rows_read(), 5 + 42 + 2);
+    logits = step(history, ids, {1, 1, 2});
+    EXPECT_EQ(history.rows_read(), 5 + 42 + 2);
     EXPECT_EQ(logits[0], step(*alone[0], {1}, {1}).front());
     EXPECT_EQ(logits[1], step(*alone[2], {2}, {1}).front());
     EXPECT_EQ(logits[2], step(*alone[3], {3, 4}, {2}).front());
@@ -216,8 +217,8 @@ TEST_F(KvStoreTest, SequencesJoinAndLeaveAndKeepTheLogitsOfTheirTextAlone) {
 }
 
 // A backend of no such name fails the first layer.
-TEST_F(KvStoreTest, AStepThatFailsLeavesTheSequencesAsTheyWere) {
-  auto made = PagedStore::create_empty(model_.config(), {}, 8);
+TEST_F(HistoryTest, AStepThatFailsLeavesTheSequencesAsTheyWere) {
+  auto made = PagedHistory::create_empty(model_.config(), {}, 8);
   ASSERT_TRUE(made.ok());
   for (int i = 0; i < 2; ++i) ASSERT_TRUE((*made)->add().ok());
   step(**made, {1, 2, 3}, {0, 3});
@@ -236,8 +237,8 @@ TEST_F(KvStoreTest, AStepThatFailsLeavesTheSequencesAsTheyWere) {
   EXPECT_EQ((*made)->length(1), 4);
 }
 
-TEST_F(KvStoreTest, AStepGivenUpBetweenLayersStoresNothing) {
-  auto made = PagedStore::create_empty(model_.config(), {}, 8);
+TEST_F(HistoryTest, AStepGivenUpBetweenLayersStoresNothing) {
+  auto made = PagedHistory::create_empty(model_.config(), {}, 8);
   ASSERT_TRUE(made.ok());
   for (int i = 0; i < 2; ++i) ASSERT_TRUE((*made)->add().ok());
   const auto alone = make({});

@@ -15,7 +15,7 @@ namespace kvcache::runner {
 namespace {
 
 using testing::describe;
-using testing::every_store;
+using testing::every_history;
 using testing::logits_of;
 using testing::max_difference;
 using testing::ModelRun;
@@ -34,21 +34,21 @@ Model random_model(WeightType type = WeightType::kF32, const ModelConfig& config
   return std::move(model).value();
 }
 
-KvStoreOptions no_cache(DType dtype = DType::kF32) {
-  KvStoreOptions store;
-  store.kind = StoreKind::kNone;
-  store.dtype = dtype;
-  return store;
+HistoryOptions no_cache(DType dtype = DType::kF32) {
+  HistoryOptions history;
+  history.kind = HistoryKind::kNone;
+  history.dtype = dtype;
+  return history;
 }
 
 TEST(ModelTest, EveryCacheAndSplitHasTheLogitsOfNone) {
   const Model model = random_model();
   const auto tokens = some_tokens(70, model.config().vocab_size);
   const auto expected = logits_of(model, tokens, {no_cache(), {}, {}, serially()});
-  for (const auto& store : every_store(70)) {
+  for (const auto& history : every_history(70)) {
     for (const std::vector<std::int64_t>& steps :
          std::vector<std::vector<std::int64_t>>{{}, {1}, {16}, {33, 1}}) {
-      const ModelRun run{store, steps, {}, serially()};
+      const ModelRun run{history, steps, {}, serially()};
       EXPECT_LE(max_difference(logits_of(model, tokens, run), expected), 1e-4f) << describe(run);
     }
   }
@@ -65,9 +65,9 @@ TEST(ModelTest, EveryCacheChoosesTheTokensOfNone) {
     const Model model = random_model(WeightType::kF32, config);
     const auto prompt = some_tokens(20, config.vocab_size);
     const auto expected = testing::greedy_of(model, prompt, 20, {no_cache(), {}, {}, serially()});
-    for (const auto& store : every_store(40)) {
+    for (const auto& history : every_history(40)) {
       for (const std::int64_t chunk : {20, 6, 1}) {
-        const ModelRun run{store, {chunk}, {}, serially()};
+        const ModelRun run{history, {chunk}, {}, serially()};
         EXPECT_EQ(testing::greedy_of(model, prompt, 20, run), expected) << describe(run);
       }
     }
@@ -77,17 +77,17 @@ TEST(ModelTest, EveryCacheChoosesTheTokensOfNone) {
 TEST(ModelTest, ThreadsDoNotChangeABit) {
   const Model model = random_model();
   const auto tokens = some_tokens(40, model.config().vocab_size);
-  for (const StoreKind kind : {StoreKind::kNone, StoreKind::kDynamic, StoreKind::kPaged}) {
-    KvStoreOptions store;
-    store.kind = kind;
-    store.max_length = 40;
-    const auto expected = logits_of(model, tokens, {store, {30, 1}, {}, serially()});
+  for (const HistoryKind kind : {HistoryKind::kNone, HistoryKind::kDynamic, HistoryKind::kPaged}) {
+    HistoryOptions history;
+    history.kind = kind;
+    history.max_length = 40;
+    const auto expected = logits_of(model, tokens, {history, {30, 1}, {}, serially()});
     for (const std::int32_t threads : {1, 2, 3, 4}) {
       const auto pool = make_thread_pool(threads);
       ASSERT_TRUE(pool.ok());
       ExecContext context;
       context.executor = pool->get();
-      EXPECT_EQ(logits_of(model, tokens, {store, {30, 1}, {}, context}), expected)
+      EXPECT_EQ(logits_of(model, tokens, {history, {30, 1}, {}, context}), expected)
           << name_of(kind) << " threads " << threads;
     }
   }
@@ -102,12 +102,12 @@ TEST(ModelTest, SixteenBitCachesEqualTheSameRoundingWithoutOne) {
     const auto none = no_cache(dtype);
     const auto expected = logits_of(model, prompt, {none, {}, reproducible, serially()});
     const auto greedy = testing::greedy_of(model, prompt, 10, {none, {}, reproducible, serially()});
-    for (const auto& store : every_store(50, dtype)) {
+    for (const auto& history : every_history(50, dtype)) {
       for (const std::int64_t step : {1, 9, 40}) {
-        const ModelRun run{store, {step}, reproducible, serially()};
+        const ModelRun run{history, {step}, reproducible, serially()};
         EXPECT_LE(max_difference(logits_of(model, prompt, run), expected), 1e-4f) << describe(run);
       }
-      const ModelRun run{store, {11}, reproducible, serially()};
+      const ModelRun run{history, {11}, reproducible, serially()};
       EXPECT_EQ(testing::greedy_of(model, prompt, 10, run), greedy) << describe(run);
     }
   }
@@ -126,9 +126,9 @@ TEST(ModelTest, SixteenBitWeightsGiveOneTokenWhatTheyGiveMany) {
     for (const DType kv : {DType::kF32, dtype}) {
       const auto expected = logits_of(model, tokens, {no_cache(kv), {}, reproducible, serially()});
       for (const std::int64_t step : {1, 13}) {
-        KvStoreOptions store;
-        store.dtype = kv;
-        const ModelRun run{store, {step}, reproducible, serially()};
+        HistoryOptions history;
+        history.dtype = kv;
+        const ModelRun run{history, {step}, reproducible, serially()};
         EXPECT_LE(max_difference(logits_of(model, tokens, run), expected), 1e-4f)
             << name_of(dtype) << " " << describe(run);
       }
@@ -150,9 +150,9 @@ TEST(ModelTest, Int8WeightsGiveOneTokenWhatTheyGiveMany) {
   ASSERT_TRUE(pool.ok());
   ExecContext threads;
   threads.executor = pool->get();
-  for (const auto& store : every_store(40)) {
+  for (const auto& history : every_history(40)) {
     for (const std::int64_t step : {1, 13}) {
-      const ModelRun run{store, {step}, reproducible, threads};
+      const ModelRun run{history, {step}, reproducible, threads};
       EXPECT_LE(max_difference(logits_of(model, tokens, run), expected), 1e-4f) << describe(run);
     }
   }
@@ -178,11 +178,11 @@ TEST(ModelTest, TheLastRowIsTheLastOfAllRows) {
   const Model model = random_model();
   const auto tokens = some_tokens(12, model.config().vocab_size);
   const auto all = logits_of(model, tokens, {no_cache(), {}, {}, serially()});
-  auto store = make_kv_store(model.config(), no_cache());
-  ASSERT_TRUE(store.ok());
+  auto history = make_history(model.config(), no_cache());
+  ASSERT_TRUE(history.ok());
   ForwardState state;
   std::vector<float> last;
-  ASSERT_TRUE(model.forward(tokens, **store, state, last, LogitRows::kLast, {}, serially()).ok());
+  ASSERT_TRUE(model.forward(tokens, **history, state, last, LogitRows::kLast, {}, serially()).ok());
   ASSERT_EQ(static_cast<std::int64_t>(last.size()), model.config().vocab_size);
   EXPECT_LE(max_difference(last, std::span(all).last(last.size())), 1e-4f);
 }
@@ -190,43 +190,43 @@ TEST(ModelTest, TheLastRowIsTheLastOfAllRows) {
 TEST(ModelTest, CountsTheRowsItComputesAndReads) {
   const Model model = random_model();
   const auto tokens = some_tokens(20, model.config().vocab_size);
-  for (const auto& options : every_store(20)) {
-    auto store = make_kv_store(model.config(), options);
-    ASSERT_TRUE(store.ok());
+  for (const auto& options : every_history(20)) {
+    auto history = make_history(model.config(), options);
+    ASSERT_TRUE(history.ok());
     ForwardState state;
     std::vector<float> logits;
     std::int64_t computed = 0;
     std::int64_t read = 0;
     for (std::int64_t n = 15; n <= 20; ++n) {  // a prompt of 15, then one token at a time
-      const bool keeps = (*store)->keeps_history();
+      const bool keeps = (*history)->keeps_history();
       const std::int64_t first = keeps && n > 15 ? n - 1 : 0;
       ASSERT_TRUE(model
                       .forward(std::span(tokens).subspan(static_cast<std::size_t>(first),
                                                          static_cast<std::size_t>(n - first)),
-                               **store, state, logits, LogitRows::kLast, {}, serially())
+                               **history, state, logits, LogitRows::kLast, {}, serially())
                       .ok());
       computed += n - first;
       read += n;
       EXPECT_EQ(state.counters().rows_computed, computed);
       EXPECT_EQ(state.counters().rows_read, read);
     }
-    EXPECT_EQ((*store)->usage().copied_bytes, 0);
+    EXPECT_EQ((*history)->usage().copied_bytes, 0);
   }
 }
 
-class ModelErrorTest : public ::testing::TestWithParam<StoreKind> {
+class ModelErrorTest : public ::testing::TestWithParam<HistoryKind> {
  protected:
-  KvStoreOptions options(MemoryResource* memory = nullptr) const {
-    KvStoreOptions store;
-    store.kind = GetParam();
-    store.max_length = 200;
-    store.page_size = 4;
-    store.memory = memory;
-    return store;
+  HistoryOptions options(MemoryResource* memory = nullptr) const {
+    HistoryOptions history;
+    history.kind = GetParam();
+    history.max_length = 200;
+    history.page_size = 4;
+    history.memory = memory;
+    return history;
   }
 
-  Status forward(KvStore& store, std::span<const std::int32_t> tokens) {
-    return model_.forward(tokens, store, state_, logits_, LogitRows::kLast, {}, serially());
+  Status forward(History& history, std::span<const std::int32_t> tokens) {
+    return model_.forward(tokens, history, state_, logits_, LogitRows::kLast, {}, serially());
   }
 
   Model model_ = random_model();
@@ -235,40 +235,40 @@ class ModelErrorTest : public ::testing::TestWithParam<StoreKind> {
 };
 
 TEST_P(ModelErrorTest, BadTokensAreNamedAndNothingIsStored) {
-  auto made = make_kv_store(model_.config(), options());
+  auto made = make_history(model_.config(), options());
   ASSERT_TRUE(made.ok());
-  KvStore& store = **made;
+  History& history = **made;
   const auto tokens = some_tokens(8, model_.config().vocab_size);
-  ASSERT_TRUE(forward(store, tokens).ok());
-  const std::int64_t length = store.length();
+  ASSERT_TRUE(forward(history, tokens).ok());
+  const std::int64_t length = history.length();
 
-  const Status none = forward(store, {});
+  const Status none = forward(history, {});
   EXPECT_EQ(none.code(), StatusCode::kInvalidArgument);
   for (const std::int32_t id : {-1, 131, INT32_MAX}) {
     const std::int32_t ids[] = {3, id};
-    const Status status = forward(store, ids);
+    const Status status = forward(history, ids);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
     EXPECT_NE(status.message().find("found id " + std::to_string(id)), std::string::npos)
         << status.message();
     EXPECT_NE(status.message().find("0 .. 130"), std::string::npos);
   }
   const auto many = some_tokens(257, model_.config().vocab_size);
-  const Status past = forward(store, many);
+  const Status past = forward(history, many);
   EXPECT_EQ(past.code(), StatusCode::kOutOfRange);
   EXPECT_NE(past.message().find("256"), std::string::npos) << past.message();
-  EXPECT_EQ(store.length(), length);
+  EXPECT_EQ(history.length(), length);
   EXPECT_EQ(state_.counters().rows_computed, 8);
-  EXPECT_TRUE(forward(store, tokens).ok());
+  EXPECT_TRUE(forward(history, tokens).ok());
 }
 
-// The n-th request for memory is refused, for every n, in the first step of a store and in a later
-// one: the step fails whole, and the next gives what it would have given.
-TEST_P(ModelErrorTest, MemoryRefusedAnywhereInAStepLeavesTheStoreAsItWas) {
+// The n-th request for memory is refused, for every n, in the first step of a history and in a
+// later one: the step fails whole, and the next gives what it would have given.
+TEST_P(ModelErrorTest, MemoryRefusedAnywhereInAStepLeavesTheHistoryAsItWas) {
   const auto prompt = some_tokens(11, model_.config().vocab_size);
   const auto more = some_tokens(150, model_.config().vocab_size);
   int failures = 0;
   for (const bool first_step : {true, false}) {
-    auto undisturbed = make_kv_store(model_.config(), options());
+    auto undisturbed = make_history(model_.config(), options());
     ASSERT_TRUE(undisturbed.ok());
     if (!first_step) {
       ASSERT_TRUE(forward(**undisturbed, prompt).ok());
@@ -279,15 +279,15 @@ TEST_P(ModelErrorTest, MemoryRefusedAnywhereInAStepLeavesTheStoreAsItWas) {
     bool refused = true;
     for (std::int64_t n = 1; refused && n < 100; ++n) {
       testing::RefusingMemory memory;
-      auto made = make_kv_store(model_.config(), options(&memory));
+      auto made = make_history(model_.config(), options(&memory));
       ASSERT_TRUE(made.ok());
-      KvStore& store = **made;
+      History& history = **made;
       if (!first_step) {
-        ASSERT_TRUE(forward(store, prompt).ok());
+        ASSERT_TRUE(forward(history, prompt).ok());
       }
-      const std::int64_t length = store.length();
+      const std::int64_t length = history.length();
       memory.refuse(n);
-      const Status status = forward(store, more);
+      const Status status = forward(history, more);
       refused = memory.refused();
       memory.refuse(0);
       // A refused reservation may be asked for again, smaller.
@@ -295,8 +295,8 @@ TEST_P(ModelErrorTest, MemoryRefusedAnywhereInAStepLeavesTheStoreAsItWas) {
         ++failures;
         EXPECT_TRUE(refused);
         EXPECT_EQ(status.code(), StatusCode::kOutOfMemory) << status.to_string();
-        EXPECT_EQ(store.length(), length) << "refusal " << n;
-        ASSERT_TRUE(forward(store, more).ok());
+        EXPECT_EQ(history.length(), length) << "refusal " << n;
+        ASSERT_TRUE(forward(history, more).ok());
       }
       EXPECT_EQ(logits_, expected) << "refusal " << n;
     }
@@ -305,37 +305,38 @@ TEST_P(ModelErrorTest, MemoryRefusedAnywhereInAStepLeavesTheStoreAsItWas) {
   EXPECT_GE(failures, 2) << "the memory was hardly asked";
 }
 
-INSTANTIATE_TEST_SUITE_P(Stores, ModelErrorTest,
-                         ::testing::Values(StoreKind::kNone, StoreKind::kDynamic,
-                                           StoreKind::kStatic, StoreKind::kPaged,
-                                           StoreKind::kFunctional),
+INSTANTIATE_TEST_SUITE_P(Histories, ModelErrorTest,
+                         ::testing::Values(HistoryKind::kNone, HistoryKind::kDynamic,
+                                           HistoryKind::kStatic, HistoryKind::kPaged,
+                                           HistoryKind::kFunctional),
                          [](const auto& kind) { return std::string(name_of(kind.param)); });
 
 TEST(ModelTest, FullStoresRefuseAndGoOn) {
   const Model model = random_model();
   const auto tokens = some_tokens(20, model.config().vocab_size);
-  for (const StoreKind kind : {StoreKind::kStatic, StoreKind::kPaged, StoreKind::kFunctional}) {
-    KvStoreOptions options;
+  for (const HistoryKind kind :
+       {HistoryKind::kStatic, HistoryKind::kPaged, HistoryKind::kFunctional}) {
+    HistoryOptions options;
     options.kind = kind;
     options.page_size = 4;
     options.max_length = 20;
-    auto store = make_kv_store(model.config(), options);
-    ASSERT_TRUE(store.ok());
+    auto history = make_history(model.config(), options);
+    ASSERT_TRUE(history.ok());
     ForwardState state;
     std::vector<float> logits;
     const auto forward = [&](std::size_t begin, std::size_t count) {
-      return model.forward(std::span(tokens).subspan(begin, count), **store, state, logits,
+      return model.forward(std::span(tokens).subspan(begin, count), **history, state, logits,
                            LogitRows::kLast, {}, serially());
     };
     ASSERT_TRUE(forward(0, 16).ok());
     const Status status = forward(0, 5);
     EXPECT_FALSE(status.ok());
-    EXPECT_EQ((*store)->length(), 16) << name_of(kind);
+    EXPECT_EQ((*history)->length(), 16) << name_of(kind);
     EXPECT_EQ(status.code(),
-              kind == StoreKind::kPaged ? StatusCode::kNeverFits : StatusCode::kOutOfRange)
+              kind == HistoryKind::kPaged ? StatusCode::kNeverFits : StatusCode::kOutOfRange)
         << status.to_string();
     EXPECT_TRUE(forward(16, 4).ok());
-    EXPECT_EQ((*store)->length(), 20);
+    EXPECT_EQ((*history)->length(), 20);
   }
 }
 
@@ -343,23 +344,23 @@ TEST(ModelTest, AStepThatFailsAtALaterLayerIsAbandonedWhole) {
   // A backend of no such name fails the plan, after layer 0 was written.
   const Model model = random_model();
   const auto tokens = some_tokens(9, model.config().vocab_size);
-  for (const auto& options : every_store(30)) {
-    auto store = make_kv_store(model.config(), options);
-    ASSERT_TRUE(store.ok());
+  for (const auto& options : every_history(30)) {
+    auto history = make_history(model.config(), options);
+    ASSERT_TRUE(history.ok());
     ForwardState state;
     std::vector<float> logits;
     ASSERT_TRUE(
-        model.forward(tokens, **store, state, logits, LogitRows::kLast, {}, serially()).ok());
-    const std::int64_t length = (*store)->length();
+        model.forward(tokens, **history, state, logits, LogitRows::kLast, {}, serially()).ok());
+    const std::int64_t length = (*history)->length();
     AttentionOptions unknown;
     unknown.backend = "no such backend";
-    EXPECT_EQ(
-        model.forward(tokens, **store, state, logits, LogitRows::kLast, unknown, serially()).code(),
-        StatusCode::kUnavailable);
-    EXPECT_EQ((*store)->length(), length);
+    EXPECT_EQ(model.forward(tokens, **history, state, logits, LogitRows::kLast, unknown, serially())
+                  .code(),
+              StatusCode::kUnavailable);
+    EXPECT_EQ((*history)->length(), length);
     EXPECT_TRUE(
-        model.forward(tokens, **store, state, logits, LogitRows::kLast, {}, serially()).ok());
-    EXPECT_EQ((*store)->length(), 2 * length);
+        model.forward(tokens, **history, state, logits, LogitRows::kLast, {}, serially()).ok());
+    EXPECT_EQ((*history)->length(), 2 * length);
   }
 }
 

@@ -113,6 +113,22 @@ std::int64_t PagedLayer::most_pages() const noexcept {
   return (std::min(options_.max_tokens, kSlots - options_.page_size) - 1) / options_.page_size + 1;
 }
 
+// An error as it is; of memory, with what it was wanted for and what bounds it.
+Status PagedLayer::explained(const Status& status, const LayerSpec& spec,
+                             std::int64_t tokens) const {
+  if (status.code() != StatusCode::kOutOfMemory || status.message().starts_with("paged layer")) {
+    return status;
+  }
+  const std::int64_t each = bytes_per_token(spec);
+  return Status(StatusCode::kOutOfMemory,
+                "paged layer: found no address space for " + std::to_string(times(tokens, each)) +
+                    " bytes of keys and values, " + std::to_string(tokens) + " tokens of " +
+                    std::to_string(each) +
+                    " bytes, expected as much below the limits of the process (ulimit -v); "
+                    "max_tokens, now " +
+                    std::to_string(options_.max_tokens) + ", bounds a layer");
+}
+
 Result<std::shared_ptr<PagedLayer::Pool>> PagedLayer::new_pool(const LayerSpec& spec,
                                                                std::int64_t pages,
                                                                std::int64_t fewest) const {
@@ -125,20 +141,7 @@ Result<std::shared_ptr<PagedLayer::Pool>> PagedLayer::new_pool(const LayerSpec& 
     config.num_pages = std::min(fewest, most_pages());
     cache = PagedCache::create(config);
   }
-  if (!cache.ok() && cache.status().code() == StatusCode::kOutOfMemory) {
-    const std::int64_t tokens = config.num_pages * config.page_size;
-    return Status(StatusCode::kOutOfMemory,
-                  "paged layer: found no address space for " +
-                      std::to_string(times(tokens, bytes_per_token(spec))) +
-                      " bytes of keys and "
-                      "values, " +
-                      std::to_string(tokens) + " tokens of " +
-                      std::to_string(bytes_per_token(spec)) +
-                      " bytes, expected as much below the limits of the process (ulimit -v); "
-                      "max_tokens, now " +
-                      std::to_string(options_.max_tokens) + ", bounds a layer");
-  }
-  KVC_RETURN_IF_ERROR(cache.status());
+  if (!cache.ok()) return explained(cache.status(), spec, config.num_pages * config.page_size);
   return std::make_shared<Pool>(std::move(*cache), config.num_pages);
 }
 
@@ -188,11 +191,11 @@ Status PagedLayer::append(const TensorView& key, const TensorView& value) {
   };
   Status status = try_append();
   if (is_full(status) && pool_->pages < most_pages()) {
-    KVC_RETURN_IF_ERROR(grow(key.shape[2]));
-    status = try_append();
+    status = grow(key.shape[2]);
+    if (status.ok()) status = try_append();
   }
   if (is_full(status)) return too_many(status, options_.max_tokens);
-  KVC_RETURN_IF_ERROR(status);
+  if (!status.ok()) return explained(status, spec_, times(batch(), length() + key.shape[2]));
   now_.length += key.shape[2];
   return {};
 }
@@ -204,12 +207,14 @@ Status PagedLayer::append_first(const TensorView& key, const TensorView& value) 
   const std::int64_t needed = pages_for(key.shape[0], key.shape[2]);
   if (pool_ != nullptr && spec == spec_ && pool_->pages >= needed) {
     const Status status = append_first_to(pool_, spec, key, value);
-    if (!is_full(status)) return status;  // forks may hold its pages
+    // Forks may hold its pages.
+    if (!is_full(status)) return explained(status, spec, times(key.shape[0], key.shape[2]));
   }
   const std::int64_t likely = std::max(pages_for(1, kFirstTokens), 2 * needed);
   KVC_ASSIGN_OR_RETURN(const std::shared_ptr<Pool> pool, new_pool(spec, likely, needed));
   const Status status = append_first_to(pool, spec, key, value);
-  return is_full(status) ? too_many(status, options_.max_tokens) : status;
+  if (is_full(status)) return too_many(status, options_.max_tokens);
+  return explained(status, spec, times(key.shape[0], key.shape[2]));
 }
 
 Status PagedLayer::append_first_to(const std::shared_ptr<Pool>& pool, const LayerSpec& spec,

@@ -95,6 +95,7 @@ class PagedLayer {
   std::int64_t pages_for(std::int64_t batch, std::int64_t length) const noexcept;
   std::int64_t most_pages() const noexcept;
   // A new pool of `pages`, or of `fewest` where there is no address space for so many.
+  Status explained(const Status& status, const LayerSpec& spec, std::int64_t tokens) const;
   Result<std::shared_ptr<Pool>> new_pool(const LayerSpec& spec, std::int64_t pages,
                                          std::int64_t fewest) const;
   // Moves the rows to a larger pool, with room for that many more tokens a sequence. Errors:

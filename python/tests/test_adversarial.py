@@ -386,11 +386,15 @@ def test_results_in_memory_that_overlaps_stay_within_it():
     for out in (middle, as_strided(middle, middle.shape, (0, 0, 0, 0)), middle[:, ::-1, ::-1],
                 as_strided(middle, middle.shape, (0, 4, 4, 4))):
         for lse in (False, out[..., 0]):
-            attend(middle, (middle, middle), out=out, lse=lse)
-            attend(rows, (rows, middle), out=out, lse=lse)
-        merge((out, out[..., 0]), (rows, rows[..., 0]), out=out, lse=out[..., 0])
+            for call in (lambda: attend(middle, (middle, middle), out=out, lse=lse),
+                         lambda: attend(rows, (rows, middle), out=out, lse=lse)):
+                with pytest.raises(ValueError, match="memory"):
+                    call()
+        with pytest.raises(ValueError, match="memory"):
+            merge((out, out[..., 0]), (rows, rows[..., 0]), out=out, lse=out[..., 0])
     pages = as_strided(middle, (2, 2, 2), (0, 0, 0))
-    caches.paged.gather(0, caches.seq, out=(pages, pages))
+    with pytest.raises(ValueError, match="memory"):
+        caches.paged.gather(0, caches.seq, out=(pages, pages))
     assert (fence[[0, 2, 3]] == 7).all()
 
 

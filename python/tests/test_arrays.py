@@ -223,7 +223,7 @@ GOOD = numpy.ones((1, 2, 2, 2), numpy.float32)
     (3.0, TypeError, "found float"), ([[[[1.0]]]], TypeError, "found list"),
     ("text", TypeError, "found str"), (object(), TypeError, "found object"),
     (GOOD.astype("f8"), ValueError, r"found \[1, 2, 2, 2\] float64"),
-    (GOOD.astype("i4"), ValueError, "i32"), (GOOD.astype("?"), ValueError, r"\] bool"),
+    (GOOD.astype("i4"), ValueError, r"\] int32, expected float32, float16 or bfloat16"), (GOOD.astype("?"), ValueError, r"\] bool"),
     (GOOD.astype("u2"), ValueError, r"\] uint16"), (GOOD.astype("c8"), ValueError, "complex64"),
     (GOOD.astype("O"), ValueError, r"\] object"), (GOOD.astype("U3"), ValueError, r"\] <U3"),
     (GOOD.astype("M8[s]"), ValueError, "datetime64"),

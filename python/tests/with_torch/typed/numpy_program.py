@@ -64,6 +64,10 @@ def pages() -> None:
     assert_type(cache.stats()["pages_held"], int)
     cache.gather(0, seq, out=(numpy.empty((2, 2, 4), numpy.float32),
                               numpy.empty((2, 2, 4), numpy.float32)))
+    batch: kvcache.PagedBatch = kvcache.PagedBatch(cache, 1)
+    batch.update(0, ROWS, ROWS)
+    assert_type(batch.view(0), kvcache.KvView)
+    assert_type(batch.lengths(), list[int])
 
 
 def attention(with_lse: bool) -> None:

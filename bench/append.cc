@@ -11,13 +11,38 @@
 namespace kvcache::bench {
 namespace {
 
-// New rows of one token for all heads, in the cache's own dtype, so that writing is a copy.
-std::vector<std::uint16_t> token_rows(const AppendOptions& options, std::int64_t tokens) {
-  const std::int64_t words =
-      tokens * options.kv_heads * options.head_dim * size_of(options.dtype) / 2;
-  std::vector<std::uint16_t> rows(static_cast<std::size_t>(words));
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    rows[i] = static_cast<std::uint16_t>(0x3f00 + i * 37 % 251);  // small finite numbers
+using Bytes = std::vector<std::byte>;
+
+DType given_dtype(const AppendOptions& options) { return options.rows.value_or(options.dtype); }
+
+float rounded(float value, DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return to_float(to_float16(value));
+    case DType::kBF16:
+      return to_float(to_bfloat16(value));
+    default:
+      return value;
+  }
+}
+
+void put(Bytes& rows, std::size_t at, float value, DType dtype) {
+  std::byte* const to = rows.data() + at * static_cast<std::size_t>(size_of(dtype));
+  const Float16 f16 = to_float16(value);
+  const BFloat16 bf16 = to_bfloat16(value);
+  const void* const from = dtype == DType::kF16    ? static_cast<const void*>(&f16)
+                           : dtype == DType::kBF16 ? static_cast<const void*>(&bf16)
+                                                   : &value;
+  std::memcpy(to, from, static_cast<std::size_t>(size_of(dtype)));
+}
+
+// New rows of `tokens` tokens for all heads: as given to the cache or as it must store them.
+Bytes token_rows(const AppendOptions& options, std::int64_t tokens, DType dtype) {
+  const auto elements = static_cast<std::size_t>(tokens * options.kv_heads * options.head_dim);
+  Bytes rows(elements * static_cast<std::size_t>(size_of(dtype)));
+  for (std::size_t i = 0; i < elements; ++i) {
+    const float value = 1 + static_cast<float>(i * 37 % 251) / 97;
+    put(rows, i, rounded(value, given_dtype(options)), dtype);
   }
   return rows;
 }
@@ -56,7 +81,7 @@ class DynamicTarget final : public Target {
     const std::int64_t heads = options_.kv_heads;
     const std::int64_t dim = options_.head_dim;
     // Rows come packed by token, as a model writes them.
-    TensorView packed(rows, options_.dtype, {1, tokens, heads, dim});
+    TensorView packed(rows, given_dtype(options_), {1, tokens, heads, dim});
     if (options_.layout == Layout::kHND) {
       std::swap(packed.shape[1], packed.shape[2]);
       std::swap(packed.strides[1], packed.strides[2]);
@@ -88,7 +113,8 @@ class PagedTarget final : public Target {
   Status append(const void* rows, std::int64_t tokens) override {
     const Append append{seq_, tokens};
     KVC_ASSIGN_OR_RETURN(PagedCache::Step step, cache_.reserve({&append, 1}));
-    const TensorView packed(rows, options_.dtype, {tokens, options_.kv_heads, options_.head_dim});
+    const TensorView packed(rows, given_dtype(options_),
+                            {tokens, options_.kv_heads, options_.head_dim});
     for (std::int64_t layer = 0; layer < options_.layers; ++layer) {
       KVC_RETURN_IF_ERROR(cache_.write(step, layer, packed, packed));
     }
@@ -140,7 +166,7 @@ Result<std::unique_ptr<Target>> make_target(bool paged, const AppendOptions& opt
 
 Status fill(Target& target, std::int64_t tokens, const AppendOptions& options) {
   constexpr std::int64_t kPiece = 1024;
-  const auto rows = token_rows(options, kPiece);
+  const Bytes rows = token_rows(options, kPiece, given_dtype(options));
   for (std::int64_t done = 0; done < tokens; done += kPiece) {
     KVC_RETURN_IF_ERROR(target.append(rows.data(), std::min(kPiece, tokens - done)));
   }
@@ -201,7 +227,8 @@ Status check_options(const AppendOptions& options) {
 Result<std::vector<Case>> run_append(const AppendOptions& options,
                                      const std::function<void(int, int)>& on_progress) {
   KVC_RETURN_IF_ERROR(check_options(options));
-  const auto rows = token_rows(options, 1);
+  const Bytes rows = token_rows(options, 1, given_dtype(options));
+  const Bytes stored = token_rows(options, 1, options.dtype);
   const std::size_t num_lengths = options.lengths.size();
   const int total = options.repeats * 2 * static_cast<int>(num_lengths);
   int done = 0;
@@ -224,9 +251,9 @@ Result<std::vector<Case>> run_append(const AppendOptions& options,
         KVC_RETURN_IF_ERROR(target->append(rows.data(), 1));
       }
       times[at].push_back((seconds_now() - start) / static_cast<double>(options.appends) * 1e6);
-      KVC_ASSIGN_OR_RETURN(const double error, target->check(rows.data()));
+      KVC_ASSIGN_OR_RETURN(const double error, target->check(stored.data()));
       errors[at] = std::max(errors[at], error);
-      KVC_ASSIGN_OR_RETURN(const double roof, copy_roof(options, rows.data()));
+      KVC_ASSIGN_OR_RETURN(const double roof, copy_roof(options, stored.data()));
       roofs.push_back(roof * 1e6);
       if (on_progress) on_progress(++done, total);
     }

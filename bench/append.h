@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "bench/case.h"
@@ -16,6 +17,7 @@ struct AppendOptions {
   std::int64_t kv_heads = 8;
   std::int64_t head_dim = 128;
   DType dtype = DType::kBF16;
+  std::optional<DType> rows;  // of the rows that are written; none: the cache's own
   Layout layout = Layout::kHND;
   std::int64_t page_size = 16;
   std::vector<std::int64_t> lengths = {100, 100000};  // tokens stored before the appends, ascending

@@ -195,7 +195,7 @@ Result<std::vector<AttentionShape>> attention_cases(std::string_view list,
     for (AttentionShape& shape : ladder_cases(common)) cases.push_back(std::move(shape));
     return cases;
   }
-  return refuse("cases", std::string(list), "decode, prefill, ladder or all");
+  return refuse("cases", std::string(list), "decode, prefill, ladder, window, coded or all");
 }
 
 std::string describe(const AttentionShape& shape) {

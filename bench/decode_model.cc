@@ -85,7 +85,8 @@ class Subject {
   Result<std::unique_ptr<History>> history(runner::HistoryKind kind, std::int64_t room) const {
     runner::HistoryOptions history;
     history.kind = kind;
-    history.dtype = options_.kv_dtype;
+    history.rows = options_.kv_dtype;
+    history.dtype = DType::kF16;
     history.max_length = room;
     return runner::make_history(options_.config, history);
   }
@@ -158,11 +159,11 @@ class Subject {
   // Logits of a short text, token by token in a cache against one pass without.
   Result<double> check() {
     const std::vector<std::int32_t> tokens = random_tokens(9);
-    KVC_ASSIGN_OR_RETURN(const auto none, history(runner::HistoryKind::kNone, 0));
+    const auto room = static_cast<std::int64_t>(tokens.size());
+    KVC_ASSIGN_OR_RETURN(const auto none, history(runner::HistoryKind::kNone, room));
     KVC_RETURN_IF_ERROR(forward(tokens, *none));
     const std::vector<float> expected = logits_;
-    KVC_ASSIGN_OR_RETURN(const auto cached,
-                         history(options_.cache, static_cast<std::int64_t>(tokens.size())));
+    KVC_ASSIGN_OR_RETURN(const auto cached, history(options_.cache, room));
     for (const std::int32_t& token : tokens) {
       KVC_RETURN_IF_ERROR(forward({&token, 1}, *cached));
     }
@@ -280,11 +281,10 @@ Result<ModelConfig> model_shape(std::string_view name) {
                 "shape: found " + std::string(name) + ", expected qwen2-0.5b or llama-1b");
 }
 
-std::int64_t decode_bytes(const ModelConfig& config, WeightType weights, DType kv_dtype,
+std::int64_t decode_bytes(const ModelConfig& config, WeightType weights, std::int64_t row_bytes,
                           std::int64_t depth) {
   const std::int64_t elements = layer_elements(config) + config.vocab_size * config.hidden_size;
-  const std::int64_t row = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
-  return elements * size_of(weights) + depth * row * size_of(kv_dtype);
+  return elements * size_of(weights) + depth * row_bytes;
 }
 
 double prompt_operations(const ModelConfig& config, std::int64_t tokens) {
@@ -299,6 +299,8 @@ double prompt_operations(const ModelConfig& config, std::int64_t tokens) {
 Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
                                            const std::function<void(int, int)>& on_progress) {
   KVC_RETURN_IF_ERROR(check_options(options));
+  KVC_ASSIGN_OR_RETURN(const auto layers, options.kv_dtype.layers(options.config, DType::kF16));
+  const std::int64_t row_bytes = runner::bytes_per_token(layers);
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject, Subject::create(options));
   KVC_ASSIGN_OR_RETURN(
       const Pages pages,
@@ -338,7 +340,7 @@ Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
   cases.push_back(prompt.summary("prompt of " + std::to_string(options.prompt), error, options));
 
   const auto weight_bytes =
-      static_cast<double>(decode_bytes(options.config, options.weights, options.kv_dtype, 0));
+      static_cast<double>(decode_bytes(options.config, options.weights, row_bytes, 0));
   for (const std::int64_t depth : options.depths) {
     Turns turns;
     const std::int64_t room = depth + options.tokens * (options.repeats + 1);
@@ -354,8 +356,8 @@ Result<std::vector<Case>> run_decode_model(const DecodeModelOptions& options,
       KVC_ASSIGN_OR_RETURN(spent, subject->run(options.tokens, 1, *history));
       const auto count = static_cast<double>(options.tokens);
       turns.add(spent, count, count,
-                read / static_cast<double>(decode_bytes(options.config, options.weights,
-                                                        options.kv_dtype, stored)));
+                read / static_cast<double>(
+                           decode_bytes(options.config, options.weights, row_bytes, stored)));
       turns.of_read.push_back(weight_bytes * count / spent.products / read);
       advance();
     }

@@ -25,7 +25,7 @@ struct DecodeModelOptions {
   runner::ModelConfig config;
   runner::WeightType weights = runner::WeightType::kBF16;
   runner::Activations activations = runner::Activations::kInt16;  // of int8
-  DType kv_dtype = DType::kF16;
+  runner::KvDtype kv_dtype = DType::kF16;
   runner::HistoryKind cache = runner::HistoryKind::kDynamic;
   std::vector<std::int64_t> depths = {0, 4096, 16384};  // tokens stored before decoding
   std::int64_t prompt = 512;                            // tokens
@@ -38,9 +38,9 @@ struct DecodeModelOptions {
 };
 
 // What one decoded token must read at least: every matrix once, the embedding only where it is the
-// head, and the keys and values of `depth` tokens. Bytes.
+// head, and `depth` rows of `row_bytes`. Bytes.
 std::int64_t decode_bytes(const runner::ModelConfig& config, runner::WeightType weights,
-                          DType kv_dtype, std::int64_t depth);
+                          std::int64_t row_bytes, std::int64_t depth);
 
 // Operations of a prompt of `tokens` tokens at depth 0: 2 for each element of a matrix and token,
 // the head for the last token alone, and attention.

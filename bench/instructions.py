@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Instructions of ten cases, counted by callgrind: a guard where the clock is noise.
+"""Instructions of some cases, counted by callgrind: a guard where the clock is noise.
 
     bench/instructions.py BUILD [AFTER]
 
 BUILD is a command line `kvcache`; with AFTER, another one, both are counted and compared, and the exit
 code is 1 where a case takes more than 1 % more instructions than before. Counted is what happens
-inside the kernels alone: attention's cuts, and linear layers with their rounding. Valgrind knows no
+inside the kernels alone (attention's cuts, and linear layers with their rounding), and for whole calls
+what one of them takes: the difference between a run of many and a run of few. Valgrind knows no
 AVX-512, so the cases are of `avx2` and `portable`.
 """
 
@@ -17,8 +18,13 @@ import tempfile
 
 ATTENTION = r"(avx2|portable)::.*::attend_cut\("
 LINEAR = r"kvcache::runner::linear\(float const\*, long, (std::span|kvcache::runner::Weight)"
-HEADS = "--heads 8 --kv-heads 2 --threads 1 --repeats 1 --ring-mib 1 --seed 1"
+CALLS = "--heads 8 --kv-heads 2 --threads 1 --ring-mib 1 --seed 1"
+HEADS = f"{CALLS} --repeats 1"
 SHAPE = "--shape qwen2-0.5b --threads 1 --repeats 1 --ring-mib 1"
+# Whole calls, by the functions of a step: their sum.
+ATTEND = (r"::AttentionPlan::run\(",)
+APPEND = (r"::Cache::update\(",)
+PAGES = (r"::PagedCache::reserve\(", r"::PagedCache::write\(", r"::PagedCache::commit\(")
 CASES = {
     "avx2 decode f32 x 128": (ATTENTION, f"attention --kv-len 1500 --dtype f32 --backend avx2 {HEADS}"),
     "avx2 decode bf16 x 128": (ATTENTION, f"attention --kv-len 1500 --dtype bf16 --backend avx2 {HEADS}"),
@@ -37,6 +43,18 @@ CASES = {
     "avx2 linear int8, 1 row": (LINEAR, f"linear --weights int8 --rows 1 {SHAPE}"),
     "avx2 linear int8, 24 rows": (LINEAR, f"linear --weights int8 --rows 24 {SHAPE}"),
 }
+# name: functions, arguments of the run, its option that says how many, values of that, calls for each.
+MANY = {
+    f"{backend} call, {name}": (ATTEND, f"{words} --backend {backend} {CALLS}", "--repeats", (1, 6), 2)
+    for backend in ("avx2", "portable")
+    for name, words in (("decode 4096", "attention --kv-len 4096"),
+                        ("64 over 1024", "prefill --queries 64 --kv-len 1024"))
+} | {
+    f"{name}, 32 layers, {dtype}": (
+        functions, f"append --layers 32 --kv-len 1000 --repeats 1 --dtype {dtype}", "--appends",
+        (16, 272), 1)
+    for name, functions in (("append", APPEND), ("step in pages", PAGES)) for dtype in ("bf16", "f32")
+}
 
 
 def inclusive(listing, pattern):
@@ -48,16 +66,25 @@ def inclusive(listing, pattern):
     return max(counts)
 
 
-def count(binary, pattern, arguments):
+def listing_of(binary, arguments):
     with tempfile.NamedTemporaryFile() as out:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out.name}", binary, "bench"]
         ran = subprocess.run(command + arguments.split(), capture_output=True, text=True, check=False)
         if ran.returncode != 0:
             raise SystemExit(f"{binary} bench {arguments}: {ran.stdout}{ran.stderr}")
-        listing = subprocess.run(
-            ["callgrind_annotate", "--inclusive=yes", "--threshold=100", out.name],
-            capture_output=True, text=True, check=True)
-        return inclusive(listing.stdout, pattern)
+        return subprocess.run(["callgrind_annotate", "--inclusive=yes", "--threshold=100", out.name],
+                              capture_output=True, text=True, check=True).stdout
+
+
+def count(binary, pattern, arguments):
+    return inclusive(listing_of(binary, arguments), pattern)
+
+
+def count_call(binary, functions, arguments, option, turns, calls):
+    """Instructions of one call: what more calls of the same take more, each."""
+    few, many = (sum(inclusive(listing, pattern) for pattern in functions)
+                 for listing in (listing_of(binary, f"{arguments} {option} {turn}") for turn in turns))
+    return (many - few) // ((turns[1] - turns[0]) * calls)
 
 
 def main():
@@ -70,10 +97,12 @@ def main():
         parser.error(f"builds: found {len(arguments.builds)}, expected one or two")
     grown = False
     print(f"{'instructions':<32}" + "".join(f"{name:>16}" for name in ("before", "after")[:len(arguments.builds)]))
-    for name, (pattern, case) in CASES.items():
+    cases = [(name, count, case) for name, case in CASES.items()]
+    cases += [(name, count_call, case) for name, case in MANY.items()]
+    for name, counted, case in cases:
         if arguments.only not in name:
             continue
-        counts = [count(build, pattern, case) for build in arguments.builds]
+        counts = [counted(build, *case) for build in arguments.builds]
         line = f"{name:<32}" + "".join(f"{number:>16,}" for number in counts)
         if len(counts) == 2:
             line += f"  {counts[1] / counts[0]:.3f}"

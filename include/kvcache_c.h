@@ -51,6 +51,17 @@ enum {
 enum { KVC_F32 = 0, KVC_F16 = 1, KVC_BF16 = 2, KVC_I32 = 3, KVC_I64 = 4 };
 enum { KVC_HND = 0, KVC_NHD = 1 };
 
+/* How rows of a PagedCache are stored: those of kvcache::RowFormat. */
+enum {
+  KVC_PLAIN = 0,
+  KVC_INT8 = 1,
+  KVC_FP8_E4M3 = 2,
+  KVC_INT4 = 3,
+  KVC_LM4 = 4,
+  KVC_Q8_0 = 5,
+  KVC_Q4_0 = 6
+};
+
 KVC_API const char* kvc_version(void);                /* "major.minor.patch" */
 KVC_API const char* kvc_status_name(kvc_status code); /* "out of range" */
 
@@ -105,6 +116,14 @@ typedef struct kvc_part {
   const int32_t* first_visible;  /* [num_seqs]; null: all 0 */
   const int32_t* positions;      /* [num_seqs, positions_stride]; null: first_position + row */
   int64_t positions_stride;
+  /* Since 0.2.0: pages and rows that are gone, see KvPart. */
+  const int32_t* hole_begin; /* [num_seqs] pages; null: no holes */
+  const int32_t* hole_pages;
+  const int32_t* first_held; /* [num_seqs] rows; null: all 0 */
+  int32_t held_window;       /* 0: any */
+  int32_t held_sink_tokens;
+  int32_t held_chunk; /* 0: any */
+  int32_t reserved;   /* 0 */
 } kvc_part;
 
 typedef struct kvc_view_desc {
@@ -139,7 +158,7 @@ typedef struct kvc_attention_options {
   const char* backend;       /* null: KVCACHE_BACKEND, else the best */
   /* Since 0.2.0. */
   int32_t separate_prefixes; /* 1: sequences that begin with the same pages read them each */
-  int32_t reserved;          /* 0 */
+  int32_t chunk;             /* 0: none; goes with neither window nor sink_tokens */
 } kvc_attention_options;
 
 /* q [total_q, num_heads, k_head_dim], whose rows of sequence i are qo_indptr[i] .. qo_indptr[i+1]:
@@ -182,6 +201,16 @@ typedef struct kvc_layer_spec {
   int64_t num_kv_heads;
   int64_t k_head_dim;
   int64_t v_head_dim;
+  /* Since 0.2.0: which tokens' rows are kept, see Life. */
+  int64_t window; /* 0: all */
+  int64_t chunk;  /* 0: none */
+  int32_t sink_tokens;
+  int32_t reserved; /* 0 */
+  /* Since 0.2.0: how rows are stored, KVC_PLAIN (in k_dtype, v_dtype) or coded. */
+  int32_t k_form;
+  int32_t v_form;
+  int32_t k_rotate; /* 0: as the form has it; 1: rotated; -1: not */
+  int32_t v_rotate;
 } kvc_layer_spec;
 
 /* Where pages live: the host's own memory. The struct is copied; `self` must outlive the caches
@@ -207,10 +236,12 @@ typedef struct kvc_paged_config {
   const kvc_layer_spec* layers;
   int64_t num_layers;
   int64_t page_size;    /* tokens; 0: 16 */
-  int64_t num_pages;    /* in each group; 0: as many as budget_bytes allows */
-  int64_t budget_bytes; /* 0: as many as num_pages needs */
+  int64_t num_pages;    /* in each group at most; 0: as many as budget_bytes allows one */
+  int64_t budget_bytes; /* over all groups; 0: as much as num_pages needs */
   /* Since 0.2.0. */
   const kvc_memory* memory; /* null: the system's */
+  int64_t rewind_tokens;    /* how far back layers with a window or chunk can be taken */
+  int64_t residual_tokens;  /* newest ones that stay plain in coded layers; 0: none */
 } kvc_paged_config;
 
 typedef struct kvc_append {
@@ -249,13 +280,19 @@ KVC_API kvc_status kvc_paged_view(const kvc_paged* cache, int64_t layer, const i
                                   int64_t num_seqs, kvc_view** view);
 
 KVC_API kvc_status kvc_paged_fork(kvc_paged* cache, int64_t seq, int64_t length, int64_t* forked);
+/* KVC_OK if fork and truncate to `length` would find all that they need, else their error. */
+KVC_API kvc_status kvc_paged_reaches(const kvc_paged* cache, int64_t seq, int64_t length);
+/* hold 1: layers that drop rows hold all that the sequence brings from here on; 0: what they drop
+ * goes. */
+KVC_API kvc_status kvc_paged_hold_rows(kvc_paged* cache, int64_t seq, int32_t hold);
 KVC_API kvc_status kvc_paged_truncate(kvc_paged* cache, int64_t seq, int64_t n);
 KVC_API kvc_status kvc_paged_rewind(kvc_paged* cache, int64_t seq, int64_t n);
 /* Sequence seqs[i] becomes what seqs[beam_idx[i]] was. */
 KVC_API kvc_status kvc_paged_reorder(kvc_paged* cache, const int64_t* seqs, int64_t num_seqs,
                                      const int64_t* beam_idx);
 
-/* A dense copy of one sequence: key and value [H, S, D] for KVC_HND, [S, H, D] for KVC_NHD. */
+/* A dense copy of the rows that a layer holds of one sequence, kvc_paged_rows_held of them: key and
+ * value [H, S, D] for KVC_HND, [S, H, D] for KVC_NHD. */
 KVC_API kvc_status kvc_paged_gather(const kvc_paged* cache, int64_t layer, int64_t seq,
                                     const kvc_tensor* key, const kvc_tensor* value,
                                     const kvc_executor* executor);
@@ -274,6 +311,14 @@ KVC_API kvc_status kvc_paged_slot_mapping(const kvc_paged* cache, const kvc_step
 KVC_API kvc_status kvc_paged_lengths(const kvc_paged* cache, const int64_t* seqs, int64_t num_seqs,
                                      int64_t* lengths);
 
+/* Of each sequence, the position of the oldest row that a layer holds beside the sinks, and how
+ * many rows it holds: [num_seqs]. */
+KVC_API kvc_status kvc_paged_first_positions(const kvc_paged* cache, int64_t layer,
+                                             const int64_t* seqs, int64_t num_seqs,
+                                             int64_t* positions);
+KVC_API kvc_status kvc_paged_rows_held(const kvc_paged* cache, int64_t layer, const int64_t* seqs,
+                                       int64_t num_seqs, int64_t* rows);
+
 /* PagedStats, and the bytes of committed rows and those held for them. The caller sets struct_size;
  * fields beyond it are not written. */
 typedef struct kvc_paged_stats {
@@ -288,6 +333,8 @@ typedef struct kvc_paged_stats {
   int64_t open_steps;
   int64_t nbytes;
   int64_t reserved_bytes;
+  /* Since 0.2.0. */
+  int64_t rows_encoded;
 } kvc_paged_stats;
 KVC_API kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats);
 
@@ -317,12 +364,17 @@ KVC_API kvc_status kvc_batch_update(kvc_batch* batch, int64_t layer, const kvc_t
                                     const kvc_tensor* value, const kvc_executor* executor);
 
 /* All rows of one layer, the open step's tokens included. Freed by kvc_view_free, valid until the
- * step ends or a row changes. gather: dense copies [num_rows, H, S, D] of rows of one length. */
+ * step ends or a row changes. gather: dense copies [num_rows, H, S, D], S rows held of each. */
 KVC_API kvc_status kvc_batch_view(const kvc_batch* batch, int64_t layer, kvc_view** view);
 KVC_API kvc_status kvc_batch_gather(const kvc_batch* batch, int64_t layer, const kvc_tensor* key,
                                     const kvc_tensor* value, const kvc_executor* executor);
 KVC_API kvc_status kvc_batch_lengths(const kvc_batch* batch, int64_t layer, int64_t* lengths,
-                                     int64_t num_rows);     /* [num_rows] */
+                                     int64_t num_rows); /* [num_rows] */
+/* As kvc_paged_first_positions, and the rows of kvc_batch_view: [num_rows]. */
+KVC_API kvc_status kvc_batch_first_positions(const kvc_batch* batch, int64_t layer,
+                                             int64_t* positions, int64_t num_rows);
+KVC_API kvc_status kvc_batch_rows_held(const kvc_batch* batch, int64_t layer, int64_t* held,
+                                       int64_t num_rows);
 KVC_API int64_t kvc_batch_num_rows(const kvc_batch* batch); /* 0 for null */
 
 /* Rows come after the others; the rows after one that goes move up; reset releases all. Row i

@@ -16,12 +16,15 @@
 #include "apps/cli/options.h"
 #include "bench/append.h"
 #include "bench/attention.h"
+#include "bench/coded.h"
 #include "bench/decode_model.h"
 #include "bench/digest.h"
 #include "bench/linear.h"
 #include "bench/peer.h"
+#include "bench/prefix.h"
 #include "bench/report.h"
 #include "bench/roofs.h"
+#include "bench/window.h"
 #include "runner/ops/product.h"
 
 namespace kvcache::cli {
@@ -141,12 +144,14 @@ struct PeerFlags {
 struct AppendFlags {
   bench::AppendOptions options;
   std::string dtype = "bf16";
+  std::string rows;
   std::string layout = "hnd";
   bool json = false;
 };
 
 int run_append(AppendFlags& flags) {
   flags.options.dtype = parsed_dtype(flags.dtype);
+  if (!flags.rows.empty()) flags.options.rows = parsed_dtype(flags.rows);
   flags.options.layout = parsed_layout(flags.layout);
   ProgressBar bar("append");
   const Cases cases =
@@ -155,10 +160,11 @@ int run_append(AppendFlags& flags) {
   if (!cases.ok()) return fail(cases.status());
   if (!flags.json) {
     print(
-        "One token to each of {} layers, {} KV heads x {} in {}, mean of {}, median of {};\n"
-        "the roof is a plain copy of the same rows into {} memory.\n\n",
+        "One token to each of {} layers, {} KV heads x {} in {}, given in {}, mean of {}, median "
+        "of {};\nthe roof is a plain copy of the stored rows into {} memory.\n\n",
         flags.options.layers, flags.options.kv_heads, flags.options.head_dim, flags.dtype,
-        flags.options.appends, flags.options.repeats, flags.options.warm ? "touched" : "fresh");
+        flags.rows.empty() ? flags.dtype : flags.rows, flags.options.appends, flags.options.repeats,
+        flags.options.warm ? "touched" : "fresh");
   }
   return print_cases(*cases, flags.json);
 }
@@ -172,6 +178,9 @@ void add_append(CLI::App& bench, int* exit_code) {
   add_number(*command, "--kv-heads", options.kv_heads, "KV heads")->capture_default_str();
   add_number(*command, "--head-dim", options.head_dim, "Elements of a row")->capture_default_str();
   add_dtype(*command, flags->dtype);
+  command->add_option("--rows", flags->rows, "Type of the rows that are given: f32, f16 or bf16")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+      ->default_str("the cache's own");
   add_layout(*command, flags->layout);
   add_number(*command, "--page-size", options.page_size, "Tokens a page holds")
       ->capture_default_str();
@@ -185,6 +194,41 @@ void add_append(CLI::App& bench, int* exit_code) {
       ->capture_default_str();
   add_json(*command, flags->json);
   command->callback([flags, exit_code] { *exit_code = run_append(*flags); });
+}
+
+int run_prefix(const bench::PrefixBenchOptions& options, bool json) {
+  ProgressBar bar("prefix");
+  const Cases cases =
+      bench::run_prefix(options, [&](int done, int total) { bar.update(done, total); });
+  bar.clear();
+  if (!cases.ok()) return fail(cases.status());
+  if (!json) {
+    print(
+        "Prompts of {} tokens, {} a page, in a full index of {} pages; rows are not counted, "
+        "medians "
+        "of {};\nthe roof is what is wanted.\n\n",
+        options.prompt, options.page_size, with_thousands(options.pages), options.repeats);
+  }
+  return print_cases(*cases, json);
+}
+
+void add_prefix(CLI::App& bench, int* exit_code) {
+  struct PrefixFlags {
+    bench::PrefixBenchOptions options;
+    bool json = false;
+  };
+  auto flags = std::make_shared<PrefixFlags>();
+  CLI::App* command =
+      bench.add_subcommand("prefix", "Finding and storing prompts in an index of many pages");
+  auto& options = flags->options;
+  add_number(*command, "--pages", options.pages, "Pages of the index")->capture_default_str();
+  add_number(*command, "--page-size", options.page_size, "Tokens a page holds")
+      ->capture_default_str();
+  add_number(*command, "--prompt", options.prompt, "Tokens of a prompt")->capture_default_str();
+  add_number(*command, "--repeats", options.repeats, "Runs the median is taken over")
+      ->capture_default_str();
+  add_json(*command, flags->json);
+  command->callback([flags, exit_code] { *exit_code = run_prefix(flags->options, flags->json); });
 }
 
 struct AttentionFlags {
@@ -209,7 +253,12 @@ Result<std::vector<bench::AttentionShape>> shapes_of(AttentionFlags& flags) {
 }
 
 Cases measure_attention(AttentionFlags& flags) {
-  KVC_ASSIGN_OR_RETURN(const auto shapes, shapes_of(flags));
+  const bool windows = flags.cases == "window";
+  const bool coded = flags.cases == "coded";
+  std::vector<bench::AttentionShape> shapes;
+  if (!windows && !coded) {
+    KVC_ASSIGN_OR_RETURN(shapes, shapes_of(flags));
+  }
   flags.run.seed = flags.seed.value_or(std::random_device()());
   if (!flags.json && flags.peer.command.empty()) {
     KVC_ASSIGN_OR_RETURN(const std::string cpu, cpu_description());
@@ -217,11 +266,27 @@ Cases measure_attention(AttentionFlags& flags) {
     if (!flags.shape.backend.empty()) backend = flags.shape.backend;
     print(
         "{}; backend {}; seed {}\n"
-        "Cold rows; the roof is max(read, compute) of the same turn; medians of turns; error "
-        "against "
-        "float64.\n\n",
-        cpu, backend, flags.run.seed);
+        "Cold rows; the roof is {} the same turn; medians of turns; error against float64.\n\n",
+        cpu, backend, flags.run.seed,
+        windows || coded ? "reading memory in" : "max(read, compute) of");
     std::fflush(stdout);
+  }
+  if (windows) {
+    bench::WindowShape shape;
+    shape.threads = flags.shape.threads;
+    if (!flags.shape.backend.empty()) shape.backend = flags.shape.backend.c_str();
+    return bench::run_window(shape, flags.run);
+  }
+  if (coded) {
+    bench::CodedShape shape;
+    shape.kv_len = flags.shape.kv_len;
+    shape.heads = flags.shape.heads;
+    shape.kv_heads = flags.shape.kv_heads;
+    shape.head_dim = flags.shape.head_dim;
+    if (flags.page_size != "contiguous") shape.page_size = std::stoll(flags.page_size);
+    shape.threads = flags.shape.threads;
+    if (!flags.shape.backend.empty()) shape.backend = flags.shape.backend.c_str();
+    return bench::run_coded(shape, flags.run);
   }
   ProgressBar bar("attention");
   std::vector<bench::Case> cases;
@@ -261,8 +326,10 @@ void add_attention(CLI::App& bench, const char* name, const char* about, std::in
              "First tokens whose pages all sequences share");
   add_number(*command, "--threads", shape.threads, "Threads [those of the machine]");
   command->add_option("--backend", shape.backend, "Implementation, see `kvcache info` [the best]");
-  command->add_option("--cases", flags->cases,
-                      "A list instead of one case: decode, prefill, ladder or all");
+  command->add_option(
+      "--cases", flags->cases,
+      "A list instead of one case: decode, prefill, ladder, all; window, or coded: rows of 8 and 4 "
+      "bits beside bf16");
   add_number(*command, "--repeats", flags->run.repeats,
              "Turns the medians are taken over [by time]");
   add_number(*command, "--seconds", flags->run.seconds, "Time of a case")->capture_default_str();
@@ -384,7 +451,7 @@ struct DecodeModelFlags {
   std::string shape = "qwen2-0.5b";
   std::string weights = "bf16";
   std::string kv_dtype = "f16";
-  std::string cache = "dynamic";
+  std::string cache;  // empty: dynamic, or paged where only pages hold the rows
   PeerFlags peer;
   bool json = false;
 };
@@ -392,9 +459,10 @@ struct DecodeModelFlags {
 Cases measure_model(DecodeModelFlags& flags) {
   auto& options = flags.options;
   KVC_ASSIGN_OR_RETURN(options.config, bench::model_shape(flags.shape));
+  KVC_ASSIGN_OR_RETURN(options.kv_dtype, runner::KvDtype::parse(flags.kv_dtype));
+  if (flags.cache.empty()) flags.cache = options.kv_dtype.needs_pages() ? "paged" : "dynamic";
   KVC_ASSIGN_OR_RETURN(options.cache, runner::parse_history_kind(flags.cache));
   options.weights = parsed_weights(flags.weights);
-  options.kv_dtype = parsed_dtype(flags.kv_dtype);
   if (!flags.json && flags.peer.command.empty()) {
     print(
         "{} of random weights in {}, {} cache in {}. The roof of a prompt is operations, that of\n"
@@ -411,18 +479,16 @@ void add_decode_model(CLI::App& bench, int* exit_code) {
   CLI::App* command = bench.add_subcommand(
       "decode-model", "A model of random weights end to end: tokens/s of a prompt and of decoding");
   auto& options = flags->options;
-  const auto dtypes = CLI::IsMember({"f32", "f16", "bf16"});
   add_shape(*command, flags->shape);
   command->add_option("--weights", flags->weights, "Type of the weights")
       ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
       ->capture_default_str();
   add_activations(*command, options.activations);
-  command->add_option("--kv-dtype", flags->kv_dtype, "Type of the stored rows")
-      ->check(dtypes)
-      ->capture_default_str();
-  command->add_option("--cache", flags->cache, "Kind of cache")
-      ->check(CLI::IsMember({"dynamic", "static", "paged"}))
-      ->capture_default_str();
+  add_kv_dtype(*command, flags->kv_dtype, "[f16]");
+  command
+      ->add_option("--cache", flags->cache,
+                   "Kind of cache [dynamic, or paged where only pages hold the rows]")
+      ->check(CLI::IsMember({"dynamic", "static", "paged"}));
   add_number(*command, "--depths", options.depths, "Tokens stored before decoding")
       ->delimiter(',')
       ->capture_default_str();
@@ -494,6 +560,7 @@ void add_bench(CLI::App& app, int* exit_code) {
                 1, 16384, exit_code);
   add_attention(*command, "prefill", "The same for many queries", 512, 4096, exit_code);
   add_append(*command, exit_code);
+  add_prefix(*command, exit_code);
   add_linear(*command, exit_code);
   add_decode_model(*command, exit_code);
   add_digest(*command, exit_code);

@@ -11,8 +11,10 @@ void add_generate(CLI::App& app, int* exit_code);
 void add_compare(CLI::App& app, int* exit_code);
 void add_watch(CLI::App& app, int* exit_code);
 void add_plan(CLI::App& app, int* exit_code);
+void add_eval(CLI::App& app, int* exit_code);
 void add_info(CLI::App& app, int* exit_code);
 void add_tune(CLI::App& app, int* exit_code);
+void add_replay(CLI::App& app, int* exit_code);
 void add_bench(CLI::App& app, int* exit_code);
 
 }  // namespace kvcache::cli

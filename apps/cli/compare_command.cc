@@ -1,18 +1,13 @@
 #include <fmt/format.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "apps/cli/commands.h"
 #include "apps/cli/console.h"
 #include "apps/cli/options.h"
+#include "apps/cli/picture.h"
 #include "runner/compare/compare.h"
 
 namespace kvcache::cli {
@@ -115,44 +110,10 @@ void print_table(const std::vector<CompareRun>& runs, std::int64_t turns) {
           static_cast<double>(with.counters.rows_computed));
 }
 
-// Hands the runs to tools/plot.py, which draws them.
-Status draw(const std::vector<CompareRun>& runs, std::int64_t turns, const std::string& picture) {
-  KVC_ASSIGN_OR_RETURN(std::string script, shared_file("tools/plot.py"));
-  const std::string data = picture + ".json";
-  {
-    std::ofstream file(data);
-    file << to_json(runs, turns, true).dump();
-    if (!file.flush()) return Status(StatusCode::kIo, data + ": cannot be written");
-  }
-  std::string words[] = {"python3", std::move(script), "compare", data, picture};
-  char* arguments[] = {words[0].data(), words[1].data(), words[2].data(),
-                       words[3].data(), words[4].data(), nullptr};
-  // What the script prints belongs to stderr: with --json, stdout holds JSON only.
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
-  pid_t child = 0;
-  const int error = posix_spawnp(&child, "python3", &actions, nullptr, arguments, environ);
-  posix_spawn_file_actions_destroy(&actions);
-  int state = 0;
-  while (error == 0 && waitpid(child, &state, 0) < 0 && errno == EINTR) {
-  }
-  std::remove(data.c_str());
-  if (error != 0) {
-    return Status(StatusCode::kUnavailable, std::string("python3: ") + std::strerror(error));
-  }
-  if (!WIFEXITED(state) || WEXITSTATUS(state) != 0) {
-    return Status(StatusCode::kIo,
-                  picture + ": could not be drawn (tools/plot.py needs matplotlib)");
-  }
-  say("wrote {}\n", picture);
-  return {};
-}
-
 Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string prompt, flags.prompt.read(kDefaultPrompt));
   flags.options.layout = flags.storage.parsed_layout();
-  flags.options.kv_dtype = flags.storage.parsed_dtype();
+  KVC_ASSIGN_OR_RETURN(flags.options.kv_dtype, flags.storage.parsed_dtype());
   flags.options.page_size = flags.storage.page_size;
   KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
   flags.options.context = threads.context();
@@ -197,7 +158,9 @@ Status run(Flags& flags) {
     print_table(runs, flags.turns);
   }
   std::fflush(stdout);
-  if (!flags.plot.empty()) KVC_RETURN_IF_ERROR(draw(runs, flags.turns, flags.plot));
+  if (!flags.plot.empty()) {
+    KVC_RETURN_IF_ERROR(draw("compare", to_json(runs, flags.turns, true).dump(), flags.plot));
+  }
   for (const CompareRun& each : runs) {
     if (!each.same_tokens) {
       return Status(StatusCode::kInternal,

@@ -67,8 +67,8 @@ Status check_batch_flags(const Flags& flags, bool batch) {
   }
   if (flags.max_active.has_value() && !batch) {
     return Status(StatusCode::kInvalidArgument,
-                  "max-active: found one prompt and cache " +
-                      (flags.cache.empty() ? "dynamic" : flags.cache) +
+                  "max-active: found one prompt" +
+                      (flags.cache.empty() ? "" : " and cache " + flags.cache) +
                       ", expected several prompts or --cache batching");
   }
   const std::int64_t slots = flags.max_active.value_or(kMaxActive);
@@ -118,7 +118,10 @@ Status run(Flags& flags) {
     KVC_ASSIGN_OR_RETURN(flags.options.cache, runner::parse_history_kind(flags.cache));
   }
   flags.options.layout = flags.storage.parsed_layout();
-  flags.options.kv_dtype = flags.storage.parsed_dtype();
+  KVC_ASSIGN_OR_RETURN(flags.options.kv_dtype, flags.storage.parsed_dtype());
+  if (flags.cache.empty() && flags.options.kv_dtype.needs_pages()) {
+    flags.options.cache = runner::HistoryKind::kPaged;
+  }
   flags.options.page_size = flags.storage.page_size;
   KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
   flags.options.context = threads.context();
@@ -191,8 +194,10 @@ void add_generate(CLI::App& app, int* exit_code) {
       ->type_name("N")
       ->capture_default_str();
   command
-      ->add_option("--cache", flags->cache,
-                   "Where keys and values are kept [dynamic; batching for several prompts]")
+      ->add_option(
+          "--cache", flags->cache,
+          "Where keys and values are kept [dynamic, or paged where only pages hold the rows; "
+          "batching for several prompts]")
       ->check(CLI::IsMember({"none", "dynamic", "static", "paged", "functional", "batching"}));
   add_number(*command, "--max-active", flags->max_active,
              "Prompts of a running batch that decode together [8]")

@@ -43,11 +43,13 @@ Status run(const Flags& flags) {
                       {"normalization", runner::kUnicodeNormalization}};
     out["backends"] = nlohmann::json::array();
     for (const BackendInfo& backend : known) {
-      out["backends"].push_back({{"name", backend.name},
-                                 {"description", backend.description},
-                                 {"available", backend.available},
-                                 {"reason", backend.reason},
-                                 {"selected", backend.selected}});
+      out["backends"].push_back(
+          {{"name", backend.name},
+           {"description", backend.description},
+           {"device", backend.device.kind == DeviceKind::kCuda ? "cuda" : "cpu"},
+           {"available", backend.available},
+           {"reason", backend.reason},
+           {"selected", backend.selected}});
     }
     if (model.has_value()) {
       out["model"] = {{"parameters", model->num_parameters()},

@@ -66,20 +66,26 @@ void StorageFlags::add(CLI::App& app) {
   app.add_option("--layout", layout, "Axes of the stored rows: head first or sequence first")
       ->check(CLI::IsMember({"hnd", "nhd"}))
       ->capture_default_str();
-  app.add_option("--kv-dtype", kv_dtype,
-                 "Type of the stored rows [that of the weights; of int8 ones that of auto]")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  add_kv_dtype(app, kv_dtype, "[that of the weights; of int8 ones that of auto]");
   add_number(app, "--page-size", page_size, "Tokens a page of the paged cache holds")
       ->type_name("P")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
 }
 
-std::optional<DType> StorageFlags::parsed_dtype() const {
-  if (kv_dtype == "f32") return DType::kF32;
-  if (kv_dtype == "f16") return DType::kF16;
-  if (kv_dtype == "bf16") return DType::kBF16;
-  return std::nullopt;
+void add_kv_dtype(CLI::App& app, std::string& words, const std::string& otherwise) {
+  app.add_option(
+         "--kv-dtype", words,
+         "How rows are stored: f32, f16, bf16, or in codes int8, fp8_e4m3, int4, lm4, q8_0, "
+         "q4_0, with -rotated or -unrotated behind; keys and values apart (k=int8,v=lm4), "
+         "layers apart (int8:0-3,lm4), or @FILE of such items, one a line " +
+             otherwise)
+      ->type_name("FORMS");
+}
+
+Result<runner::KvDtype> StorageFlags::parsed_dtype() const {
+  if (kv_dtype.empty()) return runner::KvDtype();
+  return runner::KvDtype::parse(kv_dtype);
 }
 
 Result<std::string> model_directory(const ModelFlags& flags) {

@@ -15,6 +15,7 @@
 
 #include "kvcache/kvcache.h"
 #include "runner/generate/loaded_model.h"
+#include "runner/model/kv_dtype.h"
 #include "runner/model/model.h"
 
 namespace kvcache::cli {
@@ -92,15 +93,19 @@ struct PromptFlags {
   Result<std::string> read(const std::optional<std::string>& otherwise = {}) const;
 };
 
+// --kv-dtype; `otherwise` says in brackets what goes without it.
+void add_kv_dtype(CLI::App& app, std::string& words, const std::string& otherwise);
+
 // --layout, --kv-dtype, --page-size.
 struct StorageFlags {
   std::string layout = "hnd";
-  std::string kv_dtype;  // empty: the model's
+  std::string kv_dtype;  // words of KvDtype; empty: the model's type
   std::int64_t page_size = 16;
 
   void add(CLI::App& app);
   Layout parsed_layout() const { return layout == "nhd" ? Layout::kNHD : Layout::kHND; }
-  std::optional<DType> parsed_dtype() const;
+  // Errors: those of KvDtype::parse.
+  Result<runner::KvDtype> parsed_dtype() const;
 };
 
 // The directory meant by --model: a path that exists, or else the name of a model that ships

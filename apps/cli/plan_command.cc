@@ -29,6 +29,7 @@ struct Line {
   std::int64_t rows_read = 0;
 };
 
+// Of kinds that can hold such rows.
 Result<std::vector<Line>> plan_lines(const Flags& flags, std::span<const LayerSpec> layers) {
   MemoryPlanRequest request;
   request.layers = layers;
@@ -41,6 +42,7 @@ Result<std::vector<Line>> plan_lines(const Flags& flags, std::span<const LayerSp
   for (const auto& [kind, name] :
        {std::pair(CacheKind::kDynamic, "dynamic"), std::pair(CacheKind::kStatic, "static"),
         std::pair(CacheKind::kPaged, "paged")}) {
+    if (kind != CacheKind::kPaged && !runner::one_dtype(layers).has_value()) continue;
     KVC_ASSIGN_OR_RETURN(const PlannedBytes bytes, plan_memory(kind, request));
     lines.push_back({name, bytes});
   }
@@ -53,12 +55,13 @@ Result<std::vector<Line>> plan_lines(const Flags& flags, std::span<const LayerSp
   return lines;
 }
 
-void print_json(const Flags& flags, const runner::Model& model, DType dtype,
-                const std::vector<Line>& lines) {
+void print_json(const Flags& flags, const runner::Model& model, const std::string& kv_dtype,
+                std::int64_t token_bytes, const std::vector<Line>& lines) {
   Json json;
   json["context"] = flags.context;
   json["batch"] = flags.batch;
-  json["kv_dtype"] = name_of(dtype);
+  json["kv_dtype"] = kv_dtype;
+  json["token_bytes"] = token_bytes;
   json["page_size"] = flags.storage.page_size;
   json["weights"] = name_of(model.weight_type());
   json["weight_bytes"] = model.weight_bytes();
@@ -74,11 +77,11 @@ void print_json(const Flags& flags, const runner::Model& model, DType dtype,
   print("{}\n", json.dump());
 }
 
-void print_text(const Flags& flags, const runner::Model& model, DType dtype,
+void print_text(const Flags& flags, const runner::Model& model, const std::string& kv_dtype,
                 std::int64_t token_bytes, const std::vector<Line>& lines) {
   const auto& config = model.config();
   print("{} layers x {} KV heads x {} in {}: {} a token; weights {} in {}\n", config.num_layers,
-        config.num_kv_heads, config.head_dim, name_of(dtype), human_bytes(token_bytes),
+        config.num_kv_heads, config.head_dim, kv_dtype, human_bytes(token_bytes),
         human_bytes(model.weight_bytes()), name_of(model.weight_type()));
   print("{} of {} tokens each, written one by one:\n\n",
         flags.batch == 1 ? "1 text" : fmt::format("{} texts", flags.batch), flags.context);
@@ -100,20 +103,22 @@ void print_text(const Flags& flags, const runner::Model& model, DType dtype,
 }
 
 Status run(const Flags& flags) {
+  KVC_ASSIGN_OR_RETURN(const runner::KvDtype rows, flags.storage.parsed_dtype());
   KVC_ASSIGN_OR_RETURN(const runner::Model model, load_model(flags.model));
-  const DType dtype = flags.storage.parsed_dtype().value_or(model.default_kv_dtype());
-  const std::vector<LayerSpec> layers = runner::layer_specs(model.config(), dtype);
+  KVC_ASSIGN_OR_RETURN(const std::vector<LayerSpec> layers,
+                       rows.layers(model.config(), model.default_kv_dtype()));
+  const std::string kv_dtype =
+      rows.words().empty() ? name_of(model.default_kv_dtype()) : rows.words();
   const std::int64_t limit = model.config().max_position_embeddings;
   if (flags.context > limit) {
     say("kvcache: note: the model's own context is {} tokens\n", limit);
   }
   KVC_ASSIGN_OR_RETURN(const std::vector<Line> lines, plan_lines(flags, layers));
-  std::int64_t token_bytes = 0;
-  for (const LayerSpec& layer : layers) token_bytes += bytes_per_token(layer);
+  const std::int64_t token_bytes = runner::bytes_per_token(layers);
   if (flags.json) {
-    print_json(flags, model, dtype, lines);
+    print_json(flags, model, kv_dtype, token_bytes, lines);
   } else {
-    print_text(flags, model, dtype, token_bytes, lines);
+    print_text(flags, model, kv_dtype, token_bytes, lines);
   }
   return {};
 }

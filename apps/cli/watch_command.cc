@@ -40,7 +40,7 @@ Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(const std::string prompt, flags.prompt.read());
   flags.options.cache = runner::HistoryKind::kPaged;
   flags.options.layout = flags.storage.parsed_layout();
-  flags.options.kv_dtype = flags.storage.parsed_dtype();
+  KVC_ASSIGN_OR_RETURN(flags.options.kv_dtype, flags.storage.parsed_dtype());
   flags.options.page_size = flags.storage.page_size;
   KVC_ASSIGN_OR_RETURN(const Threads threads, Threads::create(flags.model.threads));
   flags.options.context = threads.context();

@@ -2,17 +2,20 @@
 """Times a transformers model with kvcache.hf.enable beside transformers' own cache and attention.
 
     bench/peers/hf_decode.py [--cases "4k,16k,64k,4 x 4k left-padded"] [--turns 3] [--tokens 4]
-                             [--threads 2] [--kind paged] [--parts decode,overhead,update,memory]
+                             [--threads 2] [--kind paged]
+                             [--parts decode,overhead,layer,update,memory]
                              [--model DIR] [--json FILE]
 
 Needs torch, transformers and the package kvcache. The model is that of a directory, or has the shape of
 Qwen2 0.5B (24 layers, 14/2 heads x 64) with random weights, in bf16; caches are filled with random
-rows, the same for all. Four parts:
+rows, the same for all. Five parts:
 
     decode    milliseconds of one token, in all and in cache.update + attention; theirs is the
               faster of sdpa and eager; a turn is some tokens of each, so that a busy minute hits
               all; figures are medians over the tokens
     overhead  microseconds a layer in update + attention over 16 rows: what is not the kernel
+    layer     the same without a model around it, one thread: *cold*, after writing 3 MiB, as linear
+              layers push all code out of a core's own caches, and *warm*
     update    cache.update alone at 32k: 32 layers of 8 heads x 128
     memory    the peak above what the process held before the cache, the rows that fill it included
               in that; in a process each, medians of --turns
@@ -45,7 +48,7 @@ CASES = {case[0]: case for case in (
     ("4k", 1, 4096, False), ("16k", 1, 16384, False), ("64k", 1, 65536, False),
     ("4 x 4k left-padded", 4, 4096, True))}
 USUAL = ("4k", "16k", "64k", "4 x 4k left-padded")
-PARTS = ("decode", "overhead", "update", "memory")
+PARTS = ("decode", "overhead", "layer", "update", "memory")
 OURS = "kvcache"
 THEIRS = ("sdpa", "eager")
 # Relative root mean square between logits of ours and theirs, both in bf16.
@@ -208,18 +211,67 @@ def decode(model, case, arguments):
 
 
 def overhead(model, arguments):
-    """Microseconds a layer of update + attention where there is next to nothing to attend to: the
-    median over the tokens, and the least, which neighbours on the processors disturb less."""
-    found = {name: [] for name in (OURS, *THEIRS)}
-    for name, times in found.items():
-        way = Way(model, name, ("", 1, 16, False), arguments.kind)
+    """Microseconds a layer of update + attention where there is next to nothing to attend to, the ways
+    in turn: the median over the tokens, the least, which neighbours on the processors disturb less, and
+    both in parts of sdpa's."""
+    ways = [Way(model, name, ("", 1, 16, False), arguments.kind) for name in (OURS, *THEIRS)]
+    for way in ways:
         way.time_tokens(3)
         way.inside.clear()
-        way.time_tokens(max(40, arguments.turns * arguments.tokens))
-        times += [milliseconds * 1e3 / model.config.num_hidden_layers
-                  for milliseconds in way.inside]
-    return {f"{word}overhead us a layer": {name: pick(times) for name, times in found.items()}
-            for word, pick in (("", statistics.median), ("min ", min))}
+    for _ in range(max(40, arguments.turns * arguments.tokens) // arguments.tokens):
+        for way in ways:
+            way.time_tokens(arguments.tokens)
+    found = {}
+    for word, pick in (("", statistics.median), ("min ", min)):
+        us = {way.name: pick(way.inside) * 1e3 / model.config.num_hidden_layers for way in ways}
+        found[f"{word}overhead us a layer"] = us
+        found[f"{word}overhead in parts of sdpa"] = {OURS: us[OURS] / us["sdpa"]}
+    return found
+
+
+def layer_alone(arguments):
+    """Microseconds a layer of update + attention, as `overhead` has them, of four layers of that shape."""
+    layers, tokens = 4, 60
+    config = transformers.Qwen2Config(hidden_size=896, num_hidden_layers=layers, num_attention_heads=14,
+                                      num_key_value_heads=2)
+    config._attn_implementation = OURS
+    modules = [modeling_qwen2.Qwen2Attention(config, index).eval() for index in range(layers)]
+    query, *token = (torch.randn(1, 1, heads, 64).to(torch.bfloat16).transpose(1, 2)
+                     for heads in (14, 2, 2))
+    written = torch.zeros(3 << 20, dtype=torch.uint8)
+    inert = {"position_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": True}
+
+    def one_token(cache, attend, cold):
+        seconds = 0.0
+        for index, module in enumerate(modules):
+            if cold:
+                written.add_(1)
+            begin = time.perf_counter()
+            keys, values = cache.update(*token, index, kwargs=inert)
+            attend(module, query, keys, values, None, dropout=0.0, scaling=module.scaling,
+                   sliding_window=None, **inert)
+            seconds += time.perf_counter() - begin
+        return seconds * 1e6 / layers
+
+    found = {(state, name): [] for state in ("cold", "warm") for name in (OURS, "sdpa")}
+    torch.set_num_threads(1)
+    for _ in range(max(3, arguments.turns)):
+        for (state, name), times in found.items():
+            cache = (kvcache.hf.Cache(config, arguments.kind) if name == OURS
+                     else transformers.DynamicCache())
+            fill(cache, *random_rows(1, 16, 2, 64), layers)
+            attend = transformers.AttentionInterface()[name]
+            for _ in range(8):
+                one_token(cache, attend, False)
+            times += [one_token(cache, attend, state == "cold") for _ in range(tokens)]
+    torch.set_num_threads(arguments.threads)
+    result = {}
+    for state in ("cold", "warm"):
+        us = {name: sorted(found[state, name]) for name in (OURS, "sdpa")}
+        for word, part in (("median", 2), ("tenth", 10)):
+            result[f"{state} {word} us a layer"] = {
+                name: times[len(times) // part] for name, times in us.items()}
+    return result
 
 
 def update_alone():
@@ -353,6 +405,8 @@ def main():
                 gc.collect()
         if "overhead" in parts:
             report(overhead(model, arguments))
+        if "layer" in parts:
+            report(layer_alone(arguments))
     model = None
     gc.collect()
     with torch.no_grad():

@@ -41,6 +41,11 @@ struct AttentionOptions {
   std::int32_t window = 0;
   std::int32_t sink_tokens = 0;
 
+  // (pos_k - v) / chunk == (pos_q - v) / chunk in whole numbers, v being the position of a
+  // sequence's first visible key, 0 where none is hidden: attention within chunks of that many
+  // positions. 0: none. Goes with neither window nor sink_tokens.
+  std::int32_t chunk = 0;
+
   const float* alibi_slopes = nullptr;  // [num_heads]
   const float* sinks = nullptr;         // [num_heads] learned sink logits z: finished results are
                                         // out / (1 + exp(z - lse)); lse is without them
@@ -55,8 +60,9 @@ struct AttentionOptions {
   // 5e-3, denormals count as 0).
   bool reproducible = false;
 
-  // Sequences whose block tables begin with the same pages read these together, in whole cuts of
-  // 512 rows. The bits of a result are the same either way. With a window nothing is shared.
+  // Sequences whose block tables begin with the same pages read these together, in whole cuts: of
+  // 512 rows up to row 2048, and in decode (1 to 8 new tokens) of 2048 behind it. The bits of a
+  // result are the same either way. With a window or chunk nothing is shared.
   bool share_prefixes = true;
 
   const char* backend = nullptr;  // a name of backends(); null: KVCACHE_BACKEND, else the best
@@ -67,7 +73,8 @@ struct AttentionOptions {
 //
 // Results depend on a query, the keys it sees, the options, the storage format, the backend and
 // the path of its sequence (decode: 1-8 queries, prefill: more), never on threads, the rest of the
-// batch, page size, placement or whether a prefix is read once for many.
+// batch, page size, placement, holes or whether a prefix is read once for many. Cuts of keys that
+// no query sees by window, chunk and causality are no part of the plan.
 //
 // Thread safety: distinct plans are independent; one plan is used by one thread at a time.
 class KVC_API AttentionPlan {
@@ -85,6 +92,13 @@ class KVC_API AttentionPlan {
   Status plan(const KvView& like, std::span<const std::int32_t> qo_indptr, std::int64_t num_heads,
               const AttentionOptions& options = {}, const ExecContext& context = {});
 
+  // Whether the plan is one for `kv`, these queries, options and threads: what plan() would make of
+  // them, but for shared prefixes, which are read one by one where they are others than the
+  // planned. So a host that is called layer by layer, and not told where a step begins, plans once
+  // a step.
+  bool fits(const KvView& kv, std::span<const std::int32_t> qo_indptr, std::int64_t num_heads,
+            const AttentionOptions& options = {}, const ExecContext& context = {}) const noexcept;
+
   // q [total_q, num_heads, k_head_dim], out [total_q, num_heads, v_head_dim], lse
   // [total_q, num_heads] float32 or undefined. A dense q [B, num_heads, L, D] (out likewise, lse
   // [B, num_heads, L]) is taken where every sequence has L queries. q and out may be f32, f16 or
@@ -98,8 +112,8 @@ class KVC_API AttentionPlan {
              const ExecContext& context = {});
 
   // K/V token rows one run reads: per sequence, those that at least one of its queries sees by
-  // causality, window and first visible key; each counted once, whatever the heads, and rows that
-  // several sequences share (share_prefixes) once for all of them.
+  // causality, window, chunk and first visible key; each counted once, whatever the heads, and rows
+  // that several sequences share (share_prefixes) once for all of them.
   std::int64_t rows_read() const noexcept;
 
   // Name of the backend in use; "" before plan().

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvcache/status.h"
+#include "kvcache/types.h"
 #include "kvcache/version.h"
 
 namespace kvcache {
@@ -15,17 +16,18 @@ inline namespace v1 {
 struct BackendInfo {
   std::string name;         // what AttentionOptions::backend and KVCACHE_BACKEND take
   std::string description;  // instruction set and what it is for
+  Device device;            // whose memory it reads
   bool available = false;   // whether it runs on this machine
   std::string reason;       // why, or why not
   bool selected = false;    // the one that runs when none is named
 };
 
-// All backends of this build, best first; "reference" (float64 inside, the readable definition)
-// is always last and always available.
+// All backends that this version knows, best first, also those that this build or machine has not;
+// "reference" (float64 inside, the readable definition) is always last and always available.
 KVC_API Result<std::vector<BackendInfo>> backends();
 
-// The backend that runs when an attention call names none: KVCACHE_BACKEND, else the best that is
-// available. The environment is read once, by the first call that needs it.
+// The backend that runs over the CPU's memory when an attention call names none: KVCACHE_BACKEND,
+// else the best that is available. The environment is read once, by the first call that needs it.
 // Errors: kUnavailable for a KVCACHE_BACKEND that is unknown or does not run here.
 KVC_API Result<std::string> selected_backend();
 

@@ -19,6 +19,10 @@ inline namespace v1 {
 // `s` lies in slot r % page_size of page block_table[s][r / page_size]; RowsView says where that
 // is. A contiguous cache is a part with one page per sequence: page_size >= every length, no table.
 // V may alias K's storage.
+//
+// A part may have a hole: whole pages of rows that are gone, which its table does not list. Rows,
+// lengths and masks count on as if they were there, so that a result has the bits it would have
+// over all rows under the same window. A call that would see a row that is gone is refused.
 struct KvPart {
   RowsView k;
   RowsView v;
@@ -33,6 +37,19 @@ struct KvPart {
   const std::int32_t* first_visible = nullptr;   // [num_seqs] rows before it do not exist; null: 0
   const std::int32_t* positions = nullptr;       // [num_seqs, positions_stride] position of each
   std::int64_t positions_stride = 0;             // row where not first_position + row; may be null
+
+  // Pages hole_begin .. hole_begin + hole_pages of a sequence have no entry in its table: those
+  // behind them follow those before. [num_seqs] each; null: no holes.
+  const std::int32_t* hole_begin = nullptr;
+  const std::int32_t* hole_pages = nullptr;
+
+  // What was dropped: rows held_sink_tokens .. first_held, whether or not their pages are still
+  // there. held_window and held_chunk: the widest window or chunk that a call may have over the
+  // part, 0: any. A wider one, or none, is kInvalidArgument at plan().
+  const std::int32_t* first_held = nullptr;  // [num_seqs]; null: all 0
+  std::int32_t held_window = 0;
+  std::int32_t held_sink_tokens = 0;
+  std::int32_t held_chunk = 0;
 };
 
 // One layer of a list of sequences: parts in key order. Attention over a view is the ordered merge
@@ -78,7 +95,7 @@ KVC_API KvPart dense_part(const KeyValueView& rows, Layout layout) noexcept;
 
 // The same as a view of B sequences of S rows each; row 0 is at `first_position`. The rows must
 // outlive it. Errors: kInvalidArgument for tensors that are not floating, not of rank 4, not dense
-// in their last axis, or that differ in more than head size; kUnsupported for another device;
+// in their last axis, or that differ in more than head size; kUnavailable for another device;
 // kOutOfRange for sizes and positions past int32; kOutOfMemory.
 KVC_API Result<OwnedKvView> dense_view(const KeyValueView& rows, Layout layout,
                                        std::int64_t first_position = 0);

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kvcache/row_format.h"
+#include "kvcache/status.h"
 #include "kvcache/types.h"
 #include "kvcache/version.h"
 
@@ -22,6 +23,9 @@ enum class Role : std::uint8_t {
   kState = 4,   // a block a sequence, not a row a token
 };
 
+// The coded form of this name. Errors: kInvalidArgument naming `field` and the forms there are.
+KVC_API Result<RowFormat::Kind> coded_form(const char* field, const char* name);
+
 // One tensor of rows, [num_tokens, heads, dim].
 struct BufferSpec {
   Role role = Role::kKey;
@@ -35,13 +39,19 @@ struct BufferSpec {
   friend constexpr bool operator==(const BufferSpec&, const BufferSpec&) = default;
 };
 
-// Which tokens' rows a layer keeps. The default keeps all of them; the others are kUnsupported
-// until built.
+// Which tokens' rows a layer keeps, by what its queries see: see `window` and `chunk` of
+// AttentionOptions. The default keeps all of them. Held at length n of a sequence are rows before
+// sink_tokens, and those from first(n) on, a number that never falls (rewind_tokens:
+// CacheConfig's):
+//   window  first(n) = max(0, n + 1 - window - rewind_tokens)
+//   chunk   first(n) = chunk * floor(max(0, n - rewind_tokens) / chunk)
+// Errors where it is checked: kInvalidArgument for a negative number, window and chunk both, sinks
+// without a window; kUnsupported for a state.
 struct Life {
-  std::int64_t window = 0;       // tokens; 0: no bound
+  std::int64_t window = 0;       // tokens, the query's own included; 0: no bound
   std::int64_t chunk = 0;        // tokens; 0: none
   std::int32_t sink_tokens = 0;  // the first ones, kept in spite of `window`
-  bool state = false;            // the newest only
+  bool state = false;            // the newest only: kUnsupported until built
 
   friend constexpr bool operator==(const Life&, const Life&) = default;
 };
@@ -65,6 +75,13 @@ struct LayerSpec {
   static constexpr LayerSpec kv(std::int64_t heads, std::int64_t k_dim, std::int64_t v_dim,
                                 DType dtype = DType::kF32) noexcept {
     return kv(heads, k_dim, v_dim, plain(dtype), plain(dtype));
+  }
+
+  // The same with another life.
+  constexpr LayerSpec living(const Life& wanted) const noexcept {
+    LayerSpec spec = *this;
+    spec.life = wanted;
+    return spec;
   }
 
   constexpr std::span<const BufferSpec> used() const noexcept {

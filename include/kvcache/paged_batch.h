@@ -23,10 +23,12 @@ inline namespace v1 {
 // B: rows of the batch, H: num_kv_heads, T: new tokens, S: tokens so far, D: head_dim. Shapes are
 // head-first; over a cache of Layout::kNHD they are [B, T, H, D].
 //
-// Every failing call leaves the batch as if it had not been made. A row or layer that does not
-// exist is kOutOfRange, wrong shapes and types are kInvalidArgument, and what the cache reports
-// (kRetryLater, kNeverFits, kOutOfMemory) is passed on. While a step that begin() opened is open,
-// calls that change rows are kInvalidArgument.
+// Every failing call leaves the batch as if it had not been made, but that one which is refused for
+// want of room or memory has ended the forward pass of update() before it, as one that succeeds
+// does: what layers drop at its end is dropped. A row or layer that does not exist is kOutOfRange,
+// wrong shapes and types are kInvalidArgument, and what the cache reports (kRetryLater, kNeverFits,
+// kOutOfMemory) is passed on. While a step that begin() opened is open, calls that change rows are
+// kInvalidArgument.
 //
 // Batches may share a cache, and forks share pages. REQUIRES: rows are changed through their batch
 // alone, and the cache is not moved from while a batch has rows.
@@ -70,7 +72,13 @@ class KVC_API PagedBatch final {
   // layer that it did not write is left out: it holds what it held (seq_length), and is written
   // again once the batch is back there (truncate, rewind). So a forward pass that died is taken
   // back by rewind(T), or by rollback() before the next.
-  // Errors: kInvalidArgument for a layer that is left out, and for another T than the forward's.
+  // Where layers drop rows, rollback() takes back one that wrote all layers too: it is open still.
+  //
+  // Where layers drop rows (Life), rows go when the forward pass ends, and the last layer's queries
+  // are yet to see them: its step stays open until the next call that changes the batch.
+  // rewind and truncate before that need no rewind_tokens for what they take of its tokens. So it
+  // is where CacheConfig::residual_tokens leaves rows plain until the step ends. Errors:
+  // kInvalidArgument for a layer that is left out, and for another T than the forward's.
   Status update(std::int64_t layer, const TensorView& key, const TensorView& value,
                 const ExecContext& context = {});
 
@@ -81,9 +89,10 @@ class KVC_API PagedBatch final {
   // has not written, or that is left out.
   Result<OwnedKvView> view(std::int64_t layer) const;
 
-  // Copies the rows of view(layer) to dense tensors of the caller, key [B, H, S, Dk] and value
-  // [B, H, S, Dv], converting to their dtypes. Errors: kInvalidArgument for rows of different
-  // lengths, and those of view.
+  // Copies the rows of view(layer) that are held to dense tensors of the caller, the sinks first,
+  // key [B, H, S, Dk] and value [B, H, S, Dv], converting to their dtypes. S is rows_held, the
+  // length where nothing was dropped. Errors: kInvalidArgument where rows differ in S, and those of
+  // view.
   Status gather(std::int64_t layer, const MutableTensorView& key, const MutableTensorView& value,
                 const ExecContext& context = {}) const;
 
@@ -91,6 +100,11 @@ class KVC_API PagedBatch final {
   // what update() has written to this layer since.
   Result<std::int64_t> seq_length(std::int64_t row, std::int64_t layer = 0) const;
   Result<std::int64_t> next_position(std::int64_t row, std::int64_t layer = 0) const;
+
+  // The position of the oldest token that the layer holds of a row beside the sinks, and how many
+  // view(layer) shows. Errors: those of view.
+  Result<std::int64_t> first_position(std::int64_t row, std::int64_t layer = 0) const;
+  Result<std::int64_t> rows_held(std::int64_t row, std::int64_t layer = 0) const;
 
   std::int64_t num_rows() const noexcept;
   bool step_open() const noexcept;
@@ -125,7 +139,8 @@ class KVC_API PagedBatch final {
   Result<PagedBatch> fork();
 
   // Drops the newest n tokens of every row, or counts[b] of row b (kOutOfRange beyond its length) /
-  // keeps the first n of every row (shorter rows are left alone).
+  // keeps the first n of every row (shorter rows are left alone). Errors: those of
+  // PagedCache::truncate; no row has changed then.
   Status rewind(std::int64_t n);
   Status rewind(std::span<const std::int64_t> counts);
   Status truncate(std::int64_t n);

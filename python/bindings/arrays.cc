@@ -97,6 +97,12 @@ void expect_rank(const char* name, const std::int64_t* shape, int rank) {
                               ", expected at most " + std::to_string(kMaxRank) + " axes");
 }
 
+// For memory of a device that kvcache knows and has no backend for.
+[[noreturn]] void raise_unavailable(const char* name, const std::string& device) {
+  raise(Status(StatusCode::kUnavailable,
+               std::string(name) + ": found " + device + ", expected a tensor of the CPU"));
+}
+
 // For a torch tensor that has no memory to read: of another device, sparse, ...
 [[noreturn]] void raise_no_memory(const char* name, nb::handle tensor) {
   const std::string device = text_of(nb::object(tensor.attr("device")));
@@ -104,6 +110,26 @@ void expect_rank(const char* name, const std::int64_t* shape, int rank) {
   raise(device == "cpu" ? PyExc_ValueError : PyExc_NotImplementedError,
         std::string(name) + ": found a tensor on " + device + " of layout " + layout +
             ", expected one on cpu of layout torch.strided");
+}
+
+// Memory, extents and strides. REQUIRES: at most kMaxRank axes.
+TensorView view_of(const DlTensor& tensor) {
+  TensorView view;
+  view.data = static_cast<const std::byte*>(tensor.data) + tensor.byte_offset;
+  view.rank = tensor.rank;
+  std::int64_t dense = 1;
+  for (int axis = tensor.rank - 1; axis >= 0; --axis) {
+    view.shape[axis] = tensor.shape[axis];
+    const bool given = tensor.strides != nullptr && tensor.shape[axis] > 1;
+    view.strides[axis] = given ? tensor.strides[axis] : dense;
+    dense *= std::max<std::int64_t>(view.shape[axis], 1);
+  }
+  return view;
+}
+
+bool is_aligned(const TensorView& view, Element element) {
+  const auto address = reinterpret_cast<std::uintptr_t>(view.data);
+  return address % element_bytes(element) == 0 || view.num_elements() == 0;
 }
 
 bool is_numpy(nb::handle object) { return is_instance(object, numpy().array_type); }
@@ -211,8 +237,7 @@ void Array::read_buffer(const char* name, nb::handle object) {
 }
 
 void Array::expect_aligned(const char* name) const {
-  const auto address = reinterpret_cast<std::uintptr_t>(raw_.data);
-  if (address % element_bytes(element_) == 0 || raw_.num_elements() == 0) return;
+  if (is_aligned(raw_, element_)) return;
   raise(PyExc_ValueError, std::string(name) +
                               ": found elements off their natural alignment, expected aligned "
                               "ones");
@@ -244,6 +269,9 @@ void Array::read_dlpack(const char* name, nb::handle object) {
 }
 
 void Array::set(const char* name, const DlTensor& tensor) {
+  if (tensor.device.type == kDlCuda) {
+    raise_unavailable(name, "cuda:" + std::to_string(tensor.device.index));
+  }
   if (tensor.device.type != kDlCpu) {
     if (framework_ == Framework::kTorch) raise_no_memory(name, object_);
     raise(PyExc_NotImplementedError, std::string(name) + ": found a tensor on device " +
@@ -256,17 +284,29 @@ void Array::set(const char* name, const DlTensor& tensor) {
     type_name_ = "DLPack type " + std::to_string(tensor.type.code) + " of " +
                  std::to_string(tensor.type.bits) + " bits";
   }
-  raw_.data = static_cast<const std::byte*>(tensor.data) + tensor.byte_offset;
-  raw_.rank = tensor.rank;
-  std::int64_t dense = 1;
-  for (int axis = tensor.rank - 1; axis >= 0; --axis) {
-    raw_.shape[axis] = tensor.shape[axis];
-    const bool given = tensor.strides != nullptr && tensor.shape[axis] > 1;
-    raw_.strides[axis] = given ? tensor.strides[axis] : dense;
-    dense *= std::max<std::int64_t>(raw_.shape[axis], 1);
-  }
+  raw_ = view_of(tensor);
   expect_aligned(name);
   if (is_core(element_)) raw_.dtype = static_cast<DType>(element_);
+}
+
+std::optional<TensorView> plain_tensor(nb::handle object) {
+  const Torch* library = torch();
+  if (library == nullptr || !object.type().is(library->tensor_type)) return std::nullopt;
+  const nb::object followed = object.attr(library->requires_grad);
+  if (followed.ptr() != Py_False) return std::nullopt;
+  DlTensor tensor;
+  if (library->exchange->tensor_from_object(object.ptr(), &tensor) != 0) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  const Element element = element_of(tensor.type);
+  if (tensor.device.type != kDlCpu || tensor.rank > kMaxRank || !is_core(element)) {
+    return std::nullopt;
+  }
+  TensorView view = view_of(tensor);
+  view.dtype = static_cast<DType>(element);
+  if (!is_aligned(view, element)) return std::nullopt;
+  return view;
 }
 
 void Array::keep_memory() {

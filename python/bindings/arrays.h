@@ -36,7 +36,7 @@ class Array {
 
   // Reads `object`, any element type. Errors: TypeError for what is no array, ValueError for more
   // than four axes, another byte order, elements off their natural alignment, tensors that require
-  // a gradient; NotImplementedError for another device.
+  // a gradient; OSError for memory of CUDA, NotImplementedError for that of another device.
   Array(const char* name, nanobind::handle object);
 
   // A tensor of numbers: ValueError for elements that are not float32, float16 or bfloat16.
@@ -77,6 +77,11 @@ class Array {
   nanobind::object capsule_;  // of DLPack
   std::unique_ptr<Py_buffer, Release> buffer_;
 };
+
+// A torch.Tensor that can be read as it is: elements of a type of the core in strided memory of the
+// CPU, no type derived from Tensor, nothing that autograd follows. None for all others, and no
+// error: `Array` knows what they are. Borrowed from `object`.
+std::optional<TensorView> plain_tensor(nanobind::handle object);
 
 // Numbers of a 0-, 1- or 2-axis index array: a Python int, lists of them, or an int32 / int64
 // array.

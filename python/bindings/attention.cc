@@ -53,12 +53,13 @@ std::vector<std::int32_t> query_rows(nb::handle given, const Array& q, const PyK
 
 void set_rules(AttentionOptions* core, std::optional<float> scale, std::optional<float> softcap,
                bool causal, std::optional<std::int32_t> window, std::int32_t sink_tokens,
-               bool partial, bool reproducible) {
+               std::int32_t chunk, bool partial, bool reproducible) {
   core->scale = scale;
   core->softcap = softcap.value_or(0.0f);
   core->causal = causal;
   core->window = window.value_or(0);
   core->sink_tokens = sink_tokens;
+  core->chunk = chunk;
   core->partial = partial;
   core->reproducible = reproducible;
 }
@@ -66,8 +67,8 @@ void set_rules(AttentionOptions* core, std::optional<float> scale, std::optional
 Attended attend(FirstArray q, GivenKv kv, GivenIds qo_indptr, std::int64_t layer,
                 GivenLayout layout, GivenArray out, GivenLse lse, std::optional<float> scale,
                 std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenMask mask,
-                GivenNumbers sinks, bool partial, bool reproducible,
+                std::int32_t sink_tokens, std::int32_t chunk, GivenNumbers alibi_slopes,
+                GivenMask mask, GivenNumbers sinks, bool partial, bool reproducible,
                 const std::optional<std::string>& backend, GivenExecutor executor) {
   const Array query("q", q);
   expect_query(query);
@@ -75,7 +76,8 @@ Attended attend(FirstArray q, GivenKv kv, GivenIds qo_indptr, std::int64_t layer
   const KvView& view = rows.get().view;
   const std::vector<std::int32_t> indptr = query_rows(qo_indptr, query, rows.get());
   Options options;
-  set_rules(&options.core, scale, softcap, causal, window, sink_tokens, partial, reproducible);
+  set_rules(&options.core, scale, softcap, causal, window, sink_tokens, chunk, partial,
+            reproducible);
   options.set_alibi_slopes(alibi_slopes, query.raw().shape[1]);
   options.set_sinks(sinks, query.raw().shape[1]);
   options.set_mask(mask);
@@ -112,14 +114,15 @@ struct PyPlan {
 void plan_again(PyPlan& self, GivenKv kv, GivenIds qo_indptr, std::int64_t num_heads,
                 std::int64_t layer, GivenLayout layout, std::optional<float> scale,
                 std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenMask mask,
-                GivenNumbers sinks, bool partial, bool reproducible,
+                std::int32_t sink_tokens, std::int32_t chunk, GivenNumbers alibi_slopes,
+                GivenMask mask, GivenNumbers sinks, bool partial, bool reproducible,
                 const std::optional<std::string>& backend, GivenExecutor executor) {
   const KvArgument rows(kv, layer, layout_from(layout));
   std::vector<std::int32_t> indptr = rows.get().qo_indptr;
   if (!qo_indptr.is_none()) indptr = int32_values("qo_indptr", qo_indptr);
   Options options;
-  set_rules(&options.core, scale, softcap, causal, window, sink_tokens, partial, reproducible);
+  set_rules(&options.core, scale, softcap, causal, window, sink_tokens, chunk, partial,
+            reproducible);
   options.set_alibi_slopes(alibi_slopes, num_heads);
   options.set_sinks(sinks, num_heads);
   options.set_mask(mask);
@@ -243,6 +246,8 @@ constexpr const char* kOptionsDoc =
     "scale: default 1 / sqrt(k_head_dim). softcap: c * tanh(s / c), 0 for none. causal: query i "
     "of L over S keys\nsees key j if j <= i + (S - L). window: keys less than window positions "
     "back, the query's own included,\nand the first sink_tokens positions; 0 or None for none. "
+    "chunk: keys of the query's own chunk of that many\npositions, counted from the first visible "
+    "one; 0 for none, goes with neither of these. "
     "alibi_slopes [num_heads]. mask: float32 [B or 1,\nnum_heads or 1, L, S] (or [L, S]) added to "
     "the scores, -inf unseen; booleans say True for seen; other\nfloating types are converted; the "
     "word \"causal\" is the rule of causal=True. "
@@ -336,7 +341,7 @@ void bind_attention(nb::module_& module) {
   module.def("attend", &attend, "q"_a.none(), "kv"_a.none(), "qo_indptr"_a = nb::none(),
              nb::kw_only(), "layer"_a = 0, "layout"_a = "hnd", "out"_a = nb::none(),
              "lse"_a = false, "scale"_a = nb::none(), "softcap"_a = 0.0f, "causal"_a = true,
-             "window"_a = 0, "sink_tokens"_a = 0, "alibi_slopes"_a = nb::none(),
+             "window"_a = 0, "sink_tokens"_a = 0, "chunk"_a = 0, "alibi_slopes"_a = nb::none(),
              "mask"_a = nb::none(), "sinks"_a = nb::none(), "partial"_a = false,
              "reproducible"_a = false, "backend"_a = nb::none(), "executor"_a = nb::none(),
              attend_doc.c_str());
@@ -355,9 +360,9 @@ void bind_attention(nb::module_& module) {
       .def("plan", &plan_again, "kv"_a.none(), "qo_indptr"_a = nb::none(), nb::kw_only(),
            "num_heads"_a, "layer"_a = 0, "layout"_a = "hnd", "scale"_a = nb::none(),
            "softcap"_a = 0.0f, "causal"_a = true, "window"_a = 0, "sink_tokens"_a = 0,
-           "alibi_slopes"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
-           "partial"_a = false, "reproducible"_a = false, "backend"_a = nb::none(),
-           "executor"_a = nb::none(), plan_doc.c_str())
+           "chunk"_a = 0, "alibi_slopes"_a = nb::none(), "mask"_a = nb::none(),
+           "sinks"_a = nb::none(), "partial"_a = false, "reproducible"_a = false,
+           "backend"_a = nb::none(), "executor"_a = nb::none(), plan_doc.c_str())
       .def("run", &run, "q"_a.none(), "kv"_a.none(), nb::kw_only(), "layer"_a = 0,
            "layout"_a = "hnd", "out"_a = nb::none(), "lse"_a = false, "mask"_a = nb::none(),
            "executor"_a = nb::none(),

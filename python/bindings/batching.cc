@@ -119,9 +119,9 @@ BatchFetched update_and_fetch(PyBatching& self, FirstArray key, GivenArray value
 LikeFirst attend(PyBatching& self, FirstArray q, GivenArray key, GivenArray value,
                  std::int64_t layer, GivenArray out, std::optional<float> scale,
                  std::optional<float> softcap, bool causal, std::optional<std::int32_t> window,
-                 std::int32_t sink_tokens, GivenNumbers alibi_slopes, GivenMask mask,
-                 GivenNumbers sinks, bool reproducible, const std::optional<std::string>& backend,
-                 GivenExecutor executor) {
+                 std::int32_t sink_tokens, std::int32_t chunk, GivenNumbers alibi_slopes,
+                 GivenMask mask, GivenNumbers sinks, bool reproducible,
+                 const std::optional<std::string>& backend, GivenExecutor executor) {
   const Array query("q", q);
   const NewRows rows(key, value);
   const TensorView& view = query.view("q");
@@ -135,6 +135,7 @@ LikeFirst attend(PyBatching& self, FirstArray q, GivenArray key, GivenArray valu
   options.core.causal = causal;
   options.core.window = window.value_or(0);
   options.core.sink_tokens = sink_tokens;
+  options.core.chunk = chunk;
   options.core.reproducible = reproducible;
   const std::int64_t num_heads = view.shape[self.layout == Layout::kHND ? 1 : 2];
   options.set_alibi_slopes(alibi_slopes, num_heads);
@@ -208,9 +209,9 @@ void bind_changes(nb::class_<PyBatching>& batching) {
            "mask; IndexError past a bound.")
       .def("attend", &attend, "q"_a.none(), "key"_a.none(), "value"_a.none(), "layer"_a = 0,
            nb::kw_only(), "out"_a = nb::none(), "scale"_a = nb::none(), "softcap"_a = 0.0f,
-           "causal"_a = true, "window"_a = 0, "sink_tokens"_a = 0, "alibi_slopes"_a = nb::none(),
-           "mask"_a = nb::none(), "sinks"_a = nb::none(), "reproducible"_a = false,
-           "backend"_a = nb::none(), "executor"_a = nb::none(),
+           "causal"_a = true, "window"_a = 0, "sink_tokens"_a = 0, "chunk"_a = 0,
+           "alibi_slopes"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
+           "reproducible"_a = false, "backend"_a = nb::none(), "executor"_a = nb::none(),
            "Appends likewise, then attends in place over the slots: no padding, no dense copy. q "
            "and out [slots,\nnum_heads, L, D]; idle rows give 0. Options and errors: those of "
            "kvcache.attend and update_and_fetch.")

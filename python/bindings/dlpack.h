@@ -12,6 +12,7 @@ struct DlDevice {
   std::int32_t index;
 };
 inline constexpr std::int32_t kDlCpu = 1;
+inline constexpr std::int32_t kDlCuda = 2;
 
 struct DlType {
   std::uint8_t code;

@@ -1,9 +1,12 @@
 #include "python/bindings/hf.h"
 
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,7 +14,9 @@
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/hf_attend.h"
+#include "python/bindings/hf_interface.h"
 #include "python/bindings/hf_paged.h"
+#include "python/bindings/memory.h"
 #include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
 
@@ -27,43 +32,68 @@ using PyMoment = nb::typed<nb::tuple, std::int64_t, std::int64_t>;
 
 PyMoment as_tuple(const Moment& moment) { return nb::make_tuple(moment.length, moment.epoch); }
 
-PyMoment append(PagedLayer& self, GivenArray key, GivenArray value) {
-  const Array k("key", without_gradient("key_states", key));
-  const Array v("value", without_gradient("value_states", value));
-  const TensorView& key_rows = k.view("key");
-  const TensorView& value_rows = v.view("value");
+Moment append(PagedLayer& self, const GivenRows& key, const GivenRows& value) {
   const Turn turn(self.turn());
   Status status;
   {
-    const Unlocked unlocked(key_rows.num_elements() + value_rows.num_elements());
-    status = self.append(key_rows, value_rows);
+    const Unlocked unlocked(key.view().num_elements() + value.view().num_elements());
+    status = self.append(key.view(), value.view());
   }
   check(status);
-  return as_tuple(self.now());
+  return self.now();
 }
 
-TensorOrNone attend(PagedLayer& self, GivenTensor query, std::int64_t length, std::int64_t epoch,
-                    float scale, bool causal, float softcap, std::int32_t window,
-                    GivenArray first_visible, GivenArray mask, GivenArray sinks) {
-  HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
-  const Turn turn(self.turn());
-  if (self.now() != Moment{length, epoch}) return nb::none();
-  nb::object out = call.new_out(self.spec().value().dim);
-  Status status;
-  {
-    const Unlocked unlocked(times(self.elements(), call.query.shape[2]));
-    status = self.attend(call);
+// Whether the attention of that config is ours. None has none.
+bool attends_in_place(nb::handle config) {
+  static const nb::handle name =
+      nb::steal(PyUnicode_InternFromString("_attn_implementation_internal")).release();
+  if (config.is_none()) return false;
+  // Not by the config's own __getattribute__, which is Python: a third of all its calls here.
+  const nb::object chosen = nb::steal(PyObject_GenericGetAttr(config.ptr(), name.ptr()));
+  if (!chosen.is_valid()) throw nb::python_error();
+  return PyUnicode_Check(chosen.ptr()) &&
+         PyUnicode_CompareWithASCIIString(chosen.ptr(), "kvcache") == 0;
+}
+
+// The last of `ahead` if it stands for these rows at that moment; it then leaves the list.
+nb::object take_ahead(nb::list ahead, nb::handle rows, const Moment& now) {
+  const Py_ssize_t last = PyList_GET_SIZE(ahead.ptr()) - 1;
+  if (last < 0) return {};
+  nb::object pair = nb::borrow(PyList_GET_ITEM(ahead.ptr(), last));
+  Handed handed;
+  if (!PyTuple_CheckExact(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2 ||
+      !read_handed(PyTuple_GET_ITEM(pair.ptr(), 0), &handed) || !handed.rows.is(rows) ||
+      handed.moment != now) {
+    return {};
   }
-  check(status);
-  return out;
+  if (PyList_SetSlice(ahead.ptr(), last, last + 1, nullptr) != 0) throw nb::python_error();
+  return pair;
 }
 
-AnyPair gather(PagedLayer& self, std::int64_t epoch) {
+using TensorPair = nb::typed<nb::tuple, LikeTensor, LikeTensor>;
+
+TensorPair update(nb::pointer_and_handle<PagedLayer> self, GivenTensor key, GivenTensor value,
+                  nb::typed<nb::list, TensorPair> ahead, nb::handle config, nb::callable hand_out) {
+  const Moment now = append(*self.p, GivenRows("key", "key_states", key),
+                            GivenRows("value", "value_states", value));
+  if (attends_in_place(config)) {
+    nb::object pair = take_ahead(ahead, self.h, now);
+    if (pair.is_valid()) return nb::borrow<TensorPair>(pair);
+  }
+  return nb::borrow<TensorPair>(hand_out(key, value, now.length, now.epoch));
+}
+
+AnyPair gather(PagedLayer& self, std::int64_t epoch, std::int64_t length) {
   const Turn turn(self.turn());
   if (epoch >= 0 && epoch != self.now().epoch) {
     raise(PyExc_RuntimeError,
           "rows of a paged layer: found rows that were cropped, reordered or reset since, expected "
           "to be read before that");
+  }
+  if (length >= 0 && self.lets_go() && length != self.length()) {
+    raise(PyExc_RuntimeError,
+          "rows of a paged layer: found rows of a window that has moved on since, expected to be "
+          "read before that");
   }
   const LayerSpec& spec = self.spec();
   MutableTensorView key_rows;
@@ -113,6 +143,7 @@ nb::typed<nb::dict, nb::str, nb::int_> stats(const PagedLayer& self) {
   counters["pages_held"] = counted.pages_held;
   counters["pages_copied"] = counted.pages_copied;
   counters["rows_copied"] = counted.rows_copied;
+  counters["rows_encoded"] = counted.rows_encoded;
   counters["sequences"] = counted.sequences;
   return counters;
 }
@@ -122,7 +153,10 @@ void bind_paged_layer(nb::module_& module) {
                          "A PagedCache of one layer whose sequences are the rows of a batch.")
       .def(
           "__init__",
-          [](PagedLayer* self, std::int64_t page_size, std::int64_t max_tokens, GivenDType dtype) {
+          [](PagedLayer* self, std::int64_t page_size, std::int64_t max_tokens, GivenDType dtype,
+             std::int64_t window, std::int64_t chunk, std::int64_t rewind_tokens,
+             const std::optional<std::string>& k_format, const std::optional<std::string>& v_format,
+             std::optional<bool> rotate, std::int64_t residual_tokens) {
             if (page_size < 1 || page_size > kMostTokens || max_tokens < 1) {
               raise(PyExc_ValueError, "page_size and max_tokens: found " +
                                           std::to_string(page_size) + " and " +
@@ -130,22 +164,52 @@ void bind_paged_layer(nb::module_& module) {
                                           ", expected at least 1, and pages of at most " +
                                           std::to_string(kMostTokens));
             }
-            new (self) PagedLayer({page_size, max_tokens, dtype_from(dtype)});
+            Life life;
+            life.window = window;
+            life.chunk = chunk;
+            new (self) PagedLayer({page_size, max_tokens, dtype_from(dtype), life, rewind_tokens,
+                                   format_from("k_format", k_format, DType::kF32, rotate),
+                                   format_from("v_format", v_format, DType::kF32, rotate),
+                                   residual_tokens});
           },
-          "page_size"_a, "max_tokens"_a, "dtype"_a = nb::none())
-      .def("append", &append, "key"_a, "value"_a,
-           "Appends key [B, H, T, Dk] and value [B, H, T, Dv]; the first rows fix all but T.\n"
-           "(S, epoch) comes back: epochs end when rows do more than to be appended to.\n\n"
-           "Errors: ValueError for other shapes; RetryLater and NeverFits past max_tokens, "
-           "MemoryError.")
-      .def("attend", &attend, "query"_a, "length"_a, "epoch"_a, "scale"_a, "causal"_a, "softcap"_a,
-           "window"_a, "first_visible"_a = nb::none(), "mask"_a = nb::none(),
-           "sinks"_a = nb::none(),
-           "Attention over all rows: see attend, without key and value. None where these are not "
-           "the first\n`length` rows of that epoch.")
-      .def("gather", &gather, "epoch"_a = -1,
-           "Copies of all rows: key [B, H, S, Dk] and value [B, H, S, Dv].\n\n"
-           "Errors: RuntimeError once that epoch has ended; -1: whichever it is.")
+          "page_size"_a, "max_tokens"_a, "dtype"_a = nb::none(), "window"_a = 0, "chunk"_a = 0,
+          "rewind_tokens"_a = 0, "k_format"_a = nb::none(), "v_format"_a = nb::none(),
+          "rotate"_a = nb::none(), "residual_tokens"_a = 0)
+      .def(
+          "append",
+          [](PagedLayer& self, GivenArray key, GivenArray value) {
+            return as_tuple(append(self, GivenRows("key", "key_states", key),
+                                   GivenRows("value", "value_states", value)));
+          },
+          "key"_a, "value"_a,
+          "Appends key [B, H, T, Dk] and value [B, H, T, Dv]; the first rows fix all but T.\n"
+          "(S, epoch) comes back: epochs end when rows do more than to be appended to.\n\n"
+          "Errors: ValueError for other shapes; RetryLater and NeverFits past max_tokens, "
+          "MemoryError.")
+      .def("update", &update, "key"_a, "value"_a, "ahead"_a, "config"_a.none(), "hand_out"_a,
+           "append(), and (keys, values) of all rows: the last pair of `ahead` where that stands "
+           "for "
+           "these\nrows as they are now and the attention of `config` is ours, else hand_out(key, "
+           "value, S, epoch).")
+      .def(
+          "attend",
+          [](PagedLayer& self, GivenTensor query, std::int64_t length, std::int64_t epoch,
+             float scale, bool causal, float softcap, std::int32_t window, std::int32_t chunk,
+             GivenArray first_visible, GivenArray mask, GivenArray sinks,
+             GivenArray lse) -> TensorOrNone {
+            return attend_at(self, {length, epoch},
+                             HfAttend(query, scale, causal, softcap, window, chunk, first_visible,
+                                      mask, sinks, lse));
+          },
+          "query"_a, "length"_a, "epoch"_a, "scale"_a, "causal"_a, "softcap"_a, "window"_a,
+          "chunk"_a, "first_visible"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
+          "lse"_a = nb::none(),
+          "Attention over all rows: see attend, without key and value. None where these are not "
+          "the first\n`length` rows of that epoch.")
+      .def("gather", &gather, "epoch"_a = -1, "length"_a = -1,
+           "Copies of all rows: key [B, H, S, Dk] and value [B, H, S, Dv]; zeros for what was let "
+           "go.\n\nErrors: RuntimeError once that epoch has ended, and once rows that are let go "
+           "have another length; -1:\nwhichever it is.")
       .def(
           "select",
           [](PagedLayer& self, GivenIds indices) {
@@ -162,13 +226,36 @@ void bind_paged_layer(nb::module_& module) {
             const Turn turn(self.turn());
             check(self.rewind(n));
           },
-          "n"_a, "Drops the newest n rows.\n\nErrors: IndexError for more than there are.")
+          "n"_a,
+          "Drops the newest n rows.\n\nErrors: IndexError for more than there are, and where "
+          "queries "
+          "would then see what is gone.")
+      .def(
+          "reaches",
+          [](PagedLayer& self, std::int64_t n) {
+            const Turn turn(self.turn());
+            return self.reaches(n).ok();
+          },
+          "n"_a, "Whether rewind(n) would find all that it needs.")
+      .def(
+          "record",
+          [](PagedLayer& self, bool on) {
+            const Turn turn(self.turn());
+            check(self.record(on));
+          },
+          "on"_a, "Whether no row is let go from here on; False: those that may go, go.")
       .def("reset", in_turn([](PagedLayer& self) { self.reset(); }),
            "Length 0; the next rows may have any shape.")
       .def("fork", in_turn([](PagedLayer& self) { return take(self.fork()); }),
            "A layer of the same rows, in the same pages until either side writes to them.")
       .def_prop_ro("batch", in_turn([](PagedLayer& self) { return self.batch(); }),
                    "B; 0 before the first rows.")
+      .def_prop_ro("records", in_turn([](PagedLayer& self) { return self.records(); }),
+                   "Whether no row is let go.")
+      .def_prop_ro("lets_go", in_turn([](PagedLayer& self) { return self.lets_go(); }),
+                   "Whether it lets rows go that no later query sees.")
+      .def_prop_ro("first", in_turn([](PagedLayer& self) { return self.first(); }),
+                   "The first position of which rows are there.")
       .def_prop_ro("length", in_turn([](PagedLayer& self) { return self.length(); }),
                    "S, in tokens.")
       .def_prop_ro("now", in_turn([](PagedLayer& self) { return as_tuple(self.now()); }),
@@ -187,6 +274,7 @@ void bind_paged_layer(nb::module_& module) {
 void bind_hf(nb::module_& module) {
   nb::module_ hf = module.def_submodule("hf", "What kvcache.hf needs of C++.");
   bind_paged_layer(hf);
+  bind_attention_interface(hf);
   hf.def(
       "without_gradient",
       [](const char* name, GivenTensor tensor) -> LikeTensor {
@@ -196,13 +284,16 @@ void bind_hf(nb::module_& module) {
       "The tensor, without what autograd knows of it.\n\n"
       "Errors: TypeError for what is no torch.Tensor, NotImplementedError for one that autograd "
       "would follow.");
-  hf.def(
-      "attend", &hf_attend, "query"_a, "key"_a, "value"_a, "scale"_a, "causal"_a, "softcap"_a,
-      "window"_a, "first_visible"_a = nb::none(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
-      "Attention of query [B, num_heads, L, Dk] over key [B, H, S, Dk] and value [B, H, S, Dv]: "
-      "a new tensor\n[B, L, num_heads, Dv]. first_visible: int32 [B], rows before it do not exist; "
-      "mask: float32\n[B or 1, num_heads or 1, L, S], added; sinks: float32 [num_heads].\n\n"
-      "Errors: ValueError for shapes and types.");
+  hf.def("attend", &hf_attend, "query"_a, "key"_a, "value"_a, "scale"_a, "causal"_a, "softcap"_a,
+         "window"_a, "chunk"_a, "first_visible"_a = nb::none(), "mask"_a = nb::none(),
+         "sinks"_a = nb::none(), "lse"_a = nb::none(),
+         "Attention of query [B, num_heads, L, Dk] over key [B, H, S, Dk] and value [B, H, S, Dv]: "
+         "a new tensor\n[B, L, num_heads, Dv]. window, chunk: tokens, 0 for none, not both; "
+         "first_visible: int32 [B], rows before it do not exist; "
+         "mask: float32\n[B or 1, num_heads or 1, L, S], added; sinks: float32 [num_heads]; lse: "
+         "float32\n"
+         "[B, num_heads, L], which is written.\n\n"
+         "Errors: ValueError for shapes and types.");
 }
 
 }  // namespace kvcache::python

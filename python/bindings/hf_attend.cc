@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -74,23 +75,49 @@ nb::object without_gradient(const char* name, nb::handle tensor) {
   return tensor.attr("detach")();
 }
 
-HfAttend::HfAttend(nb::handle query_in, float scale, bool causal, float softcap,
-                   std::int32_t window, nb::handle first_visible, nb::handle mask, nb::handle sinks)
-    : query_array_("query", without_gradient("query", query_in)) {
-  query = query_array_.view("query");
+GivenRows::GivenRows(const char* name, const char* caller, nb::handle tensor) {
+  const std::optional<TensorView> plain = plain_tensor(tensor);
+  if (plain.has_value() && is_floating(plain->dtype)) {
+    view_ = *plain;
+    return;
+  }
+  array_ = std::make_unique<Array>(name, without_gradient(caller, tensor));
+  view_ = array_->view(name);
+}
+
+HfAttend::HfAttend(GivenRows given, const AttentionOptions& chosen,
+                   const std::int32_t* first_visible)
+    : query(given.view()), options(chosen), rows_(std::move(given)), first_visible_(first_visible) {
   if (query.rank != 4) {
     check(wrong_tensor("query", query, "[batch, num_heads, length, head_dim]"));
   }
+}
+
+HfAttend::HfAttend(nb::handle query_in, float scale, bool causal, float softcap,
+                   std::int32_t window, std::int32_t chunk, nb::handle first_visible,
+                   nb::handle mask, nb::handle sinks, nb::handle lse)
+    : HfAttend(GivenRows("query", "query", query_in), {}, nullptr) {
   options.scale = scale;
   options.causal = causal;
   options.softcap = softcap;
   options.window = window;
-  first_visible_ = list_of("first_visible", first_visible, Element::kI32, query.shape[0]);
-  sinks_ = list_of("sinks", sinks, Element::kF32, query.shape[1]);
-  if (sinks_.defined()) options.sinks = static_cast<const float*>(sinks_.raw().data);
+  options.chunk = chunk;
+  arrays_ = std::make_unique<Arrays>();
+  arrays_->first_visible = list_of("first_visible", first_visible, Element::kI32, query.shape[0]);
+  if (arrays_->first_visible.defined()) {
+    first_visible_ = static_cast<const std::int32_t*>(arrays_->first_visible.raw().data);
+  }
+  arrays_->sinks = list_of("sinks", sinks, Element::kF32, query.shape[1]);
+  if (arrays_->sinks.defined()) {
+    options.sinks = static_cast<const float*>(arrays_->sinks.raw().data);
+  }
   if (!mask.is_none()) {
-    mask_ = Array("mask", mask);
-    options.mask = mask_.view("mask");
+    arrays_->mask = Array("mask", mask);
+    options.mask = arrays_->mask.view("mask");
+  }
+  if (!lse.is_none()) {
+    arrays_->lse = Array("lse", lse);
+    lse_ = arrays_->lse.writable("lse");
   }
 }
 
@@ -111,11 +138,37 @@ Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
   if (length * kv.num_seqs > std::numeric_limits<std::int32_t>::max()) {
     return wrong_tensor("query", query, "fewer than 2^31 queries");
   }
-  KvPart part = kv.parts[0];
+  // A second part is the plain tail of coded rows, whose own first rows may be hidden.
+  KvPart parts[2];
+  if (kv.num_parts > 2) return Status(StatusCode::kUnsupported, "kv.num_parts: found more than 2");
+  std::copy_n(kv.parts, kv.num_parts, parts);
   KvView view = kv;
-  view.parts = &part;
-  if (first_visible_.defined()) {
-    part.first_visible = static_cast<const std::int32_t*>(first_visible_.raw().data);
+  view.parts = parts;
+  thread_local std::vector<std::int32_t> first_visible, for_codes;
+  if (first_visible_ != nullptr) {
+    const std::int32_t* const first = first_visible_;
+    parts[0].first_visible = first;
+    if (kv.num_parts == 2) {
+      first_visible.assign(first, first + kv.num_seqs);
+      for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
+        std::int32_t& hidden = first_visible[static_cast<std::size_t>(seq)];
+        hidden = std::max({hidden - parts[1].first_position[seq], parts[1].first_visible[seq], 0});
+        hidden = std::min(hidden, parts[1].lengths[seq]);
+      }
+      for_codes.assign(first, first + kv.num_seqs);
+      for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
+        for_codes[static_cast<std::size_t>(seq)] = std::min(first[seq], parts[0].lengths[seq]);
+      }
+      parts[0].first_visible = for_codes.data();
+      parts[1].first_visible = first_visible.data();
+    }
+  }
+  if (options.mask.defined() && kv.num_parts == 2) {
+    // Masks count rows of the tail that do not exist: there are some behind a return to coded rows.
+    for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
+      if (kv.parts[1].first_visible[seq] == 0) continue;
+      return Status(StatusCode::kUnsupported, "mask: found rows that were cropped to coded ones");
+    }
   }
   thread_local std::vector<std::int32_t> qo_indptr;
   thread_local AttentionPlan kept;
@@ -127,14 +180,17 @@ Status HfAttend::run(const KvView& kv, std::int64_t elements) const {
   }
   ExecContext context;
   context.executor = times(elements, length) < kShared ? &serial_executor() : &torch_threads();
-  KVC_RETURN_IF_ERROR(plan.plan(view, qo_indptr, query.shape[1], options, context));
-  return plan.run(query, view, out_, {}, options, context);
+  // The layers of a forward pass that are alike take the plan of the first.
+  if (!plan.fits(view, qo_indptr, query.shape[1], options, context)) {
+    KVC_RETURN_IF_ERROR(plan.plan(view, qo_indptr, query.shape[1], options, context));
+  }
+  return plan.run(query, view, out_, lse_, options, context);
 }
 
 LikeTensor hf_attend(GivenTensor query, GivenArray key, GivenArray value, float scale, bool causal,
-                     float softcap, std::int32_t window, GivenArray first_visible, GivenArray mask,
-                     GivenArray sinks) {
-  HfAttend call(query, scale, causal, softcap, window, first_visible, mask, sinks);
+                     float softcap, std::int32_t window, std::int32_t chunk,
+                     GivenArray first_visible, GivenArray mask, GivenArray sinks, GivenArray lse) {
+  HfAttend call(query, scale, causal, softcap, window, chunk, first_visible, mask, sinks, lse);
   const PyKvView rows = view_of_arrays(key, value, Layout::kHND);
   nb::object out = call.new_out(rows.view.get().v_head_dim);
   const std::int64_t elements = rows.elements();

@@ -1,6 +1,7 @@
 #include "python/bindings/hf_paged.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -46,17 +47,69 @@ TensorView rows_of_sequence(const TensorView& rows, std::int64_t seq) {
   return one;
 }
 
-// Room for the new tokens of all sequences, or nothing; written and committed as one.
-Status append_packed(PagedCache& cache, std::span<const SequenceId> seqs, const TensorView& key,
-                     const TensorView& value) {
+// The rows of one sequence, [heads, tokens, dim].
+MutableTensorView row_of(const MutableTensorView& rows, std::int64_t seq) {
+  MutableTensorView one;
+  one.data = static_cast<char*>(rows.data) + seq * rows.strides[0] * size_of(rows.dtype);
+  one.dtype = rows.dtype;
+  one.rank = 3;
+  std::copy(rows.shape + 1, rows.shape + 4, one.shape);
+  std::copy(rows.strides + 1, rows.strides + 4, one.strides);
+  return one;
+}
+
+// Of rows [heads, tokens, dim] those from `first` on; those before become zeros. REQUIRES: rows as
+// new tensors have them.
+MutableTensorView held_of(MutableTensorView rows, std::int64_t first) {
+  const std::int64_t element = size_of(rows.dtype);
+  auto* const data = static_cast<char*>(rows.data);
+  const auto gone = static_cast<std::size_t>(first * rows.shape[2] * element);
+  for (std::int64_t head = 0; head < rows.shape[0]; ++head) {
+    std::memset(data + head * rows.strides[0] * element, 0, gone);
+  }
+  rows.data = data + first * rows.strides[1] * element;
+  rows.shape[1] -= first;
+  return rows;
+}
+
+// Room for the new tokens of all sequences, or nothing; written as one.
+Result<PagedCache::Step> write_packed(PagedCache& cache, std::span<const SequenceId> seqs,
+                                      const TensorView& key, const TensorView& value) {
   const std::int64_t tokens = key.shape[0] / static_cast<std::int64_t>(seqs.size());
   std::vector<Append> appends;
   appends.reserve(seqs.size());
   for (const SequenceId seq : seqs) appends.push_back({seq, tokens, {}, {}});
   KVC_ASSIGN_OR_RETURN(PagedCache::Step step, cache.reserve(appends));
   KVC_RETURN_IF_ERROR(cache.write(step, 0, key, value));
-  return cache.commit(step);
+  return step;
 }
+
+// Rows that pack() cannot see as packed, in memory of their own.
+struct PackedCopy {
+  std::vector<std::byte> bytes;
+  TensorView view;
+
+  explicit PackedCopy(const TensorView& rows) {
+    const std::int64_t element = size_of(rows.dtype);
+    const std::int64_t* const shape = rows.shape;
+    bytes.resize(static_cast<std::size_t>(rows.num_elements() * element));
+    std::byte* to = bytes.data();
+    for (std::int64_t b = 0; b < shape[0]; ++b) {
+      for (std::int64_t t = 0; t < shape[2]; ++t) {
+        for (std::int64_t h = 0; h < shape[1]; ++h) {
+          const auto* from =
+              static_cast<const std::byte*>(rows.data) +
+              (b * rows.strides[0] + h * rows.strides[1] + t * rows.strides[2]) * element;
+          for (std::int64_t d = 0; d < shape[3]; ++d, to += element) {
+            std::memcpy(to, from + d * rows.strides[3] * element,
+                        static_cast<std::size_t>(element));
+          }
+        }
+      }
+    }
+    view = TensorView(bytes.data(), rows.dtype, {shape[0] * shape[2], shape[1], shape[3]});
+  }
+};
 
 // The same for rows that cannot be seen as packed: a step a sequence, all reserved before the first
 // is written.
@@ -78,13 +131,22 @@ Status append_each(PagedCache& cache, std::span<const SequenceId> seqs, const Te
   return {};
 }
 
+// Appends to all sequences. `open`: where the step is left, which else is committed.
 Status append_rows(PagedCache& cache, std::span<const SequenceId> seqs, const TensorView& key,
-                   const TensorView& value) {
+                   const TensorView& value, std::optional<PagedCache::Step>* open) {
   TensorView packed_key;
   TensorView packed_value;
-  return pack(key, &packed_key) && pack(value, &packed_value)
-             ? append_packed(cache, seqs, packed_key, packed_value)
-             : append_each(cache, seqs, key, value);
+  const bool packed = pack(key, &packed_key) && pack(value, &packed_value);
+  if (open == nullptr && !packed) return append_each(cache, seqs, key, value);
+  std::optional<PackedCopy> key_copy, value_copy;
+  if (!packed) {
+    packed_key = key_copy.emplace(key).view;
+    packed_value = value_copy.emplace(value).view;
+  }
+  KVC_ASSIGN_OR_RETURN(PagedCache::Step step, write_packed(cache, seqs, packed_key, packed_value));
+  if (open == nullptr) return cache.commit(step);
+  open->emplace(std::move(step));
+  return {};
 }
 
 bool is_full(const Status& status) {
@@ -106,6 +168,16 @@ PagedLayer::~PagedLayer() { reset(); }
 
 std::int64_t PagedLayer::pages_for(std::int64_t batch, std::int64_t length) const noexcept {
   return times(batch, (length - 1) / options_.page_size + 1);
+}
+
+std::int64_t PagedLayer::pages_needed(std::int64_t batch, std::int64_t length,
+                                      std::int64_t tokens) const noexcept {
+  const std::int64_t all = pages_for(batch, length);
+  if (options_.keeps_all() || records_) return all;
+  const std::int64_t kept = options_.life.window + 2 * options_.life.chunk + options_.rewind_tokens;
+  const std::int64_t bounded = times(batch, (kept + tokens) / options_.page_size + 3 +
+                                                options_.life.sink_tokens / options_.page_size);
+  return std::min(all, bounded);
 }
 
 std::int64_t PagedLayer::most_pages() const noexcept {
@@ -135,7 +207,9 @@ Result<std::shared_ptr<PagedLayer::Pool>> PagedLayer::new_pool(const LayerSpec& 
   CacheConfig config;
   config.layers = {spec};
   config.page_size = options_.page_size;
-  config.num_pages = std::min(pages, most_pages());
+  config.num_pages = options_.is_coded() ? most_pages() : std::min(pages, most_pages());
+  config.rewind_tokens = options_.rewind_tokens;
+  config.residual_tokens = options_.residual_tokens;
   Result<PagedCache> cache = PagedCache::create(config);
   if (!cache.ok() && cache.status().code() == StatusCode::kOutOfMemory) {
     config.num_pages = std::min(fewest, most_pages());
@@ -146,13 +220,17 @@ Result<std::shared_ptr<PagedLayer::Pool>> PagedLayer::new_pool(const LayerSpec& 
 }
 
 Status PagedLayer::grow(std::int64_t tokens) {
-  const std::int64_t needed = pages_for(batch(), length() + tokens);
+  const std::int64_t needed = pages_needed(batch(), length() + tokens, tokens);
+  if (options_.is_coded()) {  // whose pool is smaller because there was no address space for more
+    return explained(Status(StatusCode::kOutOfMemory, ""), spec_, needed * options_.page_size);
+  }
   KVC_ASSIGN_OR_RETURN(std::shared_ptr<Pool> pool,
                        new_pool(spec_, std::max(kGrowth * pool_->pages, 2 * needed), needed));
   const std::shared_ptr<Pool> before = pool_;
   const std::lock_guard lock(before->mutex);
   KVC_ASSIGN_OR_RETURN(std::vector<SequenceId> moved,
-                       copy_sequences(before->cache, seqs_, &pool->cache));
+                       copy_sequences(before->cache, seqs_, options_.life, options_.rewind_tokens,
+                                      records_, &pool->cache));
   release(seqs_);
   seqs_ = std::move(moved);
   pool_ = std::move(pool);
@@ -185,9 +263,10 @@ Status PagedLayer::append(const TensorView& key, const TensorView& value) {
   }
 
   if (seqs_.empty()) return append_first(key, value);
-  const auto try_append = [&] {
+  const auto try_append = [&]() -> Status {
     const std::lock_guard lock(pool_->mutex);
-    return append_rows(pool_->cache, seqs_, key, value);
+    KVC_RETURN_IF_ERROR(settle());
+    return append_rows(pool_->cache, seqs_, key, value, options_.stays() ? nullptr : &step_);
   };
   Status status = try_append();
   if (is_full(status) && pool_->pages < most_pages()) {
@@ -197,13 +276,16 @@ Status PagedLayer::append(const TensorView& key, const TensorView& value) {
   if (is_full(status)) return too_many(status, options_.max_tokens);
   if (!status.ok()) return explained(status, spec_, times(batch(), length() + key.shape[2]));
   now_.length += key.shape[2];
+  step_tokens_ = key.shape[2];
   return {};
 }
 
 Status PagedLayer::append_first(const TensorView& key, const TensorView& value) {
-  const LayerSpec spec = LayerSpec::kv(key.shape[1], key.shape[3], value.shape[3],
-                                       plain(options_.dtype.value_or(key.dtype)),
-                                       plain(options_.dtype.value_or(value.dtype)));
+  RowFormat k = options_.k, v = options_.v;
+  k.dtype = options_.dtype.value_or(key.dtype);
+  v.dtype = options_.dtype.value_or(value.dtype);
+  const LayerSpec spec =
+      LayerSpec::kv(key.shape[1], key.shape[3], value.shape[3], k, v).living(options_.life);
   const std::int64_t needed = pages_for(key.shape[0], key.shape[2]);
   if (pool_ != nullptr && spec == spec_ && pool_->pages >= needed) {
     const Status status = append_first_to(pool_, spec, key, value);
@@ -227,8 +309,12 @@ Status PagedLayer::append_first_to(const std::shared_ptr<Pool>& pool, const Laye
     Result<SequenceId> seq = pool->cache.open();
     status = seq.status();
     if (seq.ok()) opened.push_back(*seq);
+    if (seq.ok() && records_) status = pool->cache.hold_rows(*seq, true);
   }
-  if (status.ok()) status = append_rows(pool->cache, opened, key, value);
+  std::optional<PagedCache::Step> step;
+  if (status.ok()) {
+    status = append_rows(pool->cache, opened, key, value, options_.stays() ? nullptr : &step);
+  }
   if (!status.ok()) {
     for (const SequenceId seq : opened) (void)pool->cache.release(seq);
     return status;
@@ -236,7 +322,8 @@ Status PagedLayer::append_first_to(const std::shared_ptr<Pool>& pool, const Laye
   seqs_ = std::move(opened);
   pool_ = pool;
   spec_ = spec;
-  now_.length = key.shape[2];
+  step_ = std::move(step);
+  now_.length = step_tokens_ = key.shape[2];
   return {};
 }
 
@@ -247,7 +334,7 @@ Status PagedLayer::attend(const HfAttend& call) {
   std::optional<OwnedKvView> view;
   {
     const std::lock_guard lock(pool_->mutex);
-    KVC_ASSIGN_OR_RETURN(OwnedKvView made, pool_->cache.view(0, seqs_));
+    KVC_ASSIGN_OR_RETURN(OwnedKvView made, this->view());
     view.emplace(std::move(made));
   }
   return call.run(view->get(), elements());
@@ -264,21 +351,57 @@ Status PagedLayer::gather(const MutableTensorView& key, const MutableTensorView&
   if (!fits(value, spec_.value().dim)) {
     return wrong_tensor("value", value, rows_of(batch(), spec_.key().heads, spec_.value().dim));
   }
-  const auto row = [](const MutableTensorView& rows, std::int64_t seq) {
-    MutableTensorView one;
-    one.data = static_cast<char*>(rows.data) + seq * rows.strides[0] * size_of(rows.dtype);
-    one.dtype = rows.dtype;
-    one.rank = 3;
-    std::copy(rows.shape + 1, rows.shape + 4, one.shape);
-    std::copy(rows.strides + 1, rows.strides + 4, one.strides);
-    return one;
-  };
   if (seqs_.empty()) return {};
   const std::lock_guard lock(pool_->mutex);
-  for (std::int64_t seq = 0; seq < batch(); ++seq) {
-    KVC_RETURN_IF_ERROR(pool_->cache.gather(0, seqs_[static_cast<std::size_t>(seq)], row(key, seq),
-                                            row(value, seq)));
+  if (options_.stays()) {
+    for (std::int64_t seq = 0; seq < batch(); ++seq) {
+      KVC_RETURN_IF_ERROR(pool_->cache.gather(0, seqs_[static_cast<std::size_t>(seq)],
+                                              row_of(key, seq), row_of(value, seq)));
+    }
+    return {};
   }
+  if (!options_.is_coded()) {
+    KVC_ASSIGN_OR_RETURN(const OwnedKvView view, this->view());
+    copy_dense(view, true, key);
+    copy_dense(view, false, value);
+    return {};
+  }
+  for (std::int64_t i = 0; i < batch(); ++i) {
+    const SequenceId seq = seqs_[static_cast<std::size_t>(i)];
+    KVC_ASSIGN_OR_RETURN(const std::int64_t first, pool_->cache.first_position(0, seq));
+    const MutableTensorView k = held_of(row_of(key, i), first);
+    const MutableTensorView v = held_of(row_of(value, i), first);
+    KVC_RETURN_IF_ERROR(step_.has_value() ? pool_->cache.gather(*step_, 0, i, k, v)
+                                          : pool_->cache.gather(0, seq, k, v));
+  }
+  return {};
+}
+
+Result<OwnedKvView> PagedLayer::view() const {
+  return step_.has_value() ? pool_->cache.view(*step_, 0) : pool_->cache.view(0, seqs_);
+}
+
+Status PagedLayer::settle(std::optional<std::int64_t> accepted) {
+  if (!step_.has_value()) return {};
+  std::vector<std::int64_t> counts;
+  if (accepted.has_value()) counts.assign(seqs_.size(), *accepted);
+  KVC_RETURN_IF_ERROR(pool_->cache.commit(*step_, counts));
+  step_.reset();
+  return {};
+}
+
+std::int64_t PagedLayer::first() const noexcept {
+  if (seqs_.empty()) return 0;
+  const std::lock_guard lock(pool_->mutex);
+  return pool_->cache.first_position(0, seqs_.front()).value();
+}
+
+Status PagedLayer::record(bool on) {
+  records_ = on;
+  if (seqs_.empty()) return {};
+  const std::lock_guard lock(pool_->mutex);
+  if (!on) KVC_RETURN_IF_ERROR(settle());
+  for (const SequenceId seq : seqs_) KVC_RETURN_IF_ERROR(pool_->cache.hold_rows(seq, on));
   return {};
 }
 
@@ -293,6 +416,7 @@ Status PagedLayer::select(std::span<const std::int64_t> indices) {
     }
   }
   const std::lock_guard lock(pool_->mutex);
+  KVC_RETURN_IF_ERROR(settle());
   if (indices.size() == seqs_.size()) {
     const TensorView beams(indices.data(), DType::kI64, {batch()});
     KVC_RETURN_IF_ERROR(pool_->cache.reorder(seqs_, beams));
@@ -315,14 +439,29 @@ Status PagedLayer::select(std::span<const std::int64_t> indices) {
   return {};
 }
 
-Status PagedLayer::rewind(std::int64_t n) {
+Status PagedLayer::reaches(std::int64_t n) const {
   if (n < 0 || n > length()) {
     return Status(StatusCode::kOutOfRange,
                   "n: found " + std::to_string(n) + ", expected 0 .. " + std::to_string(length()));
   }
+  const std::int64_t fresh = step_.has_value() ? step_tokens_ : 0;
+  if (seqs_.empty() || n <= fresh) return {};
+  const std::lock_guard lock(pool_->mutex);
+  for (const SequenceId seq : seqs_) {
+    KVC_RETURN_IF_ERROR(pool_->cache.reaches(seq, length() - n));
+  }
+  return {};
+}
+
+Status PagedLayer::rewind(std::int64_t n) {
+  KVC_RETURN_IF_ERROR(reaches(n));
   if (seqs_.empty() || n == 0) return {};
   const std::lock_guard lock(pool_->mutex);
-  for (const SequenceId seq : seqs_) KVC_RETURN_IF_ERROR(pool_->cache.rewind(seq, n));
+  const std::int64_t fresh = step_.has_value() ? step_tokens_ : 0;
+  KVC_RETURN_IF_ERROR(settle(std::max<std::int64_t>(0, fresh - n)));
+  for (const SequenceId seq : seqs_) {
+    KVC_RETURN_IF_ERROR(pool_->cache.truncate(seq, length() - n));
+  }
   now_ = {length() - n, now_.epoch + 1};
   return {};
 }
@@ -334,6 +473,7 @@ void PagedLayer::release(std::span<const SequenceId> seqs) noexcept {
 void PagedLayer::reset() noexcept {
   if (!seqs_.empty()) {
     const std::lock_guard lock(pool_->mutex);
+    step_.reset();
     release(seqs_);
   }
   seqs_.clear();
@@ -342,11 +482,13 @@ void PagedLayer::reset() noexcept {
 
 Result<std::unique_ptr<PagedLayer>> PagedLayer::fork() {
   auto child = std::make_unique<PagedLayer>(options_);
+  child->records_ = records_;
   if (seqs_.empty()) return child;
   child->pool_ = pool_;
   child->spec_ = spec_;
   child->seqs_.reserve(seqs_.size());
   const std::lock_guard lock(pool_->mutex);
+  KVC_RETURN_IF_ERROR(settle());
   for (const SequenceId seq : seqs_) {
     Result<SequenceId> forked = pool_->cache.fork(seq, length());
     if (!forked.ok()) {
@@ -369,7 +511,13 @@ PagedStats PagedLayer::stats() const {
 std::int64_t PagedLayer::nbytes() const {
   if (pool_ == nullptr) return 0;
   const std::lock_guard lock(pool_->mutex);
-  return pool_->cache.nbytes();
+  const std::int64_t fresh = step_.has_value() ? times(batch(), step_tokens_) : 0;
+  const BufferSpec& k = spec_.key();
+  const BufferSpec& v = spec_.value();
+  const std::int64_t plain_bytes =
+      k.heads * (k.dim * size_of(k.format.dtype) + v.dim * size_of(v.format.dtype));
+  const std::int64_t each = options_.residual_tokens > 0 ? plain_bytes : bytes_per_token(spec_);
+  return pool_->cache.nbytes() + times(fresh, each);
 }
 
 std::int64_t PagedLayer::reserved_bytes() const {

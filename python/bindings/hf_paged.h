@@ -24,6 +24,15 @@ struct PagedOptions {
   std::int64_t page_size = 64;        // tokens
   std::int64_t max_tokens = 1 << 20;  // over the whole batch
   std::optional<DType> dtype;         // default: that of the first update, K and V each its own
+  Life life;                          // what queries see, and so what rows are kept
+  std::int64_t rewind_tokens = 0;     // how far back beyond that
+  RowFormat k, v;                     // forms of coded rows; of plain ones kStrided
+  std::int64_t residual_tokens = 0;   // newest ones that stay plain where others are coded
+
+  bool is_coded() const noexcept { return k.is_coded() || v.is_coded(); }
+  bool keeps_all() const noexcept { return life.window == 0 && life.chunk == 0; }
+  // Whether the rows of a step are as it wrote them once it has ended.
+  bool stays() const noexcept { return keeps_all() && residual_tokens == 0; }
 };
 
 // Which rows a tensor that was handed out stands for: the first `length` of an epoch, which ends
@@ -36,7 +45,12 @@ struct Moment {
 };
 
 // Address space is reserved for what is likely. A layer that outgrows its pool copies its rows to
-// one of several times the size; its forks stay where they are.
+// one of several times the size; its forks stay where they are. Coded rows are never encoded again,
+// so a layer of them has room for max_tokens from the start.
+//
+// A layer of a window or chunk lets rows go that no later query sees, and one of residual tokens
+// encodes those that are no longer the newest. The queries of the newest tokens come after their
+// rows, so that its step stays open until the rows change again.
 //
 // Thread safety: one layer is used by one thread at a time, who holds turn(). Layers that share a
 // pool may be used by several: the pool is locked while it changes.
@@ -55,17 +69,30 @@ class PagedLayer {
   // kRetryLater and kNeverFits past max_tokens, kOutOfMemory.
   Status append(const TensorView& key, const TensorView& value);
 
-  // Attends to all rows. Errors: kInvalidArgument while there are none.
+  // Attends to all rows. Errors: kInvalidArgument while there are none, and for queries that would
+  // see what is gone.
   Status attend(const HfAttend& call);
 
-  // Copies all rows to key [B, H, S, Dk] and value [B, H, S, Dv], dense.
+  // Copies all rows to key [B, H, S, Dk] and value [B, H, S, Dv], dense and of the layer's types:
+  // zeros for those that are gone.
   Status gather(const MutableTensorView& key, const MutableTensorView& value);
 
   // Row i becomes what row indices[i] was: references move, no row is copied.
   Status select(std::span<const std::int64_t> indices);
 
-  // Drops the newest n rows. Errors: kOutOfRange for more than there are.
+  // Drops the newest n rows. Errors: kOutOfRange for more than there are, and where queries would
+  // then see what is gone. reaches(n): OK if it would find all that it needs.
   Status rewind(std::int64_t n);
+  Status reaches(std::int64_t n) const;
+
+  // Whether no row is let go from here on; false: those that may go, go.
+  Status record(bool on);
+  bool records() const noexcept { return records_; }
+  // Whether there are rows that it lets go of.
+  bool lets_go() const noexcept { return !options_.keeps_all(); }
+
+  // The first position of which rows are there.
+  std::int64_t first() const noexcept;
 
   void reset() noexcept;
 
@@ -98,6 +125,13 @@ class PagedLayer {
   Status explained(const Status& status, const LayerSpec& spec, std::int64_t tokens) const;
   Result<std::shared_ptr<Pool>> new_pool(const LayerSpec& spec, std::int64_t pages,
                                          std::int64_t fewest) const;
+  // Ends the open step, of which all tokens stay, or the first.
+  Status settle(std::optional<std::int64_t> accepted = std::nullopt);
+  // Pages that a layer of `batch` rows likely needs for `length` tokens, the newest in one step.
+  std::int64_t pages_needed(std::int64_t batch, std::int64_t length,
+                            std::int64_t tokens) const noexcept;
+  // What all rows see, those of the open step too. REQUIRES: the pool is locked, and rows.
+  Result<OwnedKvView> view() const;
   // Moves the rows to a larger pool, with room for that many more tokens a sequence. Errors:
   // kOutOfMemory; the rows then are where they were.
   Status grow(std::int64_t tokens);
@@ -110,7 +144,10 @@ class PagedLayer {
   PagedOptions options_;
   std::shared_ptr<Pool> pool_;
   LayerSpec spec_;
-  std::vector<SequenceId> seqs_;  // [batch]; none before the first rows
+  std::vector<SequenceId> seqs_;          // [batch]; none before the first rows
+  std::optional<PagedCache::Step> step_;  // open, of a layer whose rows do not stay as they are
+  std::int64_t step_tokens_ = 0;          // of each row
+  bool records_ = false;
   Moment now_;
   mutable std::recursive_mutex turn_;
 };

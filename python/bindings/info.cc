@@ -20,6 +20,7 @@ Made<kInfo> info() {
     nb::dict one;
     one["name"] = backend.name;
     one["description"] = backend.description;
+    one["device"] = backend.device.kind == DeviceKind::kCuda ? "cuda" : "cpu";
     one["available"] = backend.available;
     one["reason"] = backend.reason;
     one["selected"] = backend.selected;
@@ -43,7 +44,7 @@ void bind_info(nb::module_& module) {
   (void)selected_backend();
   module.def("info", &info,
              "The version, the processor, the backend that attention uses when none is named, and "
-             "all backends of\nthis build with the reason why each can or cannot run here. "
+             "all backends with\nthe reason why each can or cannot run here. "
              "KVCACHE_BACKEND is "
              "read when kvcache is imported.\n\n"
              "Errors: OSError for a KVCACHE_BACKEND that is unknown or does not run here.");

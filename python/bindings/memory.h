@@ -5,7 +5,12 @@
 
 #include <nanobind/nanobind.h>
 
+#include <optional>
+#include <string>
+
 #include "kvcache/executor.h"
+#include "kvcache/row_format.h"
+#include "kvcache/types.h"
 
 namespace kvcache::python {
 
@@ -13,6 +18,11 @@ void bind_memory(nanobind::module_& module);
 
 // What an `executor` argument stands for: None or a ThreadPool, which must live through the call.
 ExecContext context_from(nanobind::handle executor);
+
+// A `k_format` argument, None or the name of a coded form, beside `rotate`: None leaves it to the
+// form. `dtype` is that of plain rows, and of copies of coded ones. Errors: ValueError.
+RowFormat format_from(const char* name, const std::optional<std::string>& form, DType dtype,
+                      std::optional<bool> rotate);
 
 }  // namespace kvcache::python
 

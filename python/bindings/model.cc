@@ -36,6 +36,8 @@ constexpr char kTexts[] = "kvcache.typing.Texts";
 constexpr char kTokens[] = "kvcache.typing.Tokens";
 constexpr char kPrompt[] = "kvcache.typing.Tokens | kvcache.typing.Prompts";
 constexpr char kGenerated[] = "kvcache.typing.Generated";
+constexpr char kKvDtype[] = "kvcache.typing.KvDType";
+using GivenKvDtype = Given<kKvDtype>;
 
 struct PyModel {
   std::shared_ptr<const Loaded> loaded;
@@ -128,13 +130,22 @@ runner::SamplerOptions sampler_from(double temperature, std::int64_t top_k, doub
   return sampler;
 }
 
+// A `kv_dtype` argument: a dtype of any library, or the words of --kv-dtype.
+runner::KvDtype kv_dtype_from(nb::handle object) {
+  if (!PyUnicode_Check(object.ptr())) return dtype_from(object, "kv_dtype");
+  const std::string words = text_from("kv_dtype", object);
+  if (words.starts_with("torch.")) return dtype_from(object, "kv_dtype");
+  return take(runner::KvDtype::parse(words));
+}
+
 // Where rows are kept: the arguments that generate(), session() and logits() share.
-StreamOptions storage_from(const Loaded& loaded, const std::string& cache, nb::handle kv_dtype,
-                           nb::handle layout, std::int64_t page_size, std::int64_t prefill_chunk,
-                           std::shared_ptr<LimitedMemory> memory) {
+StreamOptions storage_from(const Loaded& loaded, const std::optional<std::string>& cache,
+                           nb::handle kv_dtype, nb::handle layout, std::int64_t page_size,
+                           std::int64_t prefill_chunk, std::shared_ptr<LimitedMemory> memory) {
   StreamOptions options;
-  options.core.cache = take(runner::parse_history_kind(cache));
-  options.core.kv_dtype = dtype_from(kv_dtype, "kv_dtype");
+  options.core.kv_dtype = kv_dtype_from(kv_dtype);
+  options.core.cache = take(runner::parse_history_kind(
+      cache.value_or(options.core.kv_dtype.needs_pages() ? "paged" : "dynamic")));
   options.core.layout = layout_from(layout);
   options.core.page_size = page_size;
   options.core.prefill_chunk = prefill_chunk;
@@ -256,12 +267,12 @@ Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64
                           bool stream, const std::optional<std::string>& cache, double temperature,
                           std::int64_t top_k, double top_p, double min_p, double repetition_penalty,
                           std::int64_t seed, Given<kTexts> stop, bool stop_at_eos,
-                          GivenDType kv_dtype, GivenLayout layout, std::int64_t page_size,
+                          GivenKvDtype kv_dtype, GivenLayout layout, std::int64_t page_size,
                           std::int64_t prefill_chunk, std::int64_t max_active,
                           std::shared_ptr<LimitedMemory> memory) {
   const bool several = is_several(prompt);
   StreamOptions options =
-      storage_from(*self.loaded, cache.value_or(several ? "batching" : "dynamic"), kv_dtype, layout,
+      storage_from(*self.loaded, several ? cache.value_or("batching") : cache, kv_dtype, layout,
                    page_size, prefill_chunk, std::move(memory));
   if (several && options.core.cache != runner::HistoryKind::kBatching) {
     raise(PyExc_ValueError, "cache: found " + *cache +
@@ -285,8 +296,9 @@ Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64
 }
 
 std::unique_ptr<Session> session(const PyModel& self, std::optional<std::int64_t> max_length,
-                                 const std::string& cache, GivenDType kv_dtype, GivenLayout layout,
-                                 std::int64_t page_size, std::int64_t prefill_chunk,
+                                 const std::optional<std::string>& cache, GivenKvDtype kv_dtype,
+                                 GivenLayout layout, std::int64_t page_size,
+                                 std::int64_t prefill_chunk,
                                  std::shared_ptr<LimitedMemory> memory) {
   return std::make_unique<Session>(
       self.loaded,
@@ -295,9 +307,10 @@ std::unique_ptr<Session> session(const PyModel& self, std::optional<std::int64_t
       max_length.value_or(self.loaded->files.model.config().max_position_embeddings));
 }
 
-Float32Array logits(const PyModel& self, Given<kTokens> tokens, const std::string& cache,
-                    GivenDType kv_dtype, GivenLayout layout, std::int64_t page_size,
-                    std::int64_t prefill_chunk, std::shared_ptr<LimitedMemory> memory) {
+Float32Array logits(const PyModel& self, Given<kTokens> tokens,
+                    const std::optional<std::string>& cache, GivenKvDtype kv_dtype,
+                    GivenLayout layout, std::int64_t page_size, std::int64_t prefill_chunk,
+                    std::shared_ptr<LimitedMemory> memory) {
   const std::vector<std::int32_t> ids = tokens_from("tokens", tokens, *self.loaded);
   check(runner::check_prompt(self.loaded->files.model.config(), ids));
   return session(self, static_cast<std::int64_t>(ids.size()), cache, kv_dtype, layout, page_size,
@@ -446,21 +459,23 @@ void bind_model(nb::module_& module) {
            "fails ends alone (`error`).\nmax_tokens: new "
            "tokens at the most. stop: one text or several; the text ends before the first of "
            "them.\ncache: \"none\", \"dynamic\" (default), \"static\", \"paged\" (pages of "
-           "page_size tokens), \"functional\"; \"batching\"\nfor a list of prompts. kv_dtype: of "
-           "the stored rows, by default that of the weights. layout: \"hnd\" or \"nhd\".\n"
+           "page_size tokens; default where only they\nhold the rows), \"functional\"; "
+           "\"batching\" for a list of prompts. kv_dtype: of the stored rows, by default that of "
+           "the\nweights; a dtype, or words as of --kv-dtype: \"int8\", \"k=int8,v=lm4\", "
+           "\"int8:0-3,lm4\". layout: \"hnd\" or \"nhd\".\n"
            "prefill_chunk: prompt tokens a step takes, 0 for all at once. memory: a LimitedMemory "
            "for the rows.\ntemperature: 0 takes the likeliest token. top_k (0: all), top_p (1: "
            "all), min_p (0: all), repetition_penalty\n(1: off) and seed are applied as "
            "transformers does, in that order after the penalty and the temperature.\n\nErrors: "
            "TypeError, ValueError for arguments; IndexError for a prompt longer than the model's "
            "context; MemoryError.\nA KeyboardInterrupt is seen between steps.")
-      .def("session", &session, nb::kw_only(), "max_length"_a = nb::none(), "cache"_a = "dynamic",
+      .def("session", &session, nb::kw_only(), "max_length"_a = nb::none(), "cache"_a = nb::none(),
            "kv_dtype"_a = nb::none(), "layout"_a = "hnd", "page_size"_a = 16, "prefill_chunk"_a = 0,
            "memory"_a.none() = nb::none(),
            "An empty Session, for at most max_length tokens where the cache has a bound (default: "
            "the model's context).\nThe other arguments are those of generate().\n\nErrors: "
            "ValueError, MemoryError.")
-      .def("logits", &logits, "tokens"_a.none(), nb::kw_only(), "cache"_a = "dynamic",
+      .def("logits", &logits, "tokens"_a.none(), nb::kw_only(), "cache"_a = nb::none(),
            "kv_dtype"_a = nb::none(), "layout"_a = "hnd", "page_size"_a = 16, "prefill_chunk"_a = 0,
            "memory"_a.none() = nb::none(),
            "Logits of tokens (ids, or a text): a new float32 array [num_tokens, vocab_size], row i "

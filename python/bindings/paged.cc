@@ -17,6 +17,7 @@
 #include "python/bindings/arrays.h"
 #include "python/bindings/collect.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/gather.h"
 #include "python/bindings/info.h"
 #include "python/bindings/kv_view.h"
 #include "python/bindings/memory.h"
@@ -235,44 +236,16 @@ Int32Array slot_mapping(const PyPaged& self, const PyStep& step, std::int64_t la
 
 AnyPair gather(const PyPaged& self, std::int64_t layer, std::int64_t seq, Given<kPair> out,
                GivenExecutor executor) {
-  nb::object key, value;
-  if (out.is_none()) {
-    const std::int64_t length =
-        take(ask(self, [&](const PagedCache& cache) { return cache.seq_length(id_of(seq)); }));
-    const auto num_layers = static_cast<std::int64_t>(self.config.core.layers.size());
-    if (layer < 0 || layer >= num_layers) {
-      raise(PyExc_IndexError, "layer: found " + std::to_string(layer) + ", expected 0 .. " +
-                                  std::to_string(num_layers - 1));
-    }
-    const LayerSpec& spec = self.config.core.layers[static_cast<std::size_t>(layer)];
-    const bool head_first = self.config.core.layout == Layout::kHND;
-    const auto make = [&](std::int64_t dim, DType dtype) {
-      const std::int64_t shape[3] = {head_first ? spec.key().heads : length,
-                                     head_first ? length : spec.key().heads, dim};
-      return new_array(self.framework, dtype, shape, 3);
-    };
-    key = make(spec.key().dim, spec.key().format.dtype);
-    value = make(spec.value().dim, spec.value().format.dtype);
-  } else if (nb::isinstance<nb::sequence>(out) && nb::len(out) == 2) {
-    key = out[0];
-    value = out[1];
-  } else {
-    raise(PyExc_TypeError, std::string("out: found ") + nb::type_name(out.type()).c_str() +
-                               ", expected a pair (key, value) of arrays");
-  }
-  const Array key_array("key", key);
-  const Array value_array("value", value);
-  const MutableTensorView key_view = key_array.writable("key");
-  const MutableTensorView value_view = value_array.writable("value");
-  const ExecContext context = context_from(executor);
-  Status status;
-  {
-    const Turn turn(self.mutex);
-    const Unlocked unlocked(key_view.num_elements() + value_view.num_elements());
-    status = self.cache.gather(layer, id_of(seq), key_view, value_view, context);
-  }
-  check(status);
-  return nb::make_tuple(key, value);
+  return gather_pair(
+      self, layer, out, executor,
+      [&] {
+        return Extents{take(ask(
+            self, [&](const PagedCache& cache) { return cache.rows_held(layer, id_of(seq)); }))};
+      },
+      [&](const MutableTensorView& key, const MutableTensorView& value,
+          const ExecContext& context) {
+        return self.cache.gather(layer, id_of(seq), key, value, context);
+      });
 }
 
 Made<kStats> stats(const PyPaged& self) {
@@ -289,6 +262,7 @@ Made<kStats> stats(const PyPaged& self) {
   counters["pages_high_water"] = counted.pages_high_water;
   counters["pages_copied"] = counted.pages_copied;
   counters["rows_copied"] = counted.rows_copied;
+  counters["rows_encoded"] = counted.rows_encoded;
   counters["sequences"] = counted.sequences;
   counters["open_steps"] = counted.open_steps;
   counters["nbytes"] = nbytes;
@@ -404,6 +378,15 @@ void bind_cache_sequences(nb::class_<PyPaged>& paged) {
            "shared tail page is\ncopied by whichever side writes to it first.\n\nErrors: "
            "IndexError beyond the length.")
       .def(
+          "hold_rows",
+          [](PyPaged& self, std::int64_t seq, bool hold) {
+            change(self, [=](PagedCache& cache) { return cache.hold_rows(id_of(seq), hold); });
+          },
+          "seq"_a, "hold"_a = true,
+          "Whether layers with windows or chunks hold all that the sequence brings from here on, "
+          "so "
+          "that it can be taken\nback over any number of steps. False: what they drop goes.")
+      .def(
           "truncate",
           [](PyPaged& self, std::int64_t seq, std::int64_t n) {
             change(self, [=](PagedCache& cache) { return cache.truncate(id_of(seq), n); });
@@ -414,7 +397,21 @@ void bind_cache_sequences(nb::class_<PyPaged>& paged) {
           [](PyPaged& self, std::int64_t seq, std::int64_t n) {
             change(self, [=](PagedCache& cache) { return cache.rewind(id_of(seq), n); });
           },
-          "seq"_a, "n"_a, "Drops the newest n tokens.\n\nErrors: IndexError beyond the length.")
+          "seq"_a, "n"_a,
+          "Drops the newest n tokens.\n\nErrors: IndexError beyond the length, or where a layer "
+          "has "
+          "dropped what a query there would see.")
+      .def(
+          "reaches",
+          [](const PyPaged& self, std::int64_t seq, std::int64_t length) {
+            const Status status =
+                ask(self, [=](const PagedCache& c) { return c.reaches(id_of(seq), length); });
+            if (status.code() == StatusCode::kOutOfRange) return false;
+            check(status);
+            return true;
+          },
+          "seq"_a, "length"_a,
+          "Whether fork and truncate to `length` would find all that they need.")
       .def("reorder", &reorder, "seqs"_a.none(), "beam_idx"_a.none(),
            "Sequence seqs[i] becomes what seqs[beam_idx[i]] was. Ids stay, no row is copied.")
       .def(
@@ -436,11 +433,12 @@ void bind_cache_sequences(nb::class_<PyPaged>& paged) {
            "[num_seqs, max_pages] int32 page ids, -1 for unused.")
       .def("page_indices", &page_indices, "layer"_a, "seqs"_a.none(),
            "kv_indptr, kv_indices and kv_last_page_len of the same pages.")
-      .def("gather", &gather, "layer"_a, "seq"_a, nb::kw_only(), "out"_a = nb::none(),
-           "executor"_a = nb::none(),
-           "(key, value): a dense copy of the committed rows, [H, S, D] (\"nhd\": [S, H, D]), into "
-           "the pair `out` or new\narrays of the layer's type, of the library whose rows were "
-           "written last.");
+      .def(
+          "gather", &gather, "layer"_a, "seq"_a, nb::kw_only(), "out"_a = nb::none(),
+          "executor"_a = nb::none(),
+          "(key, value): a dense copy of the committed rows that the layer holds, the sinks first, "
+          "[H, S, D] (\"nhd\":\n[S, H, D]) with S = rows_held(layer, seq), into the pair `out` or "
+          "new arrays of the layer's type, of the\nlibrary whose rows were written last.");
 }
 
 void bind_cache_questions(nb::class_<PyPaged>& paged) {
@@ -458,6 +456,21 @@ void bind_cache_questions(nb::class_<PyPaged>& paged) {
                 ask(self, [=](const PagedCache& c) { return c.next_position(id_of(seq)); }));
           },
           "seq"_a, "The position that the next token is rotated with.")
+      .def(
+          "first_position",
+          [](const PyPaged& self, std::int64_t layer, std::int64_t seq) {
+            return take(ask(
+                self, [=](const PagedCache& c) { return c.first_position(layer, id_of(seq)); }));
+          },
+          "layer"_a, "seq"_a,
+          "The position of the oldest row that the layer holds beside the sinks.")
+      .def(
+          "rows_held",
+          [](const PyPaged& self, std::int64_t layer, std::int64_t seq) {
+            return take(
+                ask(self, [=](const PagedCache& c) { return c.rows_held(layer, id_of(seq)); }));
+          },
+          "layer"_a, "seq"_a, "Committed rows that the layer holds, the sinks included.")
       .def(
           "free_pages",
           [](const PyPaged& self, std::int64_t group) {

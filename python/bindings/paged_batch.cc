@@ -13,6 +13,7 @@
 #include "python/bindings/arrays.h"
 #include "python/bindings/collect.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/gather.h"
 #include "python/bindings/kv_view.h"
 #include "python/bindings/memory.h"
 #include "python/bindings/paged.h"
@@ -132,45 +133,18 @@ std::vector<std::int64_t> lengths(const PyPagedBatch& self, std::int64_t layer) 
 
 AnyPair gather(const PyPagedBatch& self, std::int64_t layer, Given<kPair> out,
                GivenExecutor executor) {
-  nb::object key, value;
-  if (out.is_none()) {
-    const std::vector<std::int64_t> tokens = lengths(self, layer);
-    const auto& layers = self.cache->config.core.layers;
-    if (layer < 0 || layer >= static_cast<std::int64_t>(layers.size())) {
-      raise(PyExc_IndexError, "layer: found " + std::to_string(layer) + ", expected 0 .. " +
-                                  std::to_string(layers.size() - 1));
-    }
-    const LayerSpec& spec = layers[static_cast<std::size_t>(layer)];
-    const bool head_first = self.cache->config.core.layout == Layout::kHND;
-    const std::int64_t length = tokens.empty() ? 0 : tokens.front();
-    const auto make = [&](std::int64_t dim, DType dtype) {
-      const std::int64_t shape[4] = {static_cast<std::int64_t>(tokens.size()),
-                                     head_first ? spec.key().heads : length,
-                                     head_first ? length : spec.key().heads, dim};
-      return new_array(self.cache->framework, dtype, shape, 4);
-    };
-    key = make(spec.key().dim, spec.key().format.dtype);
-    value = make(spec.value().dim, spec.value().format.dtype);
-  } else if (nb::isinstance<nb::sequence>(out) && nb::len(out) == 2) {
-    key = out[0];
-    value = out[1];
-  } else {
-    raise(PyExc_TypeError, std::string("out: found ") + nb::type_name(out.type()).c_str() +
-                               ", expected a pair (key, value) of arrays");
-  }
-  const Array key_array("key", key);
-  const Array value_array("value", value);
-  const MutableTensorView key_view = key_array.writable("key");
-  const MutableTensorView value_view = value_array.writable("value");
-  const ExecContext context = context_from(executor);
-  Status status;
-  {
-    const Turn turn(self.cache->mutex);
-    const Unlocked unlocked(key_view.num_elements() + value_view.num_elements());
-    status = self.batch.gather(layer, key_view, value_view, context);
-  }
-  check(status);
-  return nb::make_tuple(key, value);
+  return gather_pair(
+      *self.cache, layer, out, executor,
+      [&] {
+        return take(ask(self, [=](const PagedBatch& batch) -> Result<Extents> {
+          if (batch.num_rows() == 0) return Extents{0, 0};
+          const Result<std::int64_t> held = batch.rows_held(0, layer);
+          if (!held.ok()) return held.status();
+          return Extents{*held, batch.num_rows()};
+        }));
+      },
+      [&](const MutableTensorView& key, const MutableTensorView& value,
+          const ExecContext& context) { return self.batch.gather(layer, key, value, context); });
 }
 
 void rewind(PyPagedBatch& self, Given<kCounts> n) {
@@ -217,14 +191,17 @@ void bind_steps(nb::class_<PyPagedBatch>& batch) {
            "without rows gets B of them.\n\nA layer that a forward pass did not write is left out: "
            "it keeps its length, and is written again once the batch\nis back there. A forward "
            "pass that died is taken back by rewind(T) or rollback().\n\nErrors: ValueError for a "
-           "layer that is left out and for another T than the forward's; RetryLater, NeverFits.")
+           "layer that is left out and for another T than the forward's; RetryLater, NeverFits.\n\n"
+           "Where layers drop rows (window, chunk) the last layer's step stays open until the next "
+           "call that changes the\nbatch, so that its queries see theirs.")
       .def("view", &view, "layer"_a,
            "All rows of one layer, the open step's tokens included: for attend(). Valid until the "
            "step ends or a row\nchanges.")
       .def("gather", &gather, "layer"_a, nb::kw_only(), "out"_a = nb::none(),
            "executor"_a = nb::none(),
-           "(key, value): dense copies [B, H, S, D] of the rows of view(layer), into the pair "
-           "`out` or new arrays.\n\nErrors: ValueError for rows of different lengths.");
+           "(key, value): dense copies [B, H, S, D] of the rows of view(layer) that are held, the "
+           "sinks first, into the\npair `out` or new arrays.\n\nErrors: ValueError where rows hold "
+           "different numbers.");
 }
 
 void bind_rows(nb::class_<PyPagedBatch>& batch) {
@@ -304,6 +281,20 @@ void bind_questions(nb::class_<PyPagedBatch>& batch) {
                 ask(self, [=](const PagedBatch& b) { return b.next_position(row, layer); }));
           },
           "row"_a, "layer"_a = 0, "The position that the row's next token is rotated with.")
+      .def(
+          "first_position",
+          [](const PyPagedBatch& self, std::int64_t row, std::int64_t layer) {
+            return take(
+                ask(self, [=](const PagedBatch& b) { return b.first_position(row, layer); }));
+          },
+          "row"_a, "layer"_a = 0,
+          "The position of the oldest token that the layer holds of a row beside the sinks.")
+      .def(
+          "rows_held",
+          [](const PyPagedBatch& self, std::int64_t row, std::int64_t layer) {
+            return take(ask(self, [=](const PagedBatch& b) { return b.rows_held(row, layer); }));
+          },
+          "row"_a, "layer"_a = 0, "How many tokens of a row view(layer) shows.")
       .def("lengths", &lengths, "layer"_a = 0, "seq_length of every row.")
       .def_prop_ro("num_rows",
                    [](const PyPagedBatch& self) {

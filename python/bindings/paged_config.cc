@@ -1,13 +1,16 @@
 #include "python/bindings/paged_config.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <utility>
 
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/memory.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -25,12 +28,15 @@ constexpr std::pair<const char*, Operation> kOperations[] = {
 PyConfig make_config(std::vector<LayerSpec> layers, std::int64_t page_size, std::int64_t num_pages,
                      std::int64_t budget_bytes, nb::handle layout,
                      std::shared_ptr<LimitedMemory> memory,
-                     const std::vector<std::string>& required) {
+                     const std::vector<std::string>& required, std::int64_t rewind_tokens,
+                     std::int64_t residual_tokens) {
   PyConfig config;
   config.core.layers = std::move(layers);
   config.core.page_size = page_size;
   config.core.num_pages = num_pages;
   config.core.budget_bytes = budget_bytes;
+  config.core.rewind_tokens = rewind_tokens;
+  config.core.residual_tokens = residual_tokens;
   config.core.layout = layout_from(layout);
   config.memory = std::move(memory);
   config.core.memory = config.memory.get();
@@ -41,14 +47,21 @@ PyConfig make_config(std::vector<LayerSpec> layers, std::int64_t page_size, std:
 PyConfig uniform(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
                  GivenDType dtype, std::int64_t page_size, std::int64_t num_pages,
                  std::int64_t budget_bytes, GivenLayout layout,
-                 std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required) {
+                 std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required,
+                 std::int64_t rewind_tokens, const std::optional<std::string>& k_format,
+                 const std::optional<std::string>& v_format, std::optional<bool> rotate,
+                 std::int64_t residual_tokens) {
   if (num_layers < 1) {
     raise(PyExc_ValueError,
           "num_layers: found " + std::to_string(num_layers) + ", expected at least 1");
   }
   const DType element = dtype_from(dtype).value_or(DType::kF32);
-  return make_config(CacheConfig::uniform(num_layers, num_kv_heads, head_dim, element).layers,
-                     page_size, num_pages, budget_bytes, layout, std::move(memory), required);
+  const LayerSpec spec = LayerSpec::kv(num_kv_heads, head_dim, head_dim,
+                                       format_from("k_format", k_format, element, rotate),
+                                       format_from("v_format", v_format, element, rotate));
+  return make_config(std::vector<LayerSpec>(static_cast<std::size_t>(num_layers), spec), page_size,
+                     num_pages, budget_bytes, layout, std::move(memory), required, rewind_tokens,
+                     residual_tokens);
 }
 
 std::string repr_config(const PyConfig& self) {
@@ -74,30 +87,44 @@ void bind_paged_config(nb::module_& module) {
   nb::class_<PyConfig>(
       module, "CacheConfig",
       "What a PagedCache is made of.\n\n"
-      "layers: a list of LayerSpec; those with equal specs form a group with one block table. "
-      "page_size: tokens.\nnum_pages: of each group; 0: as many as budget_bytes allows. "
-      "budget_bytes: bound on reserved_bytes(); 0:\nas many as num_pages needs. layout: of the "
-      "tokens within a page. required: operations that must be there\n(see supports()).")
+      "layers: a list of LayerSpec; those of equal life form a group with one block table. "
+      "page_size: tokens.\nnum_pages: of each group at most; 0: as many as budget_bytes allows "
+      "one. "
+      "budget_bytes: bound on reserved_bytes(), one over all groups; 0:\nas much as num_pages "
+      "needs. layout: of the "
+      "tokens within a page. required: operations that must be there\n(see supports()). "
+      "rewind_tokens: how "
+      "far below the longest it has been a sequence can be taken back in layers\nwith a window or "
+      "chunk: they hold that many more. residual_tokens: the newest ones that stay plain in coded "
+      "layers, of their\nformat's dtype; those before are coded in whole pages.")
       .def(
           "__init__",
           [](PyConfig* self, std::vector<LayerSpec> layers, std::int64_t page_size,
              std::int64_t num_pages, std::int64_t budget_bytes, GivenLayout layout,
-             std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required) {
-            new (self) PyConfig(make_config(std::move(layers), page_size, num_pages, budget_bytes,
-                                            layout, std::move(memory), required));
+             std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required,
+             std::int64_t rewind_tokens, std::int64_t residual_tokens) {
+            new (self)
+                PyConfig(make_config(std::move(layers), page_size, num_pages, budget_bytes, layout,
+                                     std::move(memory), required, rewind_tokens, residual_tokens));
           },
           "layers"_a, nb::kw_only(), "page_size"_a = 16, "num_pages"_a = 0, "budget_bytes"_a = 0,
           "layout"_a = "hnd", "memory"_a.none() = nb::none(),
-          "required"_a = std::vector<std::string>())
+          "required"_a = std::vector<std::string>(), "rewind_tokens"_a = 0, "residual_tokens"_a = 0)
       .def_static("uniform", &uniform, "num_layers"_a, "num_kv_heads"_a, "head_dim"_a,
                   "dtype"_a = "float32", nb::kw_only(), "page_size"_a = 16, "num_pages"_a = 0,
                   "budget_bytes"_a = 0, "layout"_a = "hnd", "memory"_a.none() = nb::none(),
-                  "required"_a = std::vector<std::string>(),
-                  "num_layers equal layers, K and V of the same head size.")
+                  "required"_a = std::vector<std::string>(), "rewind_tokens"_a = 0,
+                  "k_format"_a = nb::none(), "v_format"_a = nb::none(), "rotate"_a = nb::none(),
+                  "residual_tokens"_a = 0,
+                  "num_layers equal layers, K and V of the same head size. k_format, v_format and "
+                  "rotate: see LayerSpec.")
       .def_prop_ro("layers", [](const PyConfig& self) { return self.core.layers; })
       .def_prop_ro("page_size", [](const PyConfig& self) { return self.core.page_size; })
       .def_prop_ro("num_pages", [](const PyConfig& self) { return self.core.num_pages; })
       .def_prop_ro("budget_bytes", [](const PyConfig& self) { return self.core.budget_bytes; })
+      .def_prop_ro("rewind_tokens", [](const PyConfig& self) { return self.core.rewind_tokens; })
+      .def_prop_ro("residual_tokens",
+                   [](const PyConfig& self) { return self.core.residual_tokens; })
       .def_prop_ro("layout",
                    [](const PyConfig& self) { return kvcache::name_of(self.core.layout); })
       .def("__repr__", &repr_config);

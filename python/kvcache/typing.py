@@ -61,6 +61,7 @@ Lse: TypeAlias = "bool | Array | None"
 
 DType: TypeAlias = ("Literal['float32', 'float16', 'bfloat16', 'f32', 'f16', 'bf16'] | "
                     "type[numpy.generic] | numpy.dtype[Any] | TorchDType")
+KvDType: TypeAlias = "str | DType"  # also the words of --kv-dtype: "int8", "k=int8,v=lm4"
 Layout: TypeAlias = Literal["hnd", "nhd", "HND", "NHD"]
 KV: TypeAlias = "KvView | KVCache | LayerHandle | CacheState | tuple[Array, Array]"
 AppendLike: TypeAlias = "Append | tuple[int, int]"
@@ -76,6 +77,7 @@ class PlanOptions(TypedDict, total=False):
     causal: bool
     window: int | None
     sink_tokens: int
+    chunk: int
     alibi_slopes: Numbers | None
     mask: Array | None
     sinks: Numbers | None
@@ -104,6 +106,7 @@ ResultT = TypeVar("ResultT", covariant=True)
 class BackendInfo(TypedDict):
     name: str
     description: str
+    device: Literal["cpu", "cuda"]
     available: bool
     reason: str
     selected: bool
@@ -140,6 +143,7 @@ class PagedStats(TypedDict):
     pages_high_water: int
     pages_copied: int
     rows_copied: int
+    rows_encoded: int
     sequences: int
     open_steps: int
     nbytes: int

@@ -20,8 +20,8 @@ def attend_batch(q, k, v):
     return numpy.stack([attend(*rows)[0] for rows in zip(q, k, v)])
 
 
-def attend(q, k, v, *, scale=None, softcap=0, causal=True, window=0, sink_tokens=0, slopes=None,
-           mask=None, sinks=None):
+def attend(q, k, v, *, scale=None, softcap=0, causal=True, window=0, sink_tokens=0, chunk=0,
+           slopes=None, mask=None, sinks=None):
     """(out, lse) of one sequence in float64: q [heads, L, D], k and v [kv_heads, S, D]."""
     q, k, v = (numpy.asarray(x, numpy.float64) for x in (q, k, v))
     heads, count, dim = q.shape
@@ -44,6 +44,7 @@ def attend(q, k, v, *, scale=None, softcap=0, causal=True, window=0, sink_tokens
                     score += mask[head, i, j]
                 hidden = causal and j > position
                 hidden |= bool(window) and position - j >= window and j >= sink_tokens
+                hidden |= bool(chunk) and position // chunk != j // chunk
                 if not hidden and score > -numpy.inf:
                     scores[j] = score
             if scores:

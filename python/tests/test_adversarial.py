@@ -128,6 +128,7 @@ INTEGERS = {
     "functional.update": lambda c, n: functional.update(c.state, n, GOOD, GOOD),
     "attend.layer": lambda c, n: attend(GOOD, c.layered, layer=n),
     "attend.window": lambda c, n: attend(GOOD, c.layered, window=n),
+    "attend.chunk": lambda c, n: attend(GOOD, c.layered, chunk=n),
     "attend.sink_tokens": lambda c, n: attend(GOOD, c.layered, window=1, sink_tokens=n),
     "attend.scale": lambda c, n: attend(GOOD, c.layered, scale=n),
     "attend.softcap": lambda c, n: attend(GOOD, c.layered, softcap=n),
@@ -138,6 +139,14 @@ INTEGERS = {
     "attend.packed_rows": lambda c, n: attend(PACKED, c.layered, [0, n]),
     "attend.first_row": lambda c, n: attend(PACKED, c.layered, [n, 2]),
     "plan.num_heads": lambda c, n: c.plan.plan(c.layered, [0, 2], num_heads=n),
+    "plan.chunk": lambda c, n: AttentionPlan().plan(c.layered, [0, 2], num_heads=2, chunk=n),
+    "first_position": lambda c, n: c.paged.first_position(n, n),
+    "rows_held": lambda c, n: c.paged.rows_held(0, n),
+    "reaches": lambda c, n: c.paged.reaches(c.seq, n),
+    "layer.window": lambda c, n: PagedCache(
+        CacheConfig([LayerSpec(1, 1, window=n)], num_pages=1, rewind_tokens=n)),
+    "layer.chunk": lambda c, n: PagedCache(
+        CacheConfig([LayerSpec(1, 1, chunk=n, sink_tokens=n)], num_pages=1)),
     "plan.window": lambda c, n: AttentionPlan().plan(c.layered, [0, 2], num_heads=2, window=n),
     "view.lengths": lambda c, n: attend(GOOD, KvView(GOOD, GOOD, lengths=[n])),
     "view.first_position": lambda c, n: attend(

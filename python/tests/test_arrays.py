@@ -179,6 +179,29 @@ class Lent:
         return self.given.__dlpack_device__()
 
 
+class OnCuda(Lent):
+    """Memory that says it is of CUDA device 3."""
+
+    def __dlpack__(self, **asked):
+        capsule = self.given.__dlpack__()
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        device = pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)
+        ctypes.memmove(device, (ctypes.c_int32 * 2)(2, 3), 8)
+        return capsule
+
+    def __dlpack_device__(self):
+        return 2, 3
+
+
+def test_memory_of_a_device_without_a_backend_is_refused_by_name():
+    one = numpy.ones((1, 1, 1, 4), numpy.float32)
+    with pytest.raises(OSError, match="key: found cuda:3, expected a tensor of the CPU"):
+        DynamicKVCache().update(OnCuda(one), one)
+    with pytest.raises(OSError, match="q: found cuda:3, expected a tensor of the CPU"):
+        attend(OnCuda(one), (one, one))
+
+
 def test_dlpack_of_both_versions_goes_in():
     given = rows(1, 2, 3, 4)
     for key in (Lent(given), Lent(given, max_version=None), Lent(given[:, ::-1])):

@@ -142,7 +142,7 @@ def test_a_query_that_sees_nothing_gives_zero_and_never_nan():
 
 
 OPTIONS = [dict(), dict(causal=False), dict(scale=0.3), dict(softcap=1.5), dict(window=3),
-           dict(window=2, sink_tokens=1), dict(slopes=[0.1, 0.2, 0.3, 0.4]),
+           dict(window=2, sink_tokens=1), dict(chunk=2), dict(chunk=4), dict(slopes=[0.1, 0.2, 0.3, 0.4]),
            dict(sinks=[0.5, -1, 2, 0]), dict(mask=random(4, 3, 7, seed=9))]
 
 
@@ -188,6 +188,8 @@ def test_positions_and_hidden_rows_of_own_views():
     assert attend(tokens(1), KvView(k, v, first_visible=[1])).item() == 4
     shifted = KvView(k, v, first_position=[10])
     assert attend(tokens(1), shifted, window=2, sink_tokens=5).item() == 4
+    assert attend(tokens(1), shifted, chunk=3).item() == 6
+    assert attend(tokens(1), KvView(k, v, first_visible=[1]), chunk=2).item() == 4
 
 
 @pytest.mark.parametrize("arguments, error", [
@@ -265,6 +267,14 @@ def test_backends_are_named_listed_and_forced():
     with pytest.raises(OSError):
         attend(tokens(1), (K, V), backend="quantum")
     assert info["version"] == kvcache.__version__ and info["cpu"]
+
+
+def test_cuda_is_listed_with_the_reason_why_it_is_not_here():
+    cuda, = (backend for backend in kvcache.info()["backends"] if backend["device"] == "cuda")
+    assert cuda["name"] == "cuda" and not cuda["available"] and not cuda["selected"]
+    with pytest.raises(OSError, match='options.backend: found "cuda", expected a backend that runs '
+                                      f'here .{cuda["reason"]}.'):
+        attend(tokens(1), (K, V), backend="cuda")
 
 
 def test_executors_do_not_change_a_bit():

@@ -230,7 +230,7 @@ def test_wrong_rows_leave_the_step_open_and_unwritten():
 
 
 def test_unequal_layers_form_groups():
-    layers = [LayerSpec(1, 2), LayerSpec(2, 4, 8, "float16", "bfloat16"), LayerSpec(1, 2)]
+    layers = [LayerSpec(1, 2), LayerSpec(2, 4, 8, "float16", "bfloat16", window=16), LayerSpec(1, 2)]
     cache = PagedCache(CacheConfig(layers, page_size=2, num_pages=4, layout="nhd"))
     assert (cache.num_layers, cache.num_groups, cache.page_size, cache.layout) == (3, 2, 2, "nhd")
     assert cache.layers == layers and layers[1].bytes_per_token == 2 * (4 * 2 + 8 * 2)

@@ -42,6 +42,11 @@ std::vector<std::vector<std::int32_t>> batch_prompts(std::span<const std::int32_
   return prompts;
 }
 
+// The cache of a request alone.
+HistoryKind alone_in(const GenerateOptions& options) {
+  return options.kv_dtype.needs_pages() ? HistoryKind::kPaged : HistoryKind::kDynamic;
+}
+
 Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
                                  const std::vector<std::vector<std::int32_t>>& prompts,
                                  GenerateOptions options, const CompareCallbacks& callbacks) {
@@ -59,7 +64,7 @@ Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
 
   CompareRun run;
   run.cache = HistoryKind::kBatching;
-  options.cache = HistoryKind::kDynamic;
+  options.cache = alone_in(options);
   GenerateResult& sum = run.generated;
   for (std::int64_t i = 0; i < count; ++i) {
     const GenerateResult& result = batch.result(i);
@@ -91,6 +96,8 @@ Result<std::vector<CompareRun>> compare_once(const Model& model, const Tokenizer
   std::vector<CompareRun> runs;
   for (const HistoryKind cache : {HistoryKind::kNone, HistoryKind::kDynamic, HistoryKind::kStatic,
                                   HistoryKind::kPaged, HistoryKind::kFunctional}) {
+    const bool in_pages = cache == HistoryKind::kNone || cache == HistoryKind::kPaged;
+    if (options.kv_dtype.needs_pages() && !in_pages) continue;
     if (callbacks.on_run) callbacks.on_run(cache, turn);
     options.cache = cache;
     GenerateCallbacks progress;
@@ -145,9 +152,11 @@ Result<std::vector<CompareRun>> compare(const Model& model, const Tokenizer& tok
                                         GenerateOptions options, std::int64_t turns,
                                         const CompareCallbacks& callbacks) {
   options.stop_at_eos = false;
-  // 16-bit rows magnify the order of sums: one path for any number of queries, with and without.
-  const DType rows = options.kv_dtype.value_or(model.default_kv_dtype());
-  if (rows != DType::kF32) options.attention.reproducible = true;
+  // 16-bit and coded rows magnify the order of sums: one path for any number of queries, with and
+  // without.
+  KVC_ASSIGN_OR_RETURN(const auto layers,
+                       options.kv_dtype.layers(model.config(), model.default_kv_dtype()));
+  if (one_dtype(layers) != DType::kF32) options.attention.reproducible = true;
   std::vector<CompareRun> runs;
   for (std::int64_t turn = 0; turn < turns; ++turn) {
     KVC_ASSIGN_OR_RETURN(std::vector<CompareRun> once,

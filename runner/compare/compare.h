@@ -21,7 +21,8 @@ struct ComparedRequest {
 };
 
 // One run. The first is without a cache, and the others are compared with it; the running batch,
-// the last, has several requests, each compared with its run alone through a dynamic cache.
+// the last, has several requests, each compared with its run alone through a dynamic or paged
+// cache.
 struct CompareRun {
   HistoryKind cache = HistoryKind::kNone;
   bool same_tokens = true;         // as the run it is compared with; of a batch, every request
@@ -48,7 +49,8 @@ struct CompareCallbacks {
   std::function<void(HistoryKind, std::int64_t done, std::int64_t total)> on_progress;
 };
 
-// Runs none, dynamic, static, paged and functional, in this order, and then a running batch of
+// Runs none, dynamic, static, paged and functional, in this order (none and paged alone where only
+// pages can hold the rows: KvDtype::needs_pages), and then a running batch of
 // three prompts of different length: the prompt, and the prompt with the first third and the first
 // two thirds of its continuation. `options.cache` is not looked at, and the end-of-text token does
 // not end a run, so that all have max_tokens tokens or end at the context.

@@ -72,7 +72,8 @@ Result<Engine> Engine::create(const Model& model, const Tokenizer& tokenizer,
   const Admission admission(options.page_size, (tokens - 1) / options.page_size + 1,
                             engine.max_active);
   HistoryOptions rows;
-  rows.dtype = options.kv_dtype.value_or(model.default_kv_dtype());
+  rows.rows = options.kv_dtype;
+  rows.dtype = model.default_kv_dtype();
   rows.layout = options.layout;
   rows.page_size = options.page_size;
   rows.memory = options.memory;

@@ -95,7 +95,8 @@ Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t p
   const std::int64_t context = model.config().max_position_embeddings;
   HistoryOptions history;
   history.kind = options.cache;
-  history.dtype = options.kv_dtype.value_or(model.default_kv_dtype());
+  history.rows = options.kv_dtype;
+  history.dtype = model.default_kv_dtype();
   history.layout = options.layout;
   history.page_size = options.page_size;
   // The last generated token is never stored.

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,7 +18,7 @@ inline constexpr std::int64_t kMostBeams = 1024;
 
 struct GenerateOptions {
   HistoryKind cache = HistoryKind::kDynamic;
-  std::optional<DType> kv_dtype;  // default: the model's default_kv_dtype()
+  KvDtype kv_dtype;  // of what it does not name: the model's default_kv_dtype()
   Layout layout = Layout::kHND;
   std::int64_t page_size = 16;     // tokens
   std::int64_t max_tokens = 128;   // new tokens, >= 1

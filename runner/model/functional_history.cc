@@ -12,12 +12,13 @@ Status unsupported() {
 
 Result<std::unique_ptr<History>> FunctionalHistory::create(const ModelConfig& config,
                                                            const HistoryOptions& options) {
+  KVC_ASSIGN_OR_RETURN(const auto layers, options.rows.layers(config, options.dtype));
   functional::InitOptions init;
   init.num_layers = config.num_layers;
   init.num_heads = config.num_kv_heads;
   init.head_dim = config.head_dim;
   init.max_seq_len = options.max_length;
-  init.dtype = options.dtype;
+  init.dtype = one_dtype(layers).value_or(options.dtype);
   init.layout = options.layout;
   init.memory = options.memory;
   KVC_ASSIGN_OR_RETURN(functional::CacheState state, functional::init(init));

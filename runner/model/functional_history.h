@@ -14,7 +14,7 @@ namespace kvcache::runner {
 
 class FunctionalHistory final : public ViewHistory {
  public:
-  // One sequence of at most options.max_length tokens.
+  // One sequence of at most options.max_length tokens. REQUIRES: rows of one plain type.
   static Result<std::unique_ptr<History>> create(const ModelConfig& config,
                                                  const HistoryOptions& options);
 

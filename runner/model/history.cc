@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "runner/model/fresh_history.h"
 #include "runner/model/functional_history.h"
 #include "runner/model/layered_history.h"
 #include "runner/model/paged_history.h"
@@ -37,16 +38,20 @@ Result<HistoryKind> parse_history_kind(std::string_view name) {
                     ", expected none, dynamic, static, paged, functional or batching");
 }
 
-std::vector<LayerSpec> layer_specs(const ModelConfig& config, DType dtype) {
-  return std::vector<LayerSpec>(
-      static_cast<std::size_t>(config.num_layers),
-      LayerSpec::kv(config.num_kv_heads, config.head_dim, config.head_dim, dtype));
-}
-
 Result<std::unique_ptr<History>> make_history(const ModelConfig& config,
                                               const HistoryOptions& options) {
+  KVC_ASSIGN_OR_RETURN(const auto layers, options.rows.layers(config, options.dtype));
+  const std::optional<DType> dtype = one_dtype(layers);
+  if (!dtype.has_value() && options.kind == HistoryKind::kNone) {
+    return FreshHistory::create(config, options);
+  }
+  if (!dtype.has_value() && options.kind != HistoryKind::kPaged) {
+    return Status(StatusCode::kUnsupported, std::string("cache: found ") + name_of(options.kind) +
+                                                " for rows in " + options.rows.words() +
+                                                ", expected paged, batching or none");
+  }
   CacheOptions cache;
-  cache.dtype = options.dtype;
+  cache.dtype = dtype.value_or(options.dtype);
   cache.layout = options.layout;
   cache.memory = options.memory;
   switch (options.kind) {

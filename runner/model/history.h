@@ -12,6 +12,7 @@
 
 #include "kvcache/kvcache.h"
 #include "runner/config/model_config.h"
+#include "runner/model/kv_dtype.h"
 
 namespace kvcache::runner {
 
@@ -24,12 +25,13 @@ Result<HistoryKind> parse_history_kind(std::string_view name);
 
 struct HistoryOptions {
   HistoryKind kind = HistoryKind::kDynamic;
-  DType dtype = DType::kF32;
+  KvDtype rows;               // how keys and values are stored
+  DType dtype = DType::kF32;  // of what `rows` does not name
   Layout layout = Layout::kHND;
-  std::int64_t page_size = 16;     // kPaged, tokens
-  std::int64_t max_length = 0;     // kStatic, kFunctional: capacity; kPaged: tokens of room in the
-                                   // pool, for each sequence
-  std::int64_t num_sequences = 1;  // kPaged: how many repeat() will make of one
+  std::int64_t page_size = 16;  // kPaged, tokens
+  std::int64_t max_length = 0;  // kStatic, kFunctional: capacity; in pages: tokens of room in the
+                                // pool, for each sequence
+  std::int64_t num_sequences = 1;    // in pages: how many repeat() will make of one
   MemoryResource* memory = nullptr;  // null: system_memory()
 };
 
@@ -94,11 +96,11 @@ class History {
   History& operator=(const History&) = default;
 };
 
+// Rows that are coded, or that layers or keys and values store differently, are for kPaged and
+// kNone, which keeps them in pages for the time of a step. Errors: kUnsupported for them in another
+// kind; those of KvDtype::layers and of the cache.
 Result<std::unique_ptr<History>> make_history(const ModelConfig& config,
                                               const HistoryOptions& options);
-
-// What each layer of the model stores per token.
-std::vector<LayerSpec> layer_specs(const ModelConfig& config, DType dtype);
 
 }  // namespace kvcache::runner
 

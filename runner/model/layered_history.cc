@@ -11,20 +11,11 @@ Status NoHistory::reserve(std::span<const std::int64_t> counts) {
 Result<OwnedKvView> NoHistory::write(std::int64_t, const TensorView& k, const TensorView& v,
                                      const ExecContext& context) {
   rows_.reset();
+  const std::int64_t batch = num_sequences();
   auto updated =
-      rows_.update(as_batch(k, batch_, layout_), as_batch(v, batch_, layout_), 0, {}, context);
+      rows_.update(as_batch(k, batch, layout_), as_batch(v, batch, layout_), 0, {}, context);
   if (!updated.ok()) return updated.status();
   return rows_.view(0);
-}
-
-Status NoHistory::end() {
-  rows_.reset();
-  return {};
-}
-
-Status NoHistory::repeat(std::int64_t n, const ExecContext&) {
-  batch_ *= n;
-  return {};
 }
 
 Status LayeredHistory::reserve(std::span<const std::int64_t> counts) {

@@ -6,25 +6,17 @@
 #include <memory>
 #include <span>
 
+#include "runner/model/one_step_history.h"
 #include "runner/model/view_history.h"
 
 namespace kvcache::runner {
 
 // No cache: rows live for one layer of one step, rounded as a cache would round them.
-class NoHistory final : public ViewHistory {
+class NoHistory final : public OneStepHistory {
  public:
   NoHistory(DynamicCache rows, Layout layout) : rows_(std::move(rows)), layout_(layout) {}
 
-  std::int64_t num_sequences() const noexcept override { return batch_; }
-  Status end() override;
   void abandon() noexcept override { rows_.reset(); }
-  bool keeps_history() const noexcept override { return false; }
-  std::int64_t length(std::int64_t) const override { return 0; }
-  std::int64_t next_position(std::int64_t) const override { return 0; }
-  KvUsage usage() const override { return {}; }
-  Status repeat(std::int64_t n, const ExecContext& context) override;
-  Status reorder(std::span<const std::int64_t>, const ExecContext&) override { return {}; }
-
   Result<OwnedKvView> write(std::int64_t layer, const TensorView& k, const TensorView& v,
                             const ExecContext& context) override;
 
@@ -33,7 +25,6 @@ class NoHistory final : public ViewHistory {
 
   DynamicCache rows_;
   Layout layout_;
-  std::int64_t batch_ = 1;
 };
 
 // A DynamicCache or StaticCache.

@@ -2,32 +2,37 @@
 
 namespace kvcache::runner {
 
-Result<std::unique_ptr<PagedHistory>> PagedHistory::create_empty(const ModelConfig& config,
-                                                                 const HistoryOptions& options,
-                                                                 std::int64_t num_pages) {
+std::int64_t pages_of(const HistoryOptions& options) noexcept {
+  if (options.page_size < 1 || options.max_length < 1) return 0;
+  const std::int64_t pages = (options.max_length - 1) / options.page_size + 1;
+  // While a step copies a shared tail page, the page itself is still held.
+  return options.num_sequences > 1 ? options.num_sequences * (pages + 1) : pages;
+}
+
+Result<PagedBatch> open_pages(const ModelConfig& config, const HistoryOptions& options,
+                              std::int64_t num_pages) {
   CacheConfig pages;
-  pages.layers = layer_specs(config, options.dtype);
+  KVC_ASSIGN_OR_RETURN(pages.layers, options.rows.layers(config, options.dtype));
   pages.page_size = options.page_size;
   pages.num_pages = num_pages;
   pages.layout = options.layout;
   pages.memory = options.memory;
   KVC_ASSIGN_OR_RETURN(PagedCache cache, PagedCache::create(pages));
-  KVC_ASSIGN_OR_RETURN(PagedBatch batch,
-                       PagedBatch::create(std::make_shared<PagedCache>(std::move(cache))));
-  const std::int64_t row_bytes = bytes_per_token(pages.layers.front()) * config.num_layers;
-  return std::make_unique<PagedHistory>(std::move(batch), row_bytes);
+  return PagedBatch::create(std::make_shared<PagedCache>(std::move(cache)));
+}
+
+Result<std::unique_ptr<PagedHistory>> PagedHistory::create_empty(const ModelConfig& config,
+                                                                 const HistoryOptions& options,
+                                                                 std::int64_t num_pages) {
+  KVC_ASSIGN_OR_RETURN(const auto layers, options.rows.layers(config, options.dtype));
+  KVC_ASSIGN_OR_RETURN(PagedBatch batch, open_pages(config, options, num_pages));
+  return std::make_unique<PagedHistory>(std::move(batch), bytes_per_token(layers));
 }
 
 Result<std::unique_ptr<History>> PagedHistory::create(const ModelConfig& config,
                                                       const HistoryOptions& options) {
-  std::int64_t num_pages = 0;
-  if (options.page_size >= 1 && options.max_length >= 1) {
-    num_pages = (options.max_length - 1) / options.page_size + 1;
-    // While a step copies a shared tail page, the page itself is still held.
-    if (options.num_sequences > 1) num_pages = options.num_sequences * (num_pages + 1);
-  }
   KVC_ASSIGN_OR_RETURN(std::unique_ptr<PagedHistory> history,
-                       create_empty(config, options, num_pages));
+                       create_empty(config, options, pages_of(options)));
   KVC_RETURN_IF_ERROR(history->add());
   return std::unique_ptr<History>(std::move(history));
 }

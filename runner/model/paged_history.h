@@ -12,6 +12,14 @@
 
 namespace kvcache::runner {
 
+// Pages that options.num_sequences sequences of options.max_length tokens need, those that steps
+// copy shared tails into included.
+std::int64_t pages_of(const HistoryOptions& options) noexcept;
+
+// A pool of `num_pages`, and no sequence.
+Result<PagedBatch> open_pages(const ModelConfig& config, const HistoryOptions& options,
+                              std::int64_t num_pages);
+
 // Its sequences are the rows of a PagedBatch.
 class PagedHistory final : public ViewHistory {
  public:

@@ -1,10 +1,25 @@
 #include "runner/model/view_history.h"
 
 #include <string>
+#include <utility>
 
 namespace kvcache::runner {
 
+ViewHistory::LikeLayers& ViewHistory::alike(const KvView& view) {
+  std::vector<RowFormat> formats;
+  for (std::int32_t part = 0; part < view.num_parts; ++part) {
+    formats.push_back(view.parts[part].k.format);
+    formats.push_back(view.parts[part].v.format);
+  }
+  for (LikeLayers& each : plans_) {
+    if (each.formats == formats) return each;
+  }
+  plans_.emplace_back().formats = std::move(formats);
+  return plans_.back();
+}
+
 Status ViewHistory::begin(std::span<const std::int64_t> counts) {
+  for (LikeLayers& each : plans_) each.planned = false;
   qo_indptr_.assign(1, 0);
   for (const std::int64_t count : counts) {
     qo_indptr_.push_back(qo_indptr_.back() + static_cast<std::int32_t>(count));
@@ -16,10 +31,13 @@ Status ViewHistory::attend(std::int64_t layer, const AttentionInputs& inputs,
                            const MutableTensorView& out, const AttentionOptions& options,
                            const ExecContext& context) {
   KVC_ASSIGN_OR_RETURN(const OwnedKvView view, write(layer, inputs.k, inputs.v, context));
-  if (layer == 0) {
-    KVC_RETURN_IF_ERROR(plan_.plan(view, qo_indptr_, inputs.q.shape[1], options, context));
+  LikeLayers& layers = alike(view);
+  if (!layers.planned) {
+    KVC_RETURN_IF_ERROR(layers.plan.plan(view, qo_indptr_, inputs.q.shape[1], options, context));
+    layers.planned = true;
   }
-  return plan_.run(inputs.q, view, out, {}, options, context);
+  if (layer == 0) rows_read_ = layers.plan.rows_read();
+  return layers.plan.run(inputs.q, view, out, {}, options, context);
 }
 
 Status check_equal_counts(std::span<const std::int64_t> counts) {

@@ -15,7 +15,7 @@ class ViewHistory : public History {
   Status begin(std::span<const std::int64_t> counts) final;
   Status attend(std::int64_t layer, const AttentionInputs& inputs, const MutableTensorView& out,
                 const AttentionOptions& options, const ExecContext& context) final;
-  std::int64_t rows_read() const noexcept final { return plan_.rows_read(); }
+  std::int64_t rows_read() const noexcept final { return rows_read_; }
 
   // Stores k and v of one layer, packed; returns the view of all sequences so far, in their order.
   // Valid until the next write. attend() is this and the attention over it.
@@ -27,7 +27,17 @@ class ViewHistory : public History {
   virtual Status reserve(std::span<const std::int64_t> counts) = 0;
 
  private:
-  AttentionPlan plan_;                   // of the step: one for all layers
+  // The plan over layers that store their rows alike.
+  struct LikeLayers {
+    std::vector<RowFormat> formats;  // of keys and values of each part
+    AttentionPlan plan;
+    bool planned = false;  // in this step
+  };
+  // That of a view. May throw bad_alloc.
+  LikeLayers& alike(const KvView& view);
+
+  std::vector<LikeLayers> plans_;
+  std::int64_t rows_read_ = 0;
   std::vector<std::int32_t> qo_indptr_;  // [num_sequences + 1]
 };
 

@@ -33,6 +33,16 @@ Status AttentionPlan::plan(const KvView& like, std::span<const std::int32_t> qo_
   });
 }
 
+bool AttentionPlan::fits(const KvView& kv, std::span<const std::int32_t> qo_indptr,
+                         std::int64_t num_heads, const AttentionOptions& options,
+                         const ExecContext& context) const noexcept {
+  if (impl_ == nullptr) return false;
+  return internal::at_door([&]() -> Status {
+           return impl_->plan.check_fits(kv, qo_indptr, num_heads, options, context);
+         })
+      .ok();
+}
+
 Status AttentionPlan::run(const TensorView& q, const KvView& kv, const MutableTensorView& out,
                           const MutableTensorView& lse, const AttentionOptions& options,
                           const ExecContext& context) {

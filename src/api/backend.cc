@@ -1,11 +1,12 @@
 // The list of backends, and what is known of the machine.
 #include "kvcache/backend.h"
 
-#include "attention/calibrate.h"
-#include "attention/select.h"
+#include "attention/cpu/calibrate.h"
+#include "attention/cpu/prefetch.h"
 #include "base/cpu_features.h"
 #include "base/door.h"
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
+#include "kernels/select.h"
 
 namespace kvcache {
 inline namespace v1 {
@@ -24,7 +25,7 @@ Result<std::vector<BackendInfo>> backends() {
   return internal::at_door([]() -> Result<std::vector<BackendInfo>> {
     const internal::Backend* selected = nullptr;
     // A KVCACHE_BACKEND that names none is reported by selected_backend(); the list is as it is.
-    if (!internal::select_backend(nullptr, &selected).ok()) selected = nullptr;
+    if (!internal::select_backend(nullptr, {}, &selected).ok()) selected = nullptr;
     std::int32_t count = 0;
     const internal::Backend* all = internal::all_backends(&count);
     std::vector<BackendInfo> list;
@@ -32,8 +33,9 @@ Result<std::vector<BackendInfo>> backends() {
       BackendInfo info;
       info.name = all[i].name;
       info.description = all[i].description;
-      info.available = all[i].available;
-      info.reason = all[i].reason;
+      info.device = all[i].device;
+      info.available = all[i].availability.here;
+      info.reason = all[i].availability.reason;
       info.selected = &all[i] == selected;
       list.push_back(std::move(info));
     }
@@ -44,7 +46,7 @@ Result<std::vector<BackendInfo>> backends() {
 Result<std::string> selected_backend() {
   return internal::at_door([]() -> Result<std::string> {
     const internal::Backend* selected = nullptr;
-    KVC_RETURN_IF_ERROR(internal::select_backend(nullptr, &selected));
+    KVC_RETURN_IF_ERROR(internal::select_backend(nullptr, {}, &selected));
     return std::string(selected->name);
   });
 }
@@ -52,7 +54,7 @@ Result<std::string> selected_backend() {
 Result<std::vector<PrefetchChoice>> prefetch_choices(std::int32_t turns) {
   return internal::at_door([&]() -> Result<std::vector<PrefetchChoice>> {
     const internal::Backend* backend = nullptr;
-    KVC_RETURN_IF_ERROR(internal::select_backend(nullptr, &backend));
+    KVC_RETURN_IF_ERROR(internal::select_backend(nullptr, {}, &backend));
     internal::Prefetch level = internal::Prefetch::kNone;
     bool named = false;
     KVC_RETURN_IF_ERROR(internal::named_prefetch(&level, &named));

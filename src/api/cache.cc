@@ -10,6 +10,7 @@
 #include "base/door.h"
 #include "base/expect.h"
 #include "cache/contiguous/view.h"
+#include "kernels/select.h"
 #include "tensor/strides.h"
 
 namespace kvcache {
@@ -125,9 +126,7 @@ Result<std::unique_ptr<Cache::Impl>> Cache::Impl::create(const CacheOptions& opt
   }
   KVC_RETURN_IF_ERROR(expect_at_least("reserve_tokens", options.reserve_tokens, 1));
   MemoryResource& memory = options.memory != nullptr ? *options.memory : system_memory();
-  if (memory.device().kind != DeviceKind::kCpu) {
-    return refusal(StatusCode::kUnsupported, "memory", "a device", "the CPU");
-  }
+  KVC_RETURN_IF_ERROR(internal::expect_backend("memory", memory.device()));
   internal::StorageOptions storage;
   storage.dtype = options.dtype;
   storage.layout = options.layout;

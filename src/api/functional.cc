@@ -11,6 +11,7 @@
 #include "base/expect.h"
 #include "cache/contiguous/history.h"
 #include "cache/contiguous/view.h"
+#include "kernels/select.h"
 #include "kvcache/attention.h"
 #include "tensor/strides.h"
 
@@ -68,8 +69,6 @@ struct StateAccess {
   static Result<CachedAttention> build(std::int64_t num_heads, std::int64_t head_dim,
                                        std::int64_t layer_idx, bool causal);
 };
-
-namespace {}  // namespace
 
 Status StateAccess::check(const CacheState& state, std::int64_t layer) {
   if (of(state) == nullptr) return refusal("state", "none", "one of init or update");
@@ -171,9 +170,7 @@ Result<CacheState> init(const InitOptions& options) {
     history.num_layers = options.num_layers;
     history.max_seq_len = options.max_seq_len;
     history.memory = options.memory != nullptr ? options.memory : &system_memory();
-    if (history.memory->device().kind != DeviceKind::kCpu) {
-      return refusal(StatusCode::kUnsupported, "memory", "a device", "the CPU");
-    }
+    KVC_RETURN_IF_ERROR(internal::expect_backend("memory", history.memory->device()));
     internal::ContiguousGeometry geometry;
     if (!internal::fixed_geometry(history.shape, options.max_seq_len, &geometry)) {
       return refusal("max_seq_len", options.max_seq_len, "a layer of at most 2^62 bytes");

@@ -33,8 +33,11 @@ Status check_request(CacheKind kind, const MemoryPlanRequest& request) {
   }
   std::int64_t index = 0;
   for (const LayerSpec& spec : request.layers) {
-    KVC_RETURN_IF_ERROR(
-        internal::check_layer_spec("layers[" + std::to_string(index++) + "]", spec));
+    const std::string name = "layers[" + std::to_string(index++) + "]";
+    KVC_RETURN_IF_ERROR(internal::check_layer_spec(name, spec));
+    if (kind == CacheKind::kPaged) continue;
+    KVC_RETURN_IF_ERROR(internal::check_keeps_all(name, spec));
+    KVC_RETURN_IF_ERROR(internal::check_plain(name, spec));
   }
   return {};
 }

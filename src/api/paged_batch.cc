@@ -7,10 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "api/batch_rows.h"
-#include "api/batch_state.h"
 #include "base/door.h"
 #include "base/expect.h"
+#include "batch/rows.h"
+#include "batch/state.h"
 #include "tensor/overlap.h"
 #include "tensor/strides.h"
 
@@ -63,6 +63,10 @@ Result<PagedBatch> PagedBatch::create(std::shared_ptr<PagedCache> cache, std::in
       KVC_ASSIGN_OR_RETURN(const OwnedKvView view, cache->view(layer, {}));
       const KvView& shape = view.get();
       layers.push_back({shape.num_kv_heads, shape.k_head_dim, shape.v_head_dim});
+      const KvPart& part = shape.parts[0];
+      // A tail of plain rows, too, is what it was for the step's queries until the step ends.
+      impl->drops_rows =
+          impl->drops_rows || part.held_window > 0 || part.held_chunk > 0 || shape.num_parts > 1;
     }
     impl->holds.resize(layers.size());
     impl->layers = std::make_shared<const std::vector<BatchLayer>>(std::move(layers));
@@ -79,6 +83,7 @@ Status PagedBatch::begin(std::span<const std::int64_t> counts,
     if (static_cast<std::int64_t>(counts.size()) != num_rows()) {
       return internal::refusal("counts", counts.size(), num_rows());
     }
+    KVC_RETURN_IF_ERROR(impl_->check_counts(counts, tokens));
     KVC_RETURN_IF_ERROR(impl_->settle());
     KVC_ASSIGN_OR_RETURN(Impl::Open open, impl_->reserve(counts, tokens, impl_->rows, true));
     impl_->open.emplace(std::move(open));
@@ -147,13 +152,13 @@ Status PagedBatch::gather(std::int64_t layer, const MutableTensorView& key,
                           const MutableTensorView& value, const ExecContext& context) const {
   return at_door([&]() -> Status {
     KVC_ASSIGN_OR_RETURN(const OwnedKvView view, impl_->view(layer));
-    const std::int64_t length = num_rows() == 0 ? 0 : total_length(view, 0);
+    const std::int64_t length = num_rows() == 0 ? 0 : internal::rows_held(view, 0);
     for (std::int32_t row = 1; row < num_rows(); ++row) {
-      if (total_length(view, row) == length) continue;
-      return internal::refusal(
-          "rows",
-          std::to_string(length) + " and " + std::to_string(total_length(view, row)) + " tokens",
-          "as many in every row");
+      const std::int64_t other = internal::rows_held(view, row);
+      if (other == length) continue;
+      return internal::refusal("rows",
+                               std::to_string(length) + " and " + std::to_string(other) + " tokens",
+                               "as many in every row");
     }
     const BatchLayer& shape = (*impl_->layers)[at(layer)];
     const Layout layout = impl_->cache->layout();
@@ -162,9 +167,7 @@ Status PagedBatch::gather(std::int64_t layer, const MutableTensorView& key,
     KVC_RETURN_IF_ERROR(internal::expect_kv(
         "value", value, layout, KvExtents{num_rows(), shape.heads, length, shape.v_dim}));
     KVC_RETURN_IF_ERROR(internal::expect_apart("key", key, "value", value));
-    internal::copy_out(view, true, length, layout, key, context);
-    internal::copy_out(view, false, length, layout, value, context);
-    return {};
+    return impl_->gather(layer, key, value, context);
   });
 }
 
@@ -180,6 +183,22 @@ Result<std::int64_t> PagedBatch::seq_length(std::int64_t row, std::int64_t layer
 // first.
 Result<std::int64_t> PagedBatch::next_position(std::int64_t row, std::int64_t layer) const {
   return seq_length(row, layer);
+}
+
+Result<std::int64_t> PagedBatch::first_position(std::int64_t row, std::int64_t layer) const {
+  return at_door([&]() -> Result<std::int64_t> {
+    KVC_RETURN_IF_ERROR(internal::expect_index("row", row, num_rows()));
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    return impl_->cache->first_position(layer, impl_->rows[at(row)]);
+  });
+}
+
+Result<std::int64_t> PagedBatch::rows_held(std::int64_t row, std::int64_t layer) const {
+  return at_door([&]() -> Result<std::int64_t> {
+    KVC_RETURN_IF_ERROR(internal::expect_index("row", row, num_rows()));
+    KVC_ASSIGN_OR_RETURN(const OwnedKvView view, impl_->view(layer));
+    return internal::rows_held(view, static_cast<std::int32_t>(row));
+  });
 }
 
 std::int64_t PagedBatch::num_rows() const noexcept { return impl_->num_rows(); }
@@ -274,6 +293,7 @@ Result<PagedBatch> PagedBatch::fork() {
     auto child = std::make_unique<Impl>();
     child->cache = impl_->cache;
     child->layers = impl_->layers;
+    child->drops_rows = impl_->drops_rows;
     child->lengths = impl_->lengths;
     child->holds = impl_->holds;
     child->rows.reserve(impl_->rows.size());
@@ -296,17 +316,13 @@ Status PagedBatch::rewind(std::span<const std::int64_t> counts) {
     if (static_cast<std::int64_t>(counts.size()) != num_rows()) {
       return internal::refusal("counts", counts.size(), num_rows());
     }
-    // As they will be once an open forward pass is closed.
-    std::vector<std::int64_t> to(impl_->lengths);
-    if (step_open() && !impl_->open->announced) {
-      for (std::size_t row = 0; row < to.size(); ++row) to[row] += impl_->open->counts[row];
-    }
+    std::vector<std::int64_t> to(impl_->rows.size());
     for (std::size_t row = 0; row < to.size(); ++row) {
+      to[row] = impl_->all_tokens(row);
       KVC_RETURN_IF_ERROR(
           expect_length("tokens of row " + std::to_string(row), counts[row], to[row]));
       to[row] -= counts[row];
     }
-    KVC_RETURN_IF_ERROR(impl_->settle());
     return impl_->shorten(to);
   });
 }
@@ -314,9 +330,8 @@ Status PagedBatch::rewind(std::span<const std::int64_t> counts) {
 Status PagedBatch::truncate(std::int64_t n) {
   return at_door([&]() -> Status {
     if (n < 0) return internal::refusal("n", n, "at least 0");
-    KVC_RETURN_IF_ERROR(impl_->settle());
-    std::vector<std::int64_t> to(impl_->lengths);
-    for (std::int64_t& length : to) length = std::min(length, n);
+    std::vector<std::int64_t> to(impl_->rows.size());
+    for (std::size_t row = 0; row < to.size(); ++row) to[row] = std::min(impl_->all_tokens(row), n);
     return impl_->shorten(to);
   });
 }

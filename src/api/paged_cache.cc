@@ -4,12 +4,13 @@
 #include <string>
 #include <utility>
 
+#include "api/paged_cache_impl.h"
 #include "base/door.h"
 #include "base/expect.h"
 #include "cache/paged/layout.h"
 #include "cache/paged/rows.h"
-#include "cache/paged/store.h"
 #include "cache/paged/tables.h"
+#include "kernels/select.h"
 #include "tensor/overlap.h"
 #include "tensor/strides.h"
 
@@ -22,35 +23,52 @@ using internal::PagedStep;
 using internal::PagedStore;
 using internal::refusal;
 
-struct PagedCache::Impl {
-  std::unique_ptr<PagedStore> store;  // none once the cache is gone: open steps may live longer
-
-  Status check_layer(std::int64_t layer) const {
-    return internal::expect_index("layer", layer, store->layout().num_layers());
-  }
-};
-
-struct PagedCache::Step::Impl {
-  std::shared_ptr<PagedCache::Impl> owner;
-  std::unique_ptr<PagedStep> step;  // none once it has ended
-
-  ~Impl() {
-    if (step != nullptr && owner->store != nullptr) owner->store->rollback(*step);
-  }
-
-  // The open step of a cache. Errors: kNotFound.
-  static Result<PagedStep*> of(const Step& step, const PagedCache::Impl* cache) {
-    if (step.impl_ == nullptr || step.impl_->step == nullptr) {
-      return refusal(StatusCode::kNotFound, "step", "one that has ended", "an open one");
-    }
-    if (step.impl_->owner.get() != cache) {
-      return refusal(StatusCode::kNotFound, "step", "one of another cache", "one of this cache");
-    }
-    return step.impl_->step.get();
-  }
-};
-
 namespace {
+
+Status expect_rows(const char* name, const TensorView& rows, std::int64_t tokens,
+                   std::int64_t heads, std::int64_t dim) {
+  KVC_RETURN_IF_ERROR(internal::expect_tensor(name, rows));
+  KVC_RETURN_IF_ERROR(internal::expect_dtype_floating(name, rows));
+  return internal::expect_shape(name, rows, {tokens, heads, dim});
+}
+
+Status expect_outside(const PagedStore& store, const char* name, const TensorView& rows) {
+  if (!store.owns(rows)) return {};
+  return refusal(name, "rows of this cache itself", "memory outside of it");
+}
+
+Status check_layer(const PagedStore& store, std::int64_t layer) {
+  return internal::expect_index("layer", layer, store.layout().num_layers());
+}
+
+// Of layers whose rows lie in one table.
+Status check_one_table(const PagedStore& store, std::int64_t layer) {
+  KVC_RETURN_IF_ERROR(check_layer(store, layer));
+  if (store.tail_group(layer) < 0) return {};
+  return refusal(StatusCode::kUnsupported, "layer",
+                 std::to_string(layer) + ", coded beside residual_tokens",
+                 "one whose rows lie in one table");
+}
+
+Status check_written(const PagedStore& store, const PagedStep& step, std::int64_t layer) {
+  KVC_RETURN_IF_ERROR(check_layer(store, layer));
+  if (step.num_new_tokens == 0 || step.written[static_cast<std::size_t>(layer)] != 0) return {};
+  return refusal("layer", std::to_string(layer) + " not written", "it written");
+}
+
+// Tensors that `rows` rows of a layer are to be copied to. REQUIRES: the layer was checked.
+Status check_gathered(const PagedStore& store, std::int64_t layer, std::int64_t rows,
+                      const TensorView& key, const TensorView& value) {
+  const LayerSpec& spec = store.spec_of(layer);
+  const bool head_first = store.layout().layout == Layout::kHND;
+  const std::int64_t first = head_first ? spec.key().heads : rows;
+  const std::int64_t second = head_first ? rows : spec.key().heads;
+  KVC_RETURN_IF_ERROR(expect_rows("key", key, first, second, spec.key().dim));
+  KVC_RETURN_IF_ERROR(expect_rows("value", value, first, second, spec.value().dim));
+  KVC_RETURN_IF_ERROR(expect_outside(store, "key", key));
+  KVC_RETURN_IF_ERROR(expect_outside(store, "value", value));
+  return internal::expect_apart("key", key, "value", value);
+}
 
 bool can(Operation operation) noexcept {
   switch (operation) {
@@ -121,18 +139,6 @@ Result<std::int64_t> pool_size(const CacheConfig& config, const internal::PagedL
   return num_pages;
 }
 
-Status expect_rows(const char* name, const TensorView& rows, std::int64_t tokens,
-                   std::int64_t heads, std::int64_t dim) {
-  KVC_RETURN_IF_ERROR(internal::expect_tensor(name, rows));
-  KVC_RETURN_IF_ERROR(internal::expect_dtype_floating(name, rows));
-  return internal::expect_shape(name, rows, {tokens, heads, dim});
-}
-
-Status expect_outside(const PagedStore& store, const char* name, const TensorView& rows) {
-  if (!store.owns(rows)) return {};
-  return internal::refusal(name, "rows of this cache itself", "memory outside of it");
-}
-
 }  // namespace
 
 CacheConfig CacheConfig::uniform(std::int64_t num_layers, std::int64_t num_kv_heads,
@@ -159,13 +165,13 @@ PagedCache::PagedCache(PagedCache&&) noexcept = default;
 
 PagedCache& PagedCache::operator=(PagedCache&& other) noexcept {
   if (this == &other) return *this;
-  if (impl_ != nullptr) impl_->store.reset();
+  if (impl_ != nullptr) impl_->close();
   impl_ = std::move(other.impl_);
   return *this;
 }
 
 PagedCache::~PagedCache() {
-  if (impl_ != nullptr) impl_->store.reset();
+  if (impl_ != nullptr) impl_->close();
 }
 
 Result<PagedCache> PagedCache::create(const CacheConfig& config) {
@@ -173,14 +179,13 @@ Result<PagedCache> PagedCache::create(const CacheConfig& config) {
     for (const Operation operation : config.required) {
       if (!can(operation)) return unsupported(operation);
     }
-    KVC_ASSIGN_OR_RETURN(
-        internal::PagedLayout layout,
-        internal::make_paged_layout(config.layers, config.page_size, config.layout));
+    KVC_ASSIGN_OR_RETURN(internal::PagedLayout layout,
+                         internal::make_paged_layout(config.layers, config.page_size, config.layout,
+                                                     config.rewind_tokens, config.residual_tokens));
+    if (config.prefixes) KVC_RETURN_IF_ERROR(layout.add_prefixes());
     KVC_ASSIGN_OR_RETURN(const std::int64_t num_pages, pool_size(config, layout));
     MemoryResource& memory = config.memory != nullptr ? *config.memory : system_memory();
-    if (memory.device() != Device{}) {
-      return refusal(StatusCode::kUnsupported, "memory", "a device's", "the CPU's");
-    }
+    KVC_RETURN_IF_ERROR(internal::expect_backend("memory", memory.device()));
     auto impl = std::make_shared<Impl>();
     KVC_ASSIGN_OR_RETURN(
         impl->store, PagedStore::create(std::move(layout), num_pages, config.budget_bytes, memory));
@@ -217,6 +222,7 @@ Status PagedCache::write(Step& step, std::int64_t layer, const TensorView& k, co
         expect_rows("v", v, open->num_new_tokens, spec.value().heads, spec.value().dim));
     KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "k", k));
     KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "v", v));
+    KVC_RETURN_IF_ERROR(internal::check_rows(*impl_->store, *open, layer, k, v, context));
     internal::write_rows(*impl_->store, *open, layer, k, v, context);
     return {};
   });
@@ -225,10 +231,7 @@ Status PagedCache::write(Step& step, std::int64_t layer, const TensorView& k, co
 Result<OwnedKvView> PagedCache::view(const Step& step, std::int64_t layer) const {
   return at_door([&]() -> Result<OwnedKvView> {
     KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
-    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
-    if (open->num_new_tokens > 0 && open->written[static_cast<std::size_t>(layer)] == 0) {
-      return refusal("layer", std::to_string(layer) + " not written", "it written");
-    }
+    KVC_RETURN_IF_ERROR(check_written(*impl_->store, *open, layer));
     return internal::step_view(*impl_->store, *open, layer);
   });
 }
@@ -241,9 +244,12 @@ Result<OwnedKvView> PagedCache::view(std::int64_t layer, std::span<const Sequenc
   });
 }
 
-Status PagedCache::commit(Step& step, std::span<const std::int64_t> accepted) {
+Status PagedCache::commit(Step& step, std::span<const std::int64_t> accepted,
+                          const ExecContext& context) {
   return at_door([&]() -> Status {
     KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
+    KVC_RETURN_IF_ERROR(impl_->store->check_commit(*open, accepted));
+    internal::encode_rows(*impl_->store, *open, accepted, context);
     KVC_RETURN_IF_ERROR(impl_->store->commit(*open, accepted));
     step.impl_->step.reset();
     return {};
@@ -261,6 +267,14 @@ Status PagedCache::rollback(Step& step) {
 
 Result<SequenceId> PagedCache::fork(SequenceId seq, std::int64_t length) {
   return at_door([&] { return impl_->store->fork(seq, length); });
+}
+
+Status PagedCache::reaches(SequenceId seq, std::int64_t length) const {
+  return at_door([&] { return impl_->store->reaches(seq, length); });
+}
+
+Status PagedCache::hold_rows(SequenceId seq, bool hold) {
+  return at_door([&] { return impl_->store->hold_rows(seq, hold); });
 }
 
 Status PagedCache::truncate(SequenceId seq, std::int64_t n) {
@@ -292,7 +306,7 @@ Status PagedCache::shift(SequenceId, std::int64_t, std::int64_t, std::int64_t) {
 Result<BlockTable> PagedCache::block_table(std::int64_t layer,
                                            std::span<const SequenceId> seqs) const {
   return at_door([&]() -> Result<BlockTable> {
-    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_RETURN_IF_ERROR(check_one_table(*impl_->store, layer));
     KVC_ASSIGN_OR_RETURN(const auto found, impl_->store->find_all(seqs));
     return internal::make_block_table(*impl_->store, layer, found);
   });
@@ -301,7 +315,7 @@ Result<BlockTable> PagedCache::block_table(std::int64_t layer,
 Result<PageIndices> PagedCache::page_indices(std::int64_t layer,
                                              std::span<const SequenceId> seqs) const {
   return at_door([&]() -> Result<PageIndices> {
-    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_RETURN_IF_ERROR(check_one_table(*impl_->store, layer));
     KVC_ASSIGN_OR_RETURN(const auto found, impl_->store->find_all(seqs));
     return internal::make_page_indices(*impl_->store, layer, found);
   });
@@ -311,7 +325,7 @@ Result<std::vector<std::int32_t>> PagedCache::slot_mapping(const Step& step,
                                                            std::int64_t layer) const {
   return at_door([&]() -> Result<std::vector<std::int32_t>> {
     KVC_ASSIGN_OR_RETURN(const PagedStep* open, Step::Impl::of(step, impl_.get()));
-    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_RETURN_IF_ERROR(check_one_table(*impl_->store, layer));
     return internal::make_slot_mapping(*impl_->store, *open, layer);
   });
 }
@@ -321,17 +335,43 @@ Status PagedCache::gather(std::int64_t layer, SequenceId seq, const MutableTenso
   return at_door([&]() -> Status {
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
     KVC_ASSIGN_OR_RETURN(const internal::PagedSequence* found, impl_->store->find(seq));
-    const LayerSpec& spec = impl_->store->spec_of(layer);
-    const bool head_first = impl_->store->layout().layout == Layout::kHND;
-    const std::int64_t first = head_first ? spec.key().heads : found->length;
-    const std::int64_t second = head_first ? found->length : spec.key().heads;
-    KVC_RETURN_IF_ERROR(expect_rows("key", key, first, second, spec.key().dim));
-    KVC_RETURN_IF_ERROR(expect_rows("value", value, first, second, spec.value().dim));
-    KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "key", key));
-    KVC_RETURN_IF_ERROR(expect_outside(*impl_->store, "value", value));
-    KVC_RETURN_IF_ERROR(internal::expect_apart("key", key, "value", value));
+    KVC_RETURN_IF_ERROR(
+        check_gathered(*impl_->store, layer, impl_->rows_held(layer, *found), key, value));
     internal::gather_rows(*impl_->store, *found, layer, key, value, context);
     return {};
+  });
+}
+
+Status PagedCache::gather(const Step& step, std::int64_t layer, std::int64_t index,
+                          const MutableTensorView& key, const MutableTensorView& value,
+                          const ExecContext& context) const {
+  return at_door([&]() -> Status {
+    KVC_ASSIGN_OR_RETURN(PagedStep * open, Step::Impl::of(step, impl_.get()));
+    KVC_RETURN_IF_ERROR(check_written(*impl_->store, *open, layer));
+    KVC_RETURN_IF_ERROR(
+        internal::expect_index("index", index, static_cast<std::int64_t>(open->seqs.size())));
+    const auto at = static_cast<std::size_t>(index);
+    const internal::StepSequence& entry = open->seqs[at];
+    const std::int64_t rows = impl_->rows_held(layer, *entry.seq) + entry.count;
+    KVC_RETURN_IF_ERROR(check_gathered(*impl_->store, layer, rows, key, value));
+    internal::gather_rows(*impl_->store, *open, at, layer, key, value, context);
+    return {};
+  });
+}
+
+Result<RowCodes> PagedCache::gather_codes(std::int64_t layer, SequenceId seq, Role role) const {
+  return at_door([&]() -> Result<RowCodes> {
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_ASSIGN_OR_RETURN(const internal::PagedSequence* found, impl_->store->find(seq));
+    if (role != Role::kKey && role != Role::kValue) {
+      return refusal("role", static_cast<int>(role), "kKey or kValue");
+    }
+    const LayerSpec& spec = impl_->store->spec_of(layer);
+    const RowFormat& format = (role == Role::kKey ? spec.key() : spec.value()).format;
+    if (!format.is_coded()) {
+      return refusal(StatusCode::kUnsupported, "role", "a buffer of plain rows", "a coded one");
+    }
+    return internal::gather_codes(*impl_->store, *found, layer, role == Role::kKey ? 0 : 1);
   });
 }
 
@@ -342,8 +382,24 @@ Result<std::int64_t> PagedCache::seq_length(SequenceId seq) const {
   });
 }
 
-// Rows keep the positions they were appended at: first_position is 0 as long as kRemove is missing.
+// Rows keep the positions they were appended at: the first was at 0 as long as kRemove is missing.
 Result<std::int64_t> PagedCache::next_position(SequenceId seq) const { return seq_length(seq); }
+
+Result<std::int64_t> PagedCache::first_position(std::int64_t layer, SequenceId seq) const {
+  return at_door([&]() -> Result<std::int64_t> {
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_ASSIGN_OR_RETURN(const internal::PagedSequence* found, impl_->store->find(seq));
+    return impl_->store->table_of(*found, layer).first;  // of codes and their tails: 0
+  });
+}
+
+Result<std::int64_t> PagedCache::rows_held(std::int64_t layer, SequenceId seq) const {
+  return at_door([&]() -> Result<std::int64_t> {
+    KVC_RETURN_IF_ERROR(impl_->check_layer(layer));
+    KVC_ASSIGN_OR_RETURN(const internal::PagedSequence* found, impl_->store->find(seq));
+    return impl_->rows_held(layer, *found);
+  });
+}
 
 std::int64_t PagedCache::num_layers() const noexcept { return impl_->store->layout().num_layers(); }
 std::int64_t PagedCache::num_groups() const noexcept { return impl_->store->layout().num_groups(); }

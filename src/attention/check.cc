@@ -9,6 +9,8 @@
 
 #include "base/checked_math.h"
 #include "base/expect.h"
+#include "kernels/select.h"
+#include "tensor/codecs/codec.h"
 #include "tensor/overlap.h"
 #include "tensor/strides.h"
 
@@ -20,15 +22,23 @@ std::string part_field(std::int32_t part, const char* field) {
   return "kv.parts[" + std::to_string(part) + "]." + field;
 }
 
-Status check_format(std::int32_t part, const char* field, const RowFormat& format) {
-  if (format.kind != RowFormat::kStrided) {
+// `rotated`: whether the rows of the part before are.
+Status check_format(std::int32_t part, const char* field, const RowFormat& format, std::int64_t dim,
+                    bool rotated) {
+  if (format.kind > RowFormat::kQ4_0) {
     return refusal(StatusCode::kUnsupported, part_field(part, field) + ".kind",
-                   static_cast<int>(format.kind), "kStrided");
+                   static_cast<int>(format.kind), "a kind of RowFormat");
   }
   if (!is_floating(format.dtype)) {
     return refusal(part_field(part, field) + ".dtype", name_of(format.dtype), "f32, f16 or bf16");
   }
-  return {};
+  if (const char* const wanted = wanted_elements(format, dim); wanted != nullptr) {
+    return refusal(part_field(part, field), std::to_string(dim) + " elements",
+                   std::string(wanted) + " for " + name_of(format.kind));
+  }
+  if (format.rotate == rotated) return {};
+  return refusal(part_field(part, field) + ".rotate", format.rotate ? "true" : "false",
+                 std::string(rotated ? "true" : "false") + ", as in the part before it");
 }
 
 Status check_rows(std::int32_t part, const char* field, const RowsView& rows) {
@@ -53,6 +63,18 @@ Status check_sequence(std::int32_t index, const KvPart& part, std::int32_t seq) 
   if (part.first_visible != nullptr && part.first_visible[seq] < 0) {
     return refusal(name("first_visible"), part.first_visible[seq], ">= 0");
   }
+  const std::int64_t all = length == 0 ? 0 : ceil_div(length, part.page_size);
+  if (hole_begin_of(part, seq) < 0)
+    return refusal(name("hole_begin"), part.hole_begin[seq], ">= 0");
+  if (const std::int64_t gone = hole_pages_of(part, seq);
+      gone < 0 || hole_begin_of(part, seq) > all - gone) {
+    return refusal(
+        name("hole_pages"), gone,
+        "0 .. " + std::to_string(std::max<std::int64_t>(0, all - hole_begin_of(part, seq))));
+  }
+  if (first_held_of(part, seq) < 0 || first_held_of(part, seq) > length) {
+    return refusal(name("first_held"), first_held_of(part, seq), "0 .. " + std::to_string(length));
+  }
   if (length == 0) return {};
   if (part.block_table == nullptr) {
     if (length > part.page_size) {
@@ -62,7 +84,7 @@ Status check_sequence(std::int32_t index, const KvPart& part, std::int32_t seq) 
     }
     return {};
   }
-  const std::int64_t pages = ceil_div(length, part.page_size);
+  const std::int64_t pages = num_entries(part, seq);
   if (pages > part.block_table_stride) {
     return refusal(part_field(index, "block_table_stride"), part.block_table_stride,
                    "at least " + std::to_string(pages) + " pages for the " +
@@ -77,15 +99,39 @@ Status check_sequence(std::int32_t index, const KvPart& part, std::int32_t seq) 
   return {};
 }
 
+Status check_holes(std::int32_t index, const KvPart& part) {
+  const auto negative = [&](const char* field, std::int32_t found) {
+    return refusal(part_field(index, field), found, ">= 0");
+  };
+  if (part.held_window < 0) return negative("held_window", part.held_window);
+  if (part.held_sink_tokens < 0) return negative("held_sink_tokens", part.held_sink_tokens);
+  if (part.held_chunk < 0) return negative("held_chunk", part.held_chunk);
+  if (part.hole_pages == nullptr) return {};
+  if (part.hole_begin == nullptr) {
+    return refusal(part_field(index, "hole_begin"), "null", "[num_seqs] beside hole_pages");
+  }
+  if (part.block_table == nullptr) {
+    return refusal(part_field(index, "hole_pages"), "holes", "none without a block_table");
+  }
+  if (part.positions != nullptr) {
+    return refusal(part_field(index, "hole_pages"), "holes", "none beside positions of each row");
+  }
+  return {};
+}
+
 Status check_part(const KvView& kv, std::int32_t index) {
   const KvPart& part = kv.parts[index];
-  KVC_RETURN_IF_ERROR(check_format(index, "k.format", part.k.format));
-  KVC_RETURN_IF_ERROR(check_format(index, "v.format", part.v.format));
+  const KvPart& before = kv.parts[index == 0 ? 0 : index - 1];
+  KVC_RETURN_IF_ERROR(
+      check_format(index, "k.format", part.k.format, kv.k_head_dim, before.k.format.rotate));
+  KVC_RETURN_IF_ERROR(
+      check_format(index, "v.format", part.v.format, kv.v_head_dim, before.v.format.rotate));
   if (part.lengths == nullptr && kv.num_seqs > 0) {
     return refusal(part_field(index, "lengths"), "null", "[num_seqs]");
   }
   bool empty = true;
   for (std::int32_t seq = 0; seq < kv.num_seqs && empty; ++seq) empty = part.lengths[seq] == 0;
+  KVC_RETURN_IF_ERROR(check_holes(index, part));
   if (empty) return {};
   if (part.page_size < 1) return refusal(part_field(index, "page_size"), part.page_size, ">= 1");
   KVC_RETURN_IF_ERROR(check_rows(index, "k", part.k));
@@ -120,11 +166,37 @@ bool overlaps_rows(const TensorView& view, const KvView& kv, const KvPart& part,
     for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
       const std::int32_t* const table =
           part.block_table == nullptr ? &seq : part.block_table + seq * part.block_table_stride;
-      for (std::int64_t left = part.lengths[seq], i = 0; left > 0; left -= part.page_size, ++i) {
-        fn(table[i], std::min<std::int64_t>(left, part.page_size));
+      if (part.lengths[seq] == 0) continue;
+      const std::int64_t gone = hole_pages_of(part, seq);
+      const std::int64_t entries = num_entries(part, seq);
+      for (std::int64_t i = 0; i < entries; ++i) {
+        const std::int64_t first = (i < hole_begin_of(part, seq) ? i : i + gone) * part.page_size;
+        fn(table[i], std::min<std::int64_t>(part.lengths[seq] - first, part.page_size));
       }
     }
   };
+  // Codes and scales of a page are taken for all that lies between the first and the last.
+  if (rows.format.is_coded()) {
+    const ByteSpan given = byte_span(view);
+    const auto meets = [&](const std::byte* begin, std::int64_t bytes) {
+      return intersect(
+          given, {reinterpret_cast<std::uintptr_t>(begin), static_cast<std::uint64_t>(bytes)});
+    };
+    bool found = false;
+    for_each_page([&](std::int64_t id, std::int64_t count) {
+      const std::int64_t heads = kv.num_kv_heads;
+      found = found || meets(rows.page_at(id), (heads - 1) * rows.head_stride +
+                                                   (count - 1) * rows.token_stride +
+                                                   rows.format.code_bytes(dim));
+      if (rows.scale_page_stride == 0) return;
+      const std::int64_t scales = (heads - 1) * rows.scale_head_stride +
+                                  (rows.format.num_scales(dim) - 1) * rows.scale_group_stride +
+                                  2 * count;
+      found = found || meets(rows.scales_at(id, 0), scales);
+      if (rows.format.has_zeros()) found = found || meets(rows.zeros_at(id, 0), scales / 2);
+    });
+    return found;
+  }
   // All memory between the lowest and the highest page first.
   const std::byte* lowest = nullptr;
   const std::byte* highest = nullptr;
@@ -213,10 +285,7 @@ void bind(const View& view, bool dense, bool has_dim, RowTensor<Byte>* tensor) {
 }  // namespace
 
 Status check_view(const KvView& kv) {
-  if (kv.device.kind != DeviceKind::kCpu) {
-    return refusal(StatusCode::kUnsupported, "kv.device",
-                   "kind " + std::to_string(static_cast<int>(kv.device.kind)), "the CPU");
-  }
+  KVC_RETURN_IF_ERROR(expect_backend("kv.device", kv.device));
   if (kv.num_seqs < 0) return refusal("kv.num_seqs", kv.num_seqs, ">= 0");
   if (kv.num_kv_heads < 1) return refusal("kv.num_kv_heads", kv.num_kv_heads, ">= 1");
   constexpr std::int32_t kMaxDim = 1 << 16;
@@ -292,6 +361,63 @@ Status check_options(const AttentionOptions& options) {
   }
   if (options.window < 0) return refusal("options.window", options.window, ">= 0");
   if (options.sink_tokens < 0) return refusal("options.sink_tokens", options.sink_tokens, ">= 0");
+  if (options.chunk < 0) return refusal("options.chunk", options.chunk, ">= 0");
+  if (options.chunk == 0) return {};
+  if (options.window > 0) {
+    return refusal("options.chunk", options.chunk,
+                   "0 beside options.window " + std::to_string(options.window));
+  }
+  if (options.sink_tokens > 0) {
+    return refusal("options.chunk", options.chunk,
+                   "0 beside options.sink_tokens " + std::to_string(options.sink_tokens));
+  }
+  return {};
+}
+
+namespace {
+
+// A rule of the call against the widest that a part may be asked with.
+Status check_width(const char* name, std::int64_t found, std::int64_t widest) {
+  if (widest == 0 || (found > 0 && found <= widest)) return {};
+  return refusal(name, found, "1 .. " + std::to_string(widest) + ", as the view's rows were kept");
+}
+
+// Rows begin .. end of a part are gone.
+Status check_unseen(std::int32_t index, std::int32_t seq, const VisibleRows& seen,
+                    std::int64_t begin, std::int64_t end) {
+  if (begin >= end || !seen.touches(begin, end)) return {};
+  const std::int64_t needed = seen.begin < seen.sink_end && seen.sink_end > begin
+                                  ? std::max(seen.begin, begin)
+                                  : seen.window_begin;
+  return refusal(part_field(index, "first_held") + "[" + std::to_string(seq) + "]", end,
+                 "at most " + std::to_string(needed) + ", which a query sees");
+}
+
+}  // namespace
+
+Status check_held(const KvView& kv, std::span<const std::int32_t> qo_indptr,
+                  const VisibilityRules& rules) {
+  for (std::int32_t p = 0; p < kv.num_parts; ++p) {
+    const KvPart& part = kv.parts[p];
+    KVC_RETURN_IF_ERROR(check_width("options.window", rules.window, part.held_window));
+    KVC_RETURN_IF_ERROR(check_width("options.chunk", rules.chunk, part.held_chunk));
+    if (part.held_window > 0 && rules.sink_tokens > part.held_sink_tokens) {
+      return refusal(
+          "options.sink_tokens", rules.sink_tokens,
+          "at most " + std::to_string(part.held_sink_tokens) + ", as the view's rows were kept");
+    }
+    if (part.hole_pages == nullptr && part.first_held == nullptr) continue;
+    for (std::int32_t seq = 0; seq < kv.num_seqs; ++seq) {
+      const std::int64_t queries = qo_indptr[seq + 1] - qo_indptr[seq];
+      if (queries == 0 || part.lengths[seq] == 0) continue;
+      const VisibleRows seen = visible_rows(kv, p, seq, queries, 0, queries - 1, rules);
+      KVC_RETURN_IF_ERROR(
+          check_unseen(p, seq, seen, part.held_sink_tokens, first_held_of(part, seq)));
+      const std::int64_t hole = hole_begin_of(part, seq);
+      KVC_RETURN_IF_ERROR(check_unseen(p, seq, seen, hole * part.page_size,
+                                       (hole + hole_pages_of(part, seq)) * part.page_size));
+    }
+  }
   return {};
 }
 
@@ -371,6 +497,7 @@ Status bind_problem(const TensorView& q, std::span<const std::int32_t> qo_indptr
   problem->reproducible = options.reproducible;
   problem->window = options.window;
   problem->sink_tokens = options.sink_tokens;
+  problem->chunk = options.chunk;
   problem->alibi_slopes = options.alibi_slopes;
   problem->sinks = options.partial ? nullptr : options.sinks;
   problem->mask = options.mask;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/problem.h"
+#include "attention/visible.h"
 #include "kvcache/attention.h"
 #include "kvcache/kv_view.h"
 #include "kvcache/status.h"
@@ -17,7 +18,8 @@ namespace kvcache::internal {
 
 // Everything in the view that can be told without reading a row: shapes, formats, lengths, and
 // page ids that are not negative (how many pages there are, a view does not say).
-// Errors: kInvalidArgument; kUnsupported for a device or row format that is not here.
+// Errors: kInvalidArgument; kUnsupported for a row format, kUnavailable for a device
+// that is not here.
 Status check_view(const KvView& kv);
 
 // [num_seqs + 1], starting at 0, not decreasing.
@@ -33,6 +35,11 @@ Status dense_qo_indptr(const TensorView& q, std::int32_t num_seqs,
 // num_heads against the view, and the scalars of the options.
 Status check_heads(std::int64_t num_heads, const KvView& kv);
 Status check_options(const AttentionOptions& options);
+
+// What the queries see by `rules` against what the view's parts have dropped.
+// REQUIRES: the checks above passed.
+Status check_held(const KvView& kv, std::span<const std::int32_t> qo_indptr,
+                  const VisibilityRules& rules);
 
 // The mask's shape against the longest sequence and the most queries of the batch.
 Status check_mask(const TensorView& mask, const KvView& kv, std::span<const std::int32_t> qo_indptr,

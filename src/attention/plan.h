@@ -6,12 +6,12 @@
 #include <span>
 #include <vector>
 
-#include "attention/cpu/execute.h"
+#include "attention/backend.h"
 #include "attention/cpu/work.h"
 #include "attention/prefixes.h"
 #include "attention/problem.h"
 #include "base/aligned_buffer.h"
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
 #include "kvcache/attention.h"
 #include "kvcache/executor.h"
 #include "kvcache/kv_view.h"
@@ -24,6 +24,11 @@ class Plan {
  public:
   Status plan(const KvView& like, std::span<const std::int32_t> qo_indptr, std::int64_t num_heads,
               const AttentionOptions& options, const ExecContext& context);
+
+  // Errors: kInvalidArgument where plan() would make another plan of these.
+  Status check_fits(const KvView& kv, std::span<const std::int32_t> qo_indptr,
+                    std::int64_t num_heads, const AttentionOptions& options,
+                    const ExecContext& context) const;
 
   Status run(const TensorView& q, const KvView& kv, const MutableTensorView& out,
              const MutableTensorView& lse, const AttentionOptions& options,
@@ -38,29 +43,30 @@ class Plan {
     std::int32_t length = 0;
     std::int32_t first_index = 0;
     std::int32_t first_visible = 0;
+    std::int32_t hole_begin = 0, hole_pages = 0;
+    std::int32_t first_held = 0;
 
     friend bool operator==(const PartLength&, const PartLength&) = default;
   };
   struct PartShape {
     RowFormat k, v;
     bool has_positions = false;
+    std::int32_t held_window = 0, held_sink_tokens = 0, held_chunk = 0;
+    std::int32_t page_size = 0;  // where there are holes, which are in pages
 
     friend bool operator==(const PartShape&, const PartShape&) = default;
   };
 
+  static PartShape shape_of(const KvPart& part) noexcept;
   Status check_planned(const KvView& kv, const AttentionOptions& options) const;
-  void run_reference(const AttentionProblem& problem, Executor& executor);
-  void run_kernels(const AttentionProblem& problem, Executor& executor);
 
   const Backend* backend_ = nullptr;
-  Prefetch prefetch_ = Prefetch::kNone;
   std::int32_t num_seqs_ = 0;
   std::int32_t num_kv_heads_ = 0;
   std::int32_t k_head_dim_ = 0;
   std::int32_t v_head_dim_ = 0;
   std::int64_t num_heads_ = 0;
   AttentionOptions options_;  // its scalars
-  std::int32_t concurrency_ = 0;
   std::int64_t rows_read_ = 0;
   std::vector<std::int32_t> qo_indptr_;
   std::vector<PartLength> lengths_;  // [num_parts, num_seqs]
@@ -68,10 +74,8 @@ class Plan {
 
   SharedPrefixes prefixes_;  // for plan() alone
   WorkList work_;
-  std::vector<std::int32_t> items_left_;  // [groups, num_kv_heads]
-  WorkerScratch layout_;
-  AlignedBuffer scratch_;    // [concurrency, layout.bytes]
-  AlignedBuffer workspace_;  // see WorkGroup
+  PlanView view_;
+  AlignedBuffer workspace_;
 };
 
 }  // namespace kvcache::internal

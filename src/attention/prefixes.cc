@@ -11,9 +11,9 @@ namespace {
 int sign_of(std::int64_t difference) { return difference < 0 ? -1 : difference > 0 ? 1 : 0; }
 
 // Orders sequences by where unit `index` of theirs lies; 0: in the same rows.
-int compare_rows(const KvView& kv, std::int32_t a, std::int32_t b, std::int32_t index) {
-  const Unit unit = unit_at(kv, a, index);
-  const Unit other = unit_at(kv, b, index);
+int compare_rows(const KvView& kv, std::int32_t a, std::int32_t b, std::int32_t index, Path path) {
+  const Unit unit = unit_at(kv, a, index, path);
+  const Unit other = unit_at(kv, b, index, path);
   if (unit.part != other.part) return sign_of(unit.part - other.part);
   if (unit.begin != other.begin) return sign_of(unit.begin - other.begin);
   if (unit.end != other.end) return sign_of(unit.end - other.end);
@@ -23,7 +23,9 @@ int compare_rows(const KvView& kv, std::int32_t a, std::int32_t b, std::int32_t 
   if (index_gap != 0) return sign_of(index_gap);
   const std::int64_t visible_gap = first_visible_of(part, a) - first_visible_of(part, b);
   if (visible_gap != 0) return sign_of(visible_gap);
-  if (part.block_table == nullptr || part.positions != nullptr) return sign_of(a - b);
+  if (part.block_table == nullptr || part.positions != nullptr || part.hole_pages != nullptr) {
+    return sign_of(a - b);
+  }
   const std::int64_t first_page = unit.begin / part.page_size;
   const std::int64_t last_page = (unit.end - 1) / part.page_size;
   const std::int32_t* pages = part.block_table + a * part.block_table_stride;
@@ -41,9 +43,14 @@ struct Batch {
 
   std::int64_t num_queries(std::int32_t seq) const { return qo_indptr[seq + 1] - qo_indptr[seq]; }
 
+  Path path(std::int32_t seq) const { return path_of(num_queries(seq), rules.reproducible); }
+  Unit unit(std::int32_t seq, std::int32_t index) const {
+    return unit_at(kv, seq, index, path(seq));
+  }
+
   // Whether unit `index` is there and every query sees all of it but what no query may see.
   bool may_share(std::int32_t seq, std::int32_t index) const {
-    const Unit unit = unit_at(kv, seq, index);
+    const Unit unit = this->unit(seq, index);
     if (unit.begin == unit.end) return false;
     const std::int64_t seen_by_first = total_length(kv, seq) - num_queries(seq) + 1;
     return !rules.causal || unit.part_row + unit.end <= seen_by_first;
@@ -53,14 +60,12 @@ struct Batch {
     const bool a_shares = may_share(a, index);
     const bool b_shares = may_share(b, index);
     if (a_shares != b_shares) return a_shares ? 1 : -1;
-    const Path a_path = path_of(num_queries(a), rules.reproducible);
-    const Path b_path = path_of(num_queries(b), rules.reproducible);
-    if (a_path != b_path) return a_path < b_path ? -1 : 1;
-    return a_shares ? compare_rows(kv, a, b, index) : sign_of(a - b);
+    if (path(a) != path(b)) return path(a) < path(b) ? -1 : 1;
+    return a_shares ? compare_rows(kv, a, b, index, path(a)) : sign_of(a - b);
   }
 
   std::int64_t visible_keys(std::int32_t seq, std::int32_t index) const {
-    const Unit unit = unit_at(kv, seq, index);
+    const Unit unit = this->unit(seq, index);
     const std::int64_t first = first_visible_of(kv.parts[unit.part], seq);
     return unit.end - std::clamp(first, unit.begin, unit.end);
   }
@@ -68,8 +73,8 @@ struct Batch {
 
 }  // namespace
 
-bool same_rows(const KvView& kv, std::int32_t a, std::int32_t b, std::int32_t index) {
-  return compare_rows(kv, a, b, index) == 0;
+bool same_rows(const KvView& kv, std::int32_t a, std::int32_t b, std::int32_t index, Path path) {
+  return compare_rows(kv, a, b, index, path) == 0;
 }
 
 void SharedPrefixes::find(const KvView& kv, std::span<const std::int32_t> qo_indptr,

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/cut.h"
 #include "kvcache/kv_view.h"
 
 namespace kvcache::internal {
@@ -27,7 +28,8 @@ struct SharedRun {
 };
 
 // Whether unit `index` of sequences a and b holds the same visible rows, at the same indices.
-bool same_rows(const KvView& kv, std::int32_t a, std::int32_t b, std::int32_t index);
+// Both go the same path.
+bool same_rows(const KvView& kv, std::int32_t a, std::int32_t b, std::int32_t index, Path path);
 
 struct SharingRules {
   bool enabled = true;

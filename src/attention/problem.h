@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
 #include "kvcache/kv_view.h"
 #include "kvcache/tensor_view.h"
 #include "kvcache/types.h"
@@ -45,6 +45,7 @@ struct AttentionProblem {
   bool reproducible = false;  // one path for every number of queries
   std::int64_t window = 0;
   std::int64_t sink_tokens = 0;
+  std::int64_t chunk = 0;
   const float* alibi_slopes = nullptr;  // [num_heads]
   const float* sinks = nullptr;         // [num_heads]; null as well for partial results
   TensorView mask;                      // [B or 1, num_heads or 1, L, S_max]; may be undefined
@@ -79,6 +80,15 @@ inline const float* mask_row(const AttentionProblem& problem, std::int32_t seq, 
 
 // --- Rows of a part. ---
 
+// Whether rows are stored rotated: then queries are turned as well, and results back. All parts of
+// a view are alike.
+inline bool rotates_keys(const KvView& kv) {
+  return kv.num_parts > 0 && kv.parts[0].k.format.rotate;
+}
+inline bool rotates_values(const KvView& kv) {
+  return kv.num_parts > 0 && kv.parts[0].v.format.rotate;
+}
+
 inline std::int64_t length_of(const KvPart& part, std::int32_t seq) { return part.lengths[seq]; }
 
 // Index in the sequence of the part's row 0: rows dropped before it are counted. Cuts and blocks
@@ -100,14 +110,52 @@ inline std::int64_t position_of(const KvPart& part, std::int32_t seq, std::int64
 // are more queries than keys) continue the count of the row next to them.
 std::int64_t position_in_view(const KvView& kv, std::int32_t seq, std::int64_t row);
 
-// A row of the part's K or V. Without a table sequence s is page s.
+// Where chunks of positions are counted from: the first visible position of the sequence, 0 if no
+// row is hidden.
+std::int64_t chunk_origin(const KvView& kv, std::int32_t seq);
+
+// The first position of the chunk that `position` is in.
+inline std::int64_t chunk_begin(std::int64_t position, std::int64_t origin, std::int64_t chunk) {
+  const std::int64_t within = (position - origin) % chunk;
+  return position - (within < 0 ? within + chunk : within);
+}
+
+// --- Pages of a part with a table. Those of its hole have no entry. ---
+
+inline std::int64_t hole_begin_of(const KvPart& part, std::int32_t seq) {
+  return part.hole_pages == nullptr ? 0 : part.hole_begin[seq];
+}
+inline std::int64_t hole_pages_of(const KvPart& part, std::int32_t seq) {
+  return part.hole_pages == nullptr ? 0 : part.hole_pages[seq];
+}
+inline std::int64_t first_held_of(const KvPart& part, std::int32_t seq) {
+  return part.first_held == nullptr ? 0 : part.first_held[seq];
+}
+
+// Entries of the table that hold the sequence's rows.
+inline std::int64_t num_entries(const KvPart& part, std::int32_t seq) {
+  return (length_of(part, seq) + part.page_size - 1) / part.page_size - hole_pages_of(part, seq);
+}
+
+// Where a row of the part lies. Without a table sequence s is page s. REQUIRES: no row of a hole.
+struct RowPlace {
+  std::int64_t page, slot;
+};
+inline RowPlace place_of(const KvPart& part, std::int32_t seq, std::int64_t row) {
+  std::int64_t page = seq;
+  if (part.block_table != nullptr) {
+    std::int64_t entry = row / part.page_size;
+    if (entry >= hole_begin_of(part, seq)) entry -= hole_pages_of(part, seq);
+    page = part.block_table[seq * part.block_table_stride + entry];
+  }
+  return {page, row % part.page_size};
+}
+
+// A row of the part's K or V.
 inline const std::byte* row_of(const KvPart& part, const RowsView& rows, std::int32_t seq,
                                std::int64_t row, std::int64_t kv_head) {
-  const std::int64_t page =
-      part.block_table == nullptr
-          ? seq
-          : part.block_table[seq * part.block_table_stride + row / part.page_size];
-  return rows.row_at(page, kv_head, row % part.page_size);
+  const RowPlace at = place_of(part, seq, row);
+  return rows.row_at(at.page, kv_head, at.slot);
 }
 
 }  // namespace kvcache::internal

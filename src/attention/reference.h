@@ -2,17 +2,13 @@
 #ifndef KVCACHE_SRC_ATTENTION_REFERENCE_H_
 #define KVCACHE_SRC_ATTENTION_REFERENCE_H_
 
-#include <cstdint>
-
-#include "attention/problem.h"
+#include "attention/backend.h"
 
 namespace kvcache::internal {
 
-// Attention of one query and one head over the keys of its sequence: writes its row of `out` and
-// its element of `lse`. All arithmetic is float64. `scratch` holds [v_head_dim].
-// Cost: each visible key is read twice, its value once.
-void reference_row(const AttentionProblem& problem, std::int32_t seq, std::int64_t query,
-                   std::int64_t head, double* scratch);
+// All arithmetic is float64. A task is a head of a sequence.
+// Cost: for each query, each visible key is read twice, its value once.
+const Attention& reference_attention() noexcept;
 
 }  // namespace kvcache::internal
 

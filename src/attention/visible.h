@@ -1,5 +1,5 @@
-// Which rows of a part a run of queries may see, by arithmetic on causality, window and the first
-// visible key. Masks are looked at by the kernels alone.
+// Which rows of a part a run of queries may see, by arithmetic on causality, window, chunk and the
+// first visible key. Masks are looked at by the kernels alone.
 #ifndef KVCACHE_SRC_ATTENTION_VISIBLE_H_
 #define KVCACHE_SRC_ATTENTION_VISIBLE_H_
 
@@ -13,6 +13,10 @@ struct VisibilityRules {
   bool causal = true;
   std::int64_t window = 0;
   std::int64_t sink_tokens = 0;
+  std::int64_t chunk = 0;
+
+  // Whether a row's place decides who sees it, beside causality.
+  bool local() const { return window > 0 || chunk > 0; }
 };
 
 // Rows [begin, sink_end) and [window_begin, end) of a part; sink_end <= window_begin. A bound, not

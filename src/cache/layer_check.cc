@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/expect.h"
+#include "tensor/codecs/codec.h"
 
 namespace kvcache::internal {
 namespace {
@@ -13,11 +14,41 @@ constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 Status check_buffer(const std::string& name, const BufferSpec& buffer) {
   KVC_RETURN_IF_ERROR(expect_between((name + ".heads").c_str(), buffer.heads, 1, kMaxInt32));
   KVC_RETURN_IF_ERROR(expect_between((name + ".dim").c_str(), buffer.dim, 1, kMaxInt32));
-  if (buffer.format.kind != RowFormat::kStrided) {
-    return refusal(name + ".format.kind", static_cast<int>(buffer.format.kind), "kStrided");
+  const RowFormat& format = buffer.format;
+  if (format.kind > RowFormat::kQ4_0) {
+    return refusal(name + ".format.kind", static_cast<int>(format.kind), "a kind of RowFormat");
   }
-  if (is_floating(buffer.format.dtype)) return {};
-  return refusal(name + ".format.dtype", name_of(buffer.format.dtype), "f32, f16 or bf16");
+  if (!is_floating(format.dtype)) {
+    return refusal(name + ".format.dtype", name_of(format.dtype), "f32, f16 or bf16");
+  }
+  if (format.rotate && !format.is_coded()) {
+    return refusal(name + ".format.rotate", "true", "false in plain rows");
+  }
+  if (format.kind == RowFormat::kLm4 && !format.rotate) {
+    return refusal(name + ".format.rotate", "false", "true, which is part of lm4");
+  }
+  if (const char* const wanted = wanted_elements(format, buffer.dim); wanted != nullptr) {
+    return refusal(name + ".dim", buffer.dim, std::string(wanted) + " for " + name_of(format.kind));
+  }
+  return {};
+}
+
+Status check_life(const std::string& name, const Life& life) {
+  KVC_RETURN_IF_ERROR(expect_between((name + ".window").c_str(), life.window, 0, kMaxInt32));
+  KVC_RETURN_IF_ERROR(expect_between((name + ".chunk").c_str(), life.chunk, 0, kMaxInt32));
+  KVC_RETURN_IF_ERROR(
+      expect_between((name + ".sink_tokens").c_str(), life.sink_tokens, 0, kMaxInt32));
+  if (life.window > 0 && life.chunk > 0) {
+    return refusal(name + ".chunk", life.chunk,
+                   "0 beside a window of " + std::to_string(life.window));
+  }
+  if (life.window == 0 && life.sink_tokens > 0) {
+    return refusal(name + ".sink_tokens", life.sink_tokens, "0 without a window");
+  }
+  if (life.state) {
+    return refusal(StatusCode::kUnsupported, name + ".state", "true", "false");
+  }
+  return {};
 }
 
 }  // namespace
@@ -33,10 +64,21 @@ Status check_layer_spec(const std::string& name, const LayerSpec& spec) {
     return refusal(name + ".value.heads", spec.value().heads,
                    std::to_string(spec.key().heads) + ", as many as of keys");
   }
-  if (spec.life != Life()) {
-    return refusal(StatusCode::kUnsupported, name + ".life", "a bound", "none");
+  return check_life(name + ".life", spec.life);
+}
+
+Status check_plain(const std::string& name, const LayerSpec& spec) {
+  for (const BufferSpec& buffer : spec.used()) {
+    if (!buffer.format.is_coded()) continue;
+    return refusal(StatusCode::kUnsupported, name + ".format", name_of(buffer.format.kind),
+                   "plain rows: only pages hold coded ones");
   }
   return {};
+}
+
+Status check_keeps_all(const std::string& name, const LayerSpec& spec) {
+  if (spec.life == Life()) return {};
+  return refusal(StatusCode::kUnsupported, name + ".life", "a bound", "none");
 }
 
 }  // namespace kvcache::internal

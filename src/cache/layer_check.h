@@ -9,10 +9,17 @@
 
 namespace kvcache::internal {
 
-// Keys and values of the same number of heads, all tokens kept, sizes of 1 .. 2^31 - 1, plain
-// floating rows. `name` is that of the spec, "layers[3]". Errors: kInvalidArgument; kUnsupported
-// for buffers and lives that are not built. May throw bad_alloc.
+// Keys and values of the same number of heads, sizes of 1 .. 2^31 - 1, rows of floating types or of
+// a coded form that allows their size, and a life that does not contradict itself. `name` is that
+// of the spec, "layers[3]". Errors: kInvalidArgument; kUnsupported for buffers and lives that are
+// not built. May throw bad_alloc.
 Status check_layer_spec(const std::string& name, const LayerSpec& spec);
+
+// No coded rows. Errors: kUnsupported.
+Status check_plain(const std::string& name, const LayerSpec& spec);
+
+// All tokens kept. Errors: kUnsupported.
+Status check_keeps_all(const std::string& name, const LayerSpec& spec);
 
 }  // namespace kvcache::internal
 

@@ -1,6 +1,5 @@
 #include "tensor/convert.h"
 
-#include <cstddef>
 #include <cstring>
 
 #include "tensor/half.h"
@@ -27,22 +26,22 @@ struct BF16 {
 
 // Elements are read and written through memcpy: rows of the caller need no alignment.
 template <typename T>
-T load(const std::byte* from) noexcept {
+T load(const char* from) noexcept {
   T value;
   std::memcpy(&value, from, sizeof(T));
   return value;
 }
 template <typename T>
-void store(std::byte* to, T value) noexcept {
+void store(char* to, T value) noexcept {
   std::memcpy(to, &value, sizeof(T));
 }
 
 // Strides in bytes.
-using RowFn = void (*)(const std::byte* src, std::int64_t src_stride, std::byte* dst,
-                       std::int64_t dst_stride, std::int64_t count);
+using RowFn = void (*)(const char* src, std::int64_t src_stride, char* dst, std::int64_t dst_stride,
+                       std::int64_t count);
 
 template <typename From, typename To>
-void convert(const std::byte* src, std::int64_t src_stride, std::byte* dst, std::int64_t dst_stride,
+void convert(const char* src, std::int64_t src_stride, char* dst, std::int64_t dst_stride,
              std::int64_t count) noexcept {
   using In = typename From::Stored;
   using Out = typename To::Stored;
@@ -61,8 +60,8 @@ void convert(const std::byte* src, std::int64_t src_stride, std::byte* dst, std:
 
 // Equal types: bits are moved, so that NaN payloads survive.
 template <typename T>
-void move_bits(const std::byte* src, std::int64_t src_stride, std::byte* dst,
-               std::int64_t dst_stride, std::int64_t count) noexcept {
+void move_bits(const char* src, std::int64_t src_stride, char* dst, std::int64_t dst_stride,
+               std::int64_t count) noexcept {
   constexpr std::int64_t kSize = sizeof(T);
   if (src_stride == kSize && dst_stride == kSize) {
     std::memcpy(dst, src, static_cast<std::size_t>(count * kSize));
@@ -102,37 +101,13 @@ RowFn row_fn(DType from, DType to) noexcept {
 void convert_row(const void* src, DType src_dtype, std::int64_t src_stride, void* dst,
                  DType dst_dtype, std::int64_t count) noexcept {
   if (count <= 0) return;
-  row_fn(src_dtype, dst_dtype)(static_cast<const std::byte*>(src), src_stride * size_of(src_dtype),
-                               static_cast<std::byte*>(dst), size_of(dst_dtype), count);
+  row_fn(src_dtype, dst_dtype)(static_cast<const char*>(src), src_stride * size_of(src_dtype),
+                               static_cast<char*>(dst), size_of(dst_dtype), count);
 }
 
 void copy_rows(const RowCopy& copy) noexcept {
-  for (std::int64_t extent : copy.shape) {
-    if (extent <= 0) return;
-  }
   const RowFn fn = row_fn(copy.src_dtype, copy.dst_dtype);
-  std::int64_t row_length = copy.shape[3];
-  std::int64_t rows = copy.shape[2];
-  // Rows that follow one another without a gap on both sides are one long row.
-  if (copy.src_strides[3] == size_of(copy.src_dtype) &&
-      copy.dst_strides[3] == size_of(copy.dst_dtype) &&
-      copy.src_strides[2] == row_length * copy.src_strides[3] &&
-      copy.dst_strides[2] == row_length * copy.dst_strides[3]) {
-    row_length *= rows;
-    rows = 1;
-  }
-  const std::byte* src = static_cast<const std::byte*>(copy.src);
-  std::byte* dst = static_cast<std::byte*>(copy.dst);
-  for (std::int64_t i = 0; i < copy.shape[0]; ++i) {
-    for (std::int64_t j = 0; j < copy.shape[1]; ++j) {
-      const std::byte* from = src + i * copy.src_strides[0] + j * copy.src_strides[1];
-      std::byte* to = dst + i * copy.dst_strides[0] + j * copy.dst_strides[1];
-      for (std::int64_t row = 0; row < rows; ++row) {
-        fn(from + row * copy.src_strides[2], copy.src_strides[3], to + row * copy.dst_strides[2],
-           copy.dst_strides[3], row_length);
-      }
-    }
-  }
+  for_each_row(copy, size_of(copy.src_dtype), size_of(copy.dst_dtype), fn);
 }
 
 RowCopy row_copy(const TensorView& src, const MutableTensorView& dst) noexcept {

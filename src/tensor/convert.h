@@ -1,4 +1,5 @@
-// Copying rows with conversion between the floating types. Plain loops the compiler vectorises.
+// Copying rows with conversion between the floating types: the definition of what the row kernels
+// of a backend do (kernels/backend.h), in plain loops.
 #ifndef KVCACHE_SRC_TENSOR_CONVERT_H_
 #define KVCACHE_SRC_TENSOR_CONVERT_H_
 
@@ -6,6 +7,7 @@
 
 #include "kvcache/tensor_view.h"
 #include "kvcache/types.h"
+#include "tensor/row_copy.h"
 
 namespace kvcache::internal {
 
@@ -15,17 +17,6 @@ namespace kvcache::internal {
 // REQUIRES: both types floating; src and dst do not overlap.
 void convert_row(const void* src, DType src_dtype, std::int64_t src_stride, void* dst,
                  DType dst_dtype, std::int64_t count) noexcept;
-
-// A block of rows [n0, n1, n2, dim] to copy; any axis order, axis 3 being the row.
-struct RowCopy {
-  const void* src = nullptr;
-  void* dst = nullptr;
-  DType src_dtype = DType::kF32;
-  DType dst_dtype = DType::kF32;
-  std::int64_t shape[4] = {0, 0, 0, 0};
-  std::int64_t src_strides[4] = {0, 0, 0, 0};  // bytes
-  std::int64_t dst_strides[4] = {0, 0, 0, 0};  // bytes
-};
 
 // Copies the whole block, converting. Equal types with dense rows on both sides are memcpy; the
 // innermost of the three outer axes is merged into it where it is dense on both sides as well.

@@ -97,11 +97,6 @@ ByteSpan byte_span(const TensorView& view) noexcept {
               static_cast<std::uint64_t>(size)};
 }
 
-bool intersect(const ByteSpan& a, const ByteSpan& b) noexcept {
-  if (a.bytes == 0 || b.bytes == 0) return false;
-  return distance(a.begin, b.begin) < a.bytes || distance(b.begin, a.begin) < b.bytes;
-}
-
 bool overlap(const TensorView& a, const TensorView& b) noexcept {
   const ByteSpan span_a = byte_span(a);
   const ByteSpan span_b = byte_span(b);
@@ -128,15 +123,16 @@ bool overlaps_itself(const TensorView& view) noexcept {
   const std::int64_t size = size_of(view.dtype);
   struct Axis {
     std::int64_t step, count;
-  } axes[kMaxRank];
+  } axes[kMaxRank];  // by their steps
   int size_of_axes = 0;
   for (int axis = 0; axis < view.rank; ++axis) {
     if (view.shape[axis] == 1) continue;
     const std::int64_t stride = view.strides[axis] < 0 ? -view.strides[axis] : view.strides[axis];
-    axes[size_of_axes++] = {stride * size, view.shape[axis] - 1};
+    const std::int64_t step = stride * size;
+    int at = size_of_axes++;
+    for (; at > 0 && axes[at - 1].step > step; --at) axes[at] = axes[at - 1];
+    axes[at] = {step, view.shape[axis] - 1};
   }
-  std::sort(axes, axes + size_of_axes,
-            [](const Axis& a, const Axis& b) { return a.step < b.step; });
   // As a rule each axis steps over all that the smaller ones reach.
   std::int64_t reach = size;
   bool nested = true;

@@ -20,7 +20,11 @@ struct ByteSpan {
 // REQUIRES (of every tensor here): expect_tensor() passed.
 ByteSpan byte_span(const TensorView& view) noexcept;
 
-bool intersect(const ByteSpan& a, const ByteSpan& b) noexcept;
+// Differences of unsigned addresses: one that is negative is larger than any span.
+inline bool intersect(const ByteSpan& a, const ByteSpan& b) noexcept {
+  if (a.bytes == 0 || b.bytes == 0) return false;
+  return b.begin - a.begin < a.bytes || a.begin - b.begin < b.bytes;
+}
 
 // Whether a byte belongs to an element of `a` and to one of `b`. Strides so contrived that this
 // takes too long to tell count as overlapping.

@@ -114,6 +114,13 @@ std::string describe_shape(const std::int64_t* shape, int rank) {
   return text + "]";
 }
 
+std::string describe(const Device& device) {
+  return (device.kind == DeviceKind::kCpu    ? "cpu:"
+          : device.kind == DeviceKind::kCuda ? "cuda:"
+                                             : "device of an unknown kind:") +
+         std::to_string(device.index);
+}
+
 std::string describe(const TensorView& view) {
   if (!view.defined()) return "none";
   if (view.rank > kMaxRank) return "rank " + std::to_string(view.rank);
@@ -138,7 +145,7 @@ Status expect_tensor(const char* name, const TensorView& view) {
     empty = empty || view.shape[axis] == 0;
   }
   if (view.device.kind != DeviceKind::kCpu) {
-    return refusal(StatusCode::kUnsupported, name, "a tensor of a device", "one of the CPU");
+    return refusal(StatusCode::kUnavailable, name, describe(view.device), "a tensor of the CPU");
   }
   if (empty) return {};
   if (!spans_fit(view)) return refusal(name, describe(view), "a size below 2^63 bytes");

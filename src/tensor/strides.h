@@ -58,6 +58,8 @@ bool is_contiguous(const TensorView& view) noexcept;
 
 // "[2, 8, 1, 64] f32"; "none" for an undefined view.
 std::string describe(const TensorView& view);
+// "cuda:0".
+std::string describe(const Device& device);
 // "[2, 8, *, 64]", kAnyExtent printed as a star; "[]" for a scalar.
 std::string describe_shape(const std::int64_t* shape, int rank);
 
@@ -67,7 +69,7 @@ std::string describe_shape(const std::int64_t* shape, int rank);
 inline constexpr std::int64_t kAnyExtent = -1;
 
 // A usable tensor on the CPU: rank 0 .. 4, a known dtype, no negative extent, a number of bytes
-// that fits int64, data unless empty. Errors: also kUnsupported for another device. To be called
+// that fits int64, data unless empty. Errors: also kUnavailable for another device. To be called
 // first: the other checks and copies rely on it.
 Status expect_tensor(const char* name, const TensorView& view);
 

@@ -62,6 +62,23 @@ TEST_F(AttendTest, TheRankOfQDecidesBetweenPackedAndDense) {
                "q: found [3, 4, 1, 8] f32, expected a batch of 2");
 }
 
+TEST_F(AttendTest, ADeviceWithoutABackendIsUnavailableByName) {
+  KvView view = storage_.view();
+  view.device = {DeviceKind::kCuda, 0};
+  const std::string why = "expected the CPU (cuda: this version has no CUDA kernels)";
+  AttentionPlan plan;
+  for (const Status& status :
+       {attend(q_, indptr_, view, out_.mutable_view()), plan.plan(view, indptr_, 4)}) {
+    EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+    EXPECT_EQ(status.message(), "kv.device: found cuda:0, " + why);
+  }
+  TensorView q = q_;
+  q.device = view.device;
+  const Status status = attend(q, indptr_, storage_.view(), out_.mutable_view());
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(), "q: found cuda:0, expected a tensor of the CPU");
+}
+
 TEST_F(AttendTest, OutIsChecked) {
   const HostTensor integers(DType::kI32, {2, 4, 4});
   expect_error(attend(q_, indptr_, storage_.view(), HostTensor(integers).mutable_view()), "out");

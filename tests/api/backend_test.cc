@@ -1,7 +1,13 @@
 #include "kvcache/backend.h"
 
-#include "attention/select.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/select.h"
+#include "kvcache/dynamic_cache.h"
+#include "kvcache/functional.h"
+#include "kvcache/memory.h"
+#include "kvcache/paged_cache.h"
+#include "kvcache/static_cache.h"
 
 namespace kvcache {
 namespace {
@@ -20,6 +26,52 @@ TEST(Backends, TheBestAvailableIsSelected) {
     }
   }
   EXPECT_EQ(selected, 1);
+}
+
+TEST(Backends, CudaIsListedWithTheReasonWhyItIsNotHere) {
+  const std::vector<BackendInfo> all = backends().value();
+  for (const BackendInfo& info : all) {
+    const bool cuda = info.device.kind == DeviceKind::kCuda;
+    EXPECT_EQ(cuda, info.name == "cuda");
+    EXPECT_TRUE(!cuda || (!info.available && !info.selected));
+  }
+}
+
+// Memory that says it is a GPU's.
+class CudaMemory final : public MemoryResource {
+ public:
+  Device device() const noexcept override { return {DeviceKind::kCuda, 1}; }
+  Result<Region> reserve(std::int64_t) noexcept override { return refused(); }
+  Status commit(const Region&, std::int64_t) noexcept override { return refused(); }
+  void decommit(const Region&, std::int64_t, std::int64_t, std::int64_t) noexcept override {}
+  Result<Region> grow(const Region&, const RowSpan&, const RowSpan&, std::int64_t,
+                      std::int64_t*) noexcept override {
+    return refused();
+  }
+  void release(const Region&, std::int64_t) noexcept override {}
+
+ private:
+  static Status refused() { return Status(StatusCode::kInternal, "asked for memory"); }
+};
+
+TEST(Backends, EveryCacheRefusesMemoryOfADeviceWithoutOneByName) {
+  CudaMemory memory;
+  const auto expect_refused = [](const char* cache, const Status& status) {
+    EXPECT_EQ(status.code(), StatusCode::kUnavailable) << cache;
+    EXPECT_THAT(status.message(), testing::StartsWith("memory: found cuda:1, expected the CPU"))
+        << cache;
+  };
+  CacheOptions layered;
+  layered.memory = &memory;
+  expect_refused("dynamic", DynamicCache::create(layered).status());
+  expect_refused("static", StaticCache::create(16, 1, layered).status());
+  CacheConfig paged = CacheConfig::uniform(1, 1, 8, DType::kF32);
+  paged.num_pages = 4;
+  paged.memory = &memory;
+  expect_refused("paged", PagedCache::create(paged).status());
+  functional::InitOptions states;
+  states.memory = &memory;
+  expect_refused("functional", functional::init(states).status());
 }
 
 TEST(Backends, AnUnknownNameInTheEnvironmentIsAnError) {

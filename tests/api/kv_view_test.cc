@@ -98,7 +98,7 @@ TEST(DenseView, WhatIsNoDenseRowsIsRefused) {
   EXPECT_EQ(refused(bad).code(), StatusCode::kInvalidArgument);
   bad = rows.view();
   bad.key.device.kind = DeviceKind::kCuda;
-  EXPECT_EQ(refused(bad).code(), StatusCode::kUnsupported);
+  EXPECT_EQ(refused(bad).code(), StatusCode::kUnavailable);
   EXPECT_EQ(refused({}).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(refused(rows.view(), -1).code(), StatusCode::kOutOfRange);
   EXPECT_EQ(refused(rows.view(), INT32_MAX).code(), StatusCode::kOutOfRange);

@@ -107,5 +107,35 @@ TEST(MemoryPlan, RefusesWhatNoCacheCouldHave) {
             "seq_length: found 9, expected at most max_length, 8");
 }
 
+TEST(MemoryPlan, AStepIsNeverLongerThanTheSequence) {
+  const std::vector<LayerSpec> layers = {spec(1, 4, 4, DType::kF32, DType::kF32).living({4}),
+                                         spec(1, 4, 4, DType::kF32, DType::kF32).living({0, 4})};
+  MemoryPlanRequest request;
+  request.layers = layers;
+  request.page_size = 2;
+  request.seq_length = 100;
+  for (const std::int64_t step : {100L, 101L, 1L << 40, std::numeric_limits<std::int64_t>::max()}) {
+    request.step_tokens = step;
+    EXPECT_EQ(plan_memory(CacheKind::kPaged, request).value().num_pages, 100) << step;
+  }
+}
+
+// Steps are looked at one by one as long as they repeat soon; the plan is a bound otherwise.
+TEST(MemoryPlan, SizesThatNothingHasArePlannedAtOnce) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  const std::vector<LayerSpec> layers = {
+      spec(1, 1, 1, DType::kF32, DType::kF32).living({4, 0, 1 << 30})};
+  MemoryPlanRequest request;
+  request.layers = layers;
+  request.page_size = 1048573;
+  request.seq_length = kMost;
+  request.step_tokens = 1;
+  EXPECT_EQ(plan_memory(CacheKind::kPaged, request).value().num_pages, 1025 + 2);
+  const std::vector<LayerSpec> chunks = {spec(1, 1, 1, DType::kF32, DType::kF32).living({0, 1021})};
+  request.layers = chunks;
+  request.page_size = 65537;
+  EXPECT_LE(plan_memory(CacheKind::kPaged, request).value().num_pages, 3);
+}
+
 }  // namespace
 }  // namespace kvcache::testing

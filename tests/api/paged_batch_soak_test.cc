@@ -1,23 +1,22 @@
 // Random operations on batches over one cache beside the plainest model there is: for each layer of
-// each row a vector of tokens. Steps by name and forward passes that nobody announces, layers that
+// each row a vector of tokens, and the first of them that is held. Layers keep all tokens, windows,
+// sinks or chunks. Steps by name and forward passes that nobody announces, layers that
 // are left out, forks that share pages, memory that is refused now and then; everything that can be
 // seen is compared after every operation, so that a failing call that changed something is seen.
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <optional>
-#include <sstream>
-#include <tuple>
+#include <set>
 #include <utility>
 #include <vector>
 
 #include "support/paged_batch.h"
+#include "support/paged_model.h"
+#include "support/soak.h"
 
 namespace kvcache::testing {
 namespace {
@@ -27,30 +26,15 @@ constexpr std::int64_t kLayers = 3;
 constexpr std::int64_t kMostRows = 5;
 constexpr std::size_t kMostBatches = 3;
 
-struct Op {
-  std::int64_t kind = 0, a = 0, b = 0, c = 0;
-};
-
-std::ostream& operator<<(std::ostream& out, const Op& op) {
-  return out << "{" << op.kind << ", " << op.a << ", " << op.b << ", " << op.c << "}";
-}
-
-rc::Gen<Op> any_op() {
-  const auto number = [] { return rc::gen::inRange<std::int64_t>(0, 64); };
-  return rc::gen::map(rc::gen::tuple(number(), number(), number(), number()), [](const auto& n) {
-    return Op{std::get<0>(n), std::get<1>(n), std::get<2>(n), std::get<3>(n)};
-  });
-}
-
-std::int64_t length_of(const Tokens& tokens) { return static_cast<std::int64_t>(tokens.size()); }
-
 using Rows = std::vector<Tokens>;
 
 // A batch and what it should be.
 struct Pair {
   PagedBatch batch;
-  std::vector<Rows> held = std::vector<Rows>(kLayers);  // [layer][row], committed
-  Counts lengths = {};                                  // [row]
+  const PagedModel* rules;
+  std::vector<Rows> held = std::vector<Rows>(kLayers);       // [layer][row], committed
+  std::vector<Counts> first = std::vector<Counts>(kLayers);  // [layer][row] the oldest beside sinks
+  Counts lengths = {};                                       // [row]
   bool open = false, announced = false;
   Counts counts = {};                                    // of the open step
   std::vector<Rows> fresh = std::vector<Rows>(kLayers);  // [layer]: what it wrote; none if nothing
@@ -59,11 +43,13 @@ struct Pair {
   bool written(std::int64_t layer) const { return !fresh[std::size_t(layer)].empty(); }
   bool left_out(std::int64_t layer) const {
     for (std::size_t row = 0; row < lengths.size(); ++row) {
-      if (length_of(held[std::size_t(layer)][row]) != lengths[row]) return true;
+      if (size_of_tokens(held[std::size_t(layer)][row]) != lengths[row]) return true;
     }
     return false;
   }
+  // Whether the step ends by itself: where layers drop rows, the last one's queries come first.
   bool complete() const {
+    if (rules->drops_rows()) return false;
     for (std::int64_t layer = 0; layer < kLayers; ++layer) {
       if (!written(layer) && !left_out(layer)) return false;
     }
@@ -78,8 +64,50 @@ struct Pair {
                                 tokens.begin() + accepted[row]);
       }
     }
-    for (std::size_t row = 0; row < lengths.size(); ++row) lengths[row] += accepted[row];
+    for (std::size_t row = 0; row < lengths.size(); ++row) {
+      if (accepted[row] == 0) continue;
+      lengths[row] += accepted[row];
+      for (std::size_t layer = 0; layer < kLayers; ++layer) {
+        first[layer][row] =
+            std::max(first[layer][row], rules->first(std::int64_t(layer), lengths[row]));
+      }
+    }
     forget();
+  }
+  // Rows without tokens, after the others or instead of none.
+  void add(std::size_t count) {
+    lengths.insert(lengths.end(), count, 0);
+    for (Rows& rows : held) rows.insert(rows.end(), count, {});
+    for (Counts& rows : first) rows.insert(rows.end(), count, 0);
+  }
+  void clear() {
+    lengths.clear();
+    for (Rows& rows : held) rows.clear();
+    for (Counts& rows : first) rows.clear();
+    forget();
+  }
+  void erase(std::int64_t row) {
+    lengths.erase(lengths.begin() + row);
+    for (Rows& rows : held) rows.erase(rows.begin() + row);
+    for (Counts& rows : first) rows.erase(rows.begin() + row);
+  }
+  // What is held of a layer's row, of `tokens` in all.
+  SequenceModel model(std::size_t row, std::int64_t layer) const {
+    SequenceModel seq = rules->open();
+    seq.tokens = held[std::size_t(layer)][row];
+    for (std::size_t l = 0; l < kLayers; ++l) seq.first[l] = first[l][row];
+    return seq;
+  }
+  // The pages that a row has in the group of a layer: by its length, whatever layers were left out.
+  std::set<std::int64_t> pages(std::size_t row, std::int64_t layer) const {
+    SequenceModel seq = model(row, layer);
+    seq.tokens.resize(std::size_t(lengths[row]));
+    return rules->live_pages(seq, layer);
+  }
+  bool reaches(std::size_t row, std::int64_t length) const {
+    SequenceModel seq = model(row, 0);
+    seq.tokens.resize(std::size_t(lengths[row]));
+    return length >= lengths[row] || rules->reaches(seq, length);
   }
   void forget() {
     open = false;
@@ -101,20 +129,29 @@ struct Pair {
       for (const std::int64_t source : sources) next.push_back(rows[std::size_t(source)]);
       rows = next;
     }
+    for (Counts& rows : first) {
+      Counts next;
+      for (const std::int64_t source : sources) next.push_back(rows[std::size_t(source)]);
+      rows = next;
+    }
   }
   void shorten(std::size_t row, std::int64_t to) {
     lengths[row] = to;
     for (Rows& rows : held) {
-      if (length_of(rows[row]) > to) rows[row].resize(std::size_t(to));
+      if (size_of_tokens(rows[row]) > to) rows[row].resize(std::size_t(to));
     }
   }
 };
 
 class Soak {
  public:
-  Soak(Layout layout, std::int64_t page_size, const LayerSpec& spec)
-      : f_(config(layout, page_size, spec, &memory_)), last_token_(largest_token(spec)) {
-    pairs_.push_back(Pair{f_.batch()});
+  Soak(Layout layout, std::int64_t page_size, std::int64_t rewind_tokens,
+       const std::vector<LayerSpec>& specs)
+      : config_(config(layout, page_size, rewind_tokens, specs, &memory_)),
+        f_(config_),
+        rules_(config_) {
+    for (const LayerSpec& spec : specs) last_token_ = std::min(last_token_, largest_token(spec));
+    pairs_.push_back(Pair{f_.batch(), &rules_});
   }
 
   void run(const Op& op) {
@@ -180,7 +217,7 @@ class Soak {
     const PagedStats stats = f_.cache.stats();
     RC_ASSERT(stats.sequences == sequences);
     RC_ASSERT(stats.open_steps == open_steps);
-    RC_ASSERT(memory_.committed_bytes() <= f_.cache.reserved_bytes());
+    RC_ASSERT(settled_bytes(memory_, f_.cache) == f_.cache.reserved_bytes());
   }
 
   // Whatever is open: a batch that goes gives all back.
@@ -192,31 +229,28 @@ class Soak {
   }
 
  private:
-  static CacheConfig config(Layout layout, std::int64_t page_size, const LayerSpec& spec,
-                            MemoryResource* memory) {
+  static CacheConfig config(Layout layout, std::int64_t page_size, std::int64_t rewind_tokens,
+                            const std::vector<LayerSpec>& specs, MemoryResource* memory) {
     CacheConfig config = PagedFixture::config(layout, DType::kF32, kNumPages, page_size, kLayers);
-    for (LayerSpec& layer : config.layers) layer = spec;
+    config.layers = specs;
+    config.rewind_tokens = rewind_tokens;
     config.memory = memory;
     return config;
   }
 
-  // Tokens that element() makes exact rows of, in the storage of both K and V.
-  static double largest_token(const LayerSpec& spec) {
-    const bool wide =
-        spec.key().format.dtype == DType::kF32 && spec.value().format.dtype == DType::kF32;
-    return wide ? 1 << 20 : 63;
-  }
-
   void check_layer(const Pair& pair, std::int64_t layer) {
     const Rows& held = pair.held[std::size_t(layer)];
-    Rows seen = held;
+    Rows seen;
     Counts lengths;
-    for (std::size_t row = 0; row < seen.size(); ++row) {
+    for (std::size_t row = 0; row < held.size(); ++row) {
       if (pair.open && !pair.announced && pair.written(layer)) {
-        lengths.push_back(length_of(seen[row]) + pair.counts[row]);
+        lengths.push_back(size_of_tokens(held[row]) + pair.counts[row]);
       } else {
-        lengths.push_back(length_of(seen[row]));
+        lengths.push_back(size_of_tokens(held[row]));
       }
+      RC_ASSERT(pair.batch.first_position(std::int64_t(row), layer).value() ==
+                pair.first[std::size_t(layer)][row]);
+      seen.push_back(rules_.held(pair.model(row, layer), layer));
       if (!pair.written(layer)) continue;
       const Tokens& fresh = pair.fresh[std::size_t(layer)][row];
       seen[row].insert(seen[row].end(), fresh.begin(), fresh.end());
@@ -250,33 +284,44 @@ class Soak {
     return rows;
   }
 
-  std::int64_t pages_of(std::int64_t tokens) const {
-    return (tokens + f_.cache.page_size() - 1) / f_.cache.page_size();
-  }
-
-  // Pages that a step over the rows of a batch takes; a shared tail costs one more.
-  std::int64_t room_for(const Pair& pair, const Counts& lengths, const Counts& counts) const {
-    std::map<std::int32_t, std::int64_t> references;
-    for (const Pair& other : pairs_) {
-      for (const SequenceId seq : other.batch.sequences()) {
-        for (const std::int32_t page : f_.pages(seq)) ++references[page];
+  // How many more pages than are free a step over the rows of a batch takes in one of the groups: 0
+  // where all have room. A shared tail costs one more.
+  std::int64_t short_of(const Pair& pair, const Counts& counts) const {
+    std::int64_t worst = 0;
+    const Counts groups = rules_.groups();
+    for (std::size_t group = 0; group < groups.size(); ++group) {
+      const std::int64_t layer = groups[group];
+      std::map<std::int32_t, std::int64_t> references;
+      for (const Pair& other : pairs_) {
+        for (const SequenceId seq : other.batch.sequences()) {
+          for (const std::int32_t page : f_.pages(seq, layer)) ++references[page];
+        }
       }
+      std::int64_t pages = 0;
+      const std::int64_t page_size = f_.cache.page_size();
+      for (std::size_t row = 0; row < counts.size(); ++row) {
+        const bool fresh = row >= pair.lengths.size();
+        const std::int64_t length = fresh ? 0 : pair.lengths[row];
+        std::set<std::int64_t> live;
+        if (!fresh) live = pair.pages(row, layer);
+        std::set<std::int64_t> all = live;
+        for (std::int64_t p = length; p < length + counts[row]; ++p) all.insert(p / page_size);
+        pages += std::int64_t(all.size() - live.size());
+        const bool goes_on =
+            counts[row] > 0 && length % page_size != 0 && live.count(length / page_size) > 0;
+        if (goes_on && references[f_.pages(pair.batch.sequences()[row], layer).back()] > 1) ++pages;
+      }
+      worst = std::max(worst, pages - f_.cache.free_pages(std::int64_t(group)));
     }
-    std::int64_t pages = 0;
-    for (std::size_t row = 0; row < counts.size(); ++row) {
-      pages += pages_of(lengths[row] + counts[row]) - pages_of(lengths[row]);
-      if (counts[row] == 0 || lengths[row] % f_.cache.page_size() == 0) continue;
-      if (references[f_.pages(pair.batch.sequences()[row]).back()] > 1) ++pages;
-    }
-    return pages;
+    return worst;
   }
 
   // The outcome of a call that reserves: no room is a reason, and refused memory, of which a new
   // row may be the first to hear.
-  void judge_reserve(const Status& status, std::int64_t room, std::int64_t free) const {
+  void judge_reserve(const Status& status, std::int64_t short_of) const {
     const StatusCode code = status.code();
     if (refusing_ && code == StatusCode::kOutOfMemory) return;
-    if (room > free) {
+    if (short_of > 0) {
       RC_ASSERT(code == StatusCode::kRetryLater || code == StatusCode::kNeverFits);
     } else {
       RC_ASSERT(status.to_string() == "ok");
@@ -299,25 +344,19 @@ class Soak {
     const std::int64_t count = op.b % 3;
     if (pair.num_rows() + count > kMostRows) return;
     if (!agrees(pair, pair.batch.add(count))) return;
-    for (std::int64_t i = 0; i < count; ++i) {
-      pair.lengths.push_back(0);
-      for (Rows& rows : pair.held) rows.emplace_back();
-    }
+    pair.add(std::size_t(count));
   }
 
   void release(Pair& pair, const Op& op) {
     if (op.b % 16 == 15) {
       pair.batch.reset();
-      pair.lengths.clear();
-      for (Rows& rows : pair.held) rows.clear();
-      pair.forget();
+      pair.clear();
       return;
     }
     if (pair.num_rows() == 0) return;
     const std::int64_t row = op.b % pair.num_rows();
     if (!agrees(pair, pair.batch.release(row))) return;
-    pair.lengths.erase(pair.lengths.begin() + row);
-    for (Rows& rows : pair.held) rows.erase(rows.begin() + row);
+    pair.erase(row);
   }
 
   void begin(Pair& pair, const Op& op) {
@@ -333,10 +372,9 @@ class Soak {
       RC_ASSERT(pair.batch.commit().to_string() == "ok");
       pair.keep(pair.counts);
     }
-    const std::int64_t room = room_for(pair, pair.lengths, counts);
-    const std::int64_t free = f_.cache.free_pages();
+    const std::int64_t missing = short_of(pair, counts);
     const Status status = pair.batch.begin(counts);
-    judge_reserve(status, room, free);
+    judge_reserve(status, missing);
     if (!status.ok()) return;
     pair.open = pair.announced = true;
     pair.counts = counts;
@@ -407,16 +445,13 @@ class Soak {
       if (by_itself) {  // which pages it has then is not known before
         status = f_.update(pair.batch, layer, rows);
       } else {
-        const std::int64_t room =
-            fresh ? batch * pages_of(count) : room_for(pair, pair.lengths, counts);
-        const std::int64_t free = f_.cache.free_pages();
+        const std::int64_t missing = short_of(pair, counts);
         status = f_.update(pair.batch, layer, rows);
-        judge_reserve(status, room, free);
+        judge_reserve(status, missing);
       }
       if (!status.ok()) return false;
       if (fresh) {
-        pair.lengths.assign(std::size_t(batch), 0);
-        for (Rows& each : pair.held) each.assign(std::size_t(batch), {});
+        pair.add(std::size_t(batch));
       }
       pair.open = true;
       pair.announced = false;
@@ -460,37 +495,52 @@ class Soak {
     pair.select(sources);
   }
 
+  // Row b keeps its first to[b] tokens, those of a forward pass included; kOutOfRange where that is
+  // behind what a layer holds.
+  void shorten(Pair& pair, const Counts& to, const Status& status) {
+    bool held = true;
+    for (std::size_t row = 0; row < to.size(); ++row) held = held && pair.reaches(row, to[row]);
+    if (!held && !(pair.open && pair.announced)) {
+      RC_ASSERT(status.code() == StatusCode::kOutOfRange);
+      return;
+    }
+    if (pair.open && !pair.announced && status.ok()) {
+      Counts accepted;
+      for (std::size_t row = 0; row < to.size(); ++row) {
+        accepted.push_back(std::max<std::int64_t>(0, to[row] - pair.lengths[row]));
+      }
+      pair.keep(accepted);
+    }
+    if (!agrees(pair, status)) return;
+    for (std::size_t row = 0; row < to.size(); ++row) pair.shorten(row, to[row]);
+  }
+
   // By one number for all rows, or one for each.
   void rewind(Pair& pair, const Op& op) {
-    Counts drop;
+    Counts drop, to;
     bool fits = true;
     for (std::size_t row = 0; row < pair.lengths.size(); ++row) {
       const bool open = pair.open && !pair.announced;
       const std::int64_t length = pair.lengths[row] + (open ? pair.counts[row] : 0);
       drop.push_back(op.c % 2 == 0 ? op.b % 4 : (op.b + std::int64_t(row)) % 4);
+      to.push_back(length - drop.back());
       fits = fits && drop.back() <= length;
     }
     const Status status =
         op.c % 2 == 0 ? pair.batch.rewind(op.b % 4) : pair.batch.rewind(std::span(drop));
-    if (!fits && !(pair.open && pair.announced)) {
-      RC_ASSERT(status.code() == StatusCode::kOutOfRange);
-      return;
-    }
-    if (!fits) {
-      RC_ASSERT(!status.ok());
-      return;
-    }
-    if (!agrees(pair, status)) return;
-    for (std::size_t row = 0; row < drop.size(); ++row) {
-      pair.shorten(row, pair.lengths[row] - drop[row]);
-    }
+    if (fits) return shorten(pair, to, status);
+    RC_ASSERT(!status.ok());
+    RC_ASSERT(status.code() == StatusCode::kOutOfRange || (pair.open && pair.announced));
   }
 
   void truncate(Pair& pair, const Op& op) {
-    if (!agrees(pair, pair.batch.truncate(op.b % 16))) return;
+    Counts to;
     for (std::size_t row = 0; row < pair.lengths.size(); ++row) {
-      pair.shorten(row, std::min(pair.lengths[row], op.b % 16));
+      const bool open = pair.open && !pair.announced;
+      to.push_back(std::min(pair.lengths[row] + (open ? pair.counts[row] : 0), op.b % 16));
     }
+    const Status status = pair.batch.truncate(op.b % 16);
+    shorten(pair, to, status);
   }
 
   void fork_or_drop(const Op& op) {
@@ -502,61 +552,42 @@ class Soak {
     }
     Result<PagedBatch> child = pair.batch.fork();
     if (!agrees(pair, child.status())) return;
-    Pair made{std::move(child).value()};
+    Pair made{std::move(child).value(), &rules_};
     made.held = pair.held;
+    made.first = pair.first;
     made.lengths = pair.lengths;
     pairs_.push_back(std::move(made));
   }
 
   TestMemory memory_;
+  CacheConfig config_;
   BatchFixture f_;
+  PagedModel rules_;
   std::vector<Pair> pairs_;
-  double last_token_;
+  double last_token_ = 1 << 20;
   double token_ = 0;
   bool refusing_ = false;  // the memory resource, during this operation
 };
 
-// Any storage types, and K and V of any of the sizes that element() knows.
-LayerSpec any_spec() {
-  const auto dtype = [] { return rc::gen::element(DType::kF32, DType::kF16, DType::kBF16); };
-  return LayerSpec::kv(2, *rc::gen::inRange<std::int64_t>(1, 3),
-                       *rc::gen::inRange<std::int64_t>(1, 3), plain(*dtype()), plain(*dtype()));
-}
-
-// KVCACHE_SOAK_SECONDS: how long; new operations every time, and their number is printed.
 TEST(PagedBatchSoak, RandomOperationsAgreeWithAVectorOfTokens) {
-  const char* text = std::getenv("KVCACHE_SOAK_SECONDS");
-  const double seconds = text == nullptr ? 0.2 : std::atof(text);
-  const auto begin = std::chrono::steady_clock::now();
-  rc::detail::TestMetadata metadata;
-  metadata.id = metadata.description = "PagedBatchSoak";
-  rc::detail::TestParams params = rc::detail::configuration().testParams;
-  params.maxSuccess = 20;
-  long long operations = 0;
-  do {
-    ++params.seed;
-    const auto result = rc::detail::checkTestable(
-        [&operations] {
-          const auto layout = *rc::gen::element(Layout::kHND, Layout::kNHD);
-          const auto page_size = *rc::gen::inRange<std::int64_t>(1, 6);
-          const auto ops = *rc::gen::container<std::vector<Op>>(any_op());
-          Soak soak(layout, page_size, any_spec());
-          operations += static_cast<long long>(ops.size());
-          for (const Op& op : ops) {
-            soak.run(op);
-            soak.check();
-          }
-          soak.end();
-        },
-        metadata, params);
-    std::ostringstream message;
-    rc::detail::printResultMessage(result, message);
-    ASSERT_TRUE(result.is<rc::detail::SuccessResult>()) << message.str();
-  } while (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() <
-           seconds);
-  if (text != nullptr) {
-    std::printf("PagedBatchSoak: %lld operations, 0 differences\n", operations);
-  }
+  soak("PagedBatchSoak", [] {
+    const auto layout = *rc::gen::element(Layout::kHND, Layout::kNHD);
+    const auto page_size = *rc::gen::inRange<std::int64_t>(1, 6);
+    const Ops ops = any_ops();
+    const auto rewind = *rc::gen::element<std::int64_t>(0, 0, 1, 2, 5);
+    const bool mixed = *rc::gen::arbitrary<bool>();  // else all tokens are kept, in one group
+    std::vector<LayerSpec> specs;
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      specs.push_back(any_spec().living(mixed ? any_life() : Life()));
+    }
+    Soak soaked(layout, page_size, rewind, specs);
+    for (const Op& op : ops) {
+      soaked.run(op);
+      soaked.check();
+    }
+    soaked.end();
+    return ops.size();
+  });
 }
 
 }  // namespace

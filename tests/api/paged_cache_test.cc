@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <thread>
 #include <utility>
@@ -53,6 +54,7 @@ TEST(PagedCacheConfig, UniformMakesEqualLayers) {
 CacheConfig two_groups(std::int64_t num_pages) {
   CacheConfig config = PagedFixture::config(Layout::kHND, DType::kF32, num_pages, 4, 3);
   config.layers[1].buffers[0].dim = 1;
+  config.layers[1].life.window = 1 << 20;  // nothing is dropped
   return config;
 }
 
@@ -115,9 +117,75 @@ TEST(PagedCacheBytes, APlanIsABudgetThatHoldsIt) {
   }
   EXPECT_EQ(cache.free_pages(), 0);
   EXPECT_EQ(cache.reserved_bytes(), config.budget_bytes);
+}
+
+TEST(PagedCacheBytes, MorePagesThanOneGroupCouldHaveInABudgetAreRefused) {
+  CacheConfig config = two_groups(9);  // pages of 192 and 64 bytes, with tables of 220
+  config.budget_bytes = 192 + 9 * (64 + 220);
+  EXPECT_OK(PagedCache::create(config).status());
   config.budget_bytes -= 1;
-  config.num_pages = 9;
   EXPECT_EQ(PagedCache::create(config).status().code(), StatusCode::kInvalidArgument);
+}
+
+// A full layer and a window of 4 whose pages go back: the plan's bytes are enough for as long a
+// sequence as it says, and what the window needs while it is short goes to the full layer later.
+TEST(PagedCacheBytes, APlanWithWindowsIsABudgetThatHoldsItToTheByte) {
+  for (const std::int64_t length : {9, 40, 101}) {
+    for (const std::int64_t step : {1, 3, 16}) {
+      CacheConfig config = two_groups(0);
+      config.layers[1].life.window = 4;
+      MemoryPlanRequest request;
+      request.layers = config.layers;
+      request.seq_length = length;
+      request.step_tokens = step;
+      request.page_size = config.page_size;
+      const PlannedBytes plan = plan_memory(CacheKind::kPaged, request).value();
+      config.budget_bytes = plan.reserved_bytes;
+      PagedCache cache = PagedCache::create(config).value();
+      const SequenceId seq = cache.open().value();
+      for (std::int64_t n = 0; n < length; n += step) {
+        ASSERT_OK(append_zeros(cache, config, seq, std::min(step, length - n)));
+        ASSERT_LE(cache.reserved_bytes(), config.budget_bytes);
+      }
+      EXPECT_EQ(cache.reserved_bytes(), plan.reserved_bytes);
+      EXPECT_EQ(append_zeros(cache, config, seq, 9 * step).code(), StatusCode::kNeverFits);
+      EXPECT_OK(cache.check_invariants());
+    }
+  }
+}
+
+TEST(PagedCacheBytes, MemoryOfAFreePageGoesToTheGroupThatNeedsIt) {
+  TestMemory memory;
+  {
+    // 16 tokens in one step touch 4 pages of each group, of which the window keeps one; later the
+    // full layer has 12, and of the four there is memory for the two that a step needs.
+    CacheConfig config = two_groups(0);
+    config.layers[1].life.window = 4;
+    config.memory = &memory;
+    config.budget_bytes = 12 * (192 + 220) + 2 * 64;
+    PagedFixture f(config);
+    const SequenceId a = f.open();
+    ASSERT_OK(f.append(a, Tokens(16, 5)));
+    const std::int64_t filled = f.cache.reserved_bytes();
+    EXPECT_EQ(filled, 4 * (192 + 64 + 220));
+    for (std::int64_t n = 16; n < 48; n += 4) ASSERT_OK(f.append(a, Tokens(4, 6)));
+    EXPECT_EQ(f.cache.free_pages(0), 0);
+    EXPECT_EQ(f.cache.free_pages(1), 1);  // it has that one
+    EXPECT_EQ(f.cache.reserved_bytes(), config.budget_bytes);
+    EXPECT_EQ(memory.committed_bytes(), config.budget_bytes);
+    EXPECT_EQ(f.held(1, a), Tokens(3, 6));
+    EXPECT_REFUSED(f, {a}, StatusCode::kNeverFits, f.append(a, {7}));
+    // And back again.
+    EXPECT_OK(f.cache.release(a));
+    const SequenceId b = f.open();
+    ASSERT_OK(f.append(b, Tokens(24, 8)));
+    EXPECT_LE(f.cache.reserved_bytes(), config.budget_bytes);
+    EXPECT_EQ(memory.committed_bytes(), f.cache.reserved_bytes());
+    EXPECT_EQ(f.held(0, b), Tokens(24, 8));
+    EXPECT_EQ(f.held(1, b), Tokens(3, 8));
+  }
+  EXPECT_EQ(memory.committed_bytes(), 0);
+  EXPECT_EQ(memory.regions(), 0);
 }
 
 TEST(PagedCacheBytes, ABudgetHoldsForTablesOfSharersToo) {
@@ -156,16 +224,17 @@ TEST(PagedCacheBytes, MemoryIsAskedForAsPagesAreFirstUsedAndGivenBackAtTheEnd) {
     CacheConfig config = PagedFixture::config();
     config.memory = &memory;
     PagedFixture f(config);
-    const std::int64_t tables = 8 * (32 + 4 * 4 + 140);
-    EXPECT_EQ(memory.committed_bytes(), tables);
+    const std::int64_t tables = 32 + 4 * 4 + 140;  // of each page
+    EXPECT_EQ(memory.committed_bytes(), 0);
     const SequenceId a = f.open();
+    EXPECT_EQ(memory.committed_bytes(), 128);  // a sequence
     EXPECT_OK(f.append(a, {1, 2, 3, 4, 5}));
-    EXPECT_EQ(memory.committed_bytes(), tables + 2 * page);
+    EXPECT_EQ(memory.committed_bytes(), 2 * (tables + page));
     EXPECT_OK(f.cache.release(a));
     EXPECT_OK(f.append(f.open(), Tokens(8, 1)));
-    EXPECT_EQ(memory.committed_bytes(), tables + 2 * page);
+    EXPECT_EQ(memory.committed_bytes(), 2 * (tables + page));
     PagedCache::Step step = f.reserve(f.open(), 1).value();
-    EXPECT_EQ(memory.committed_bytes(), tables + 3 * page);
+    EXPECT_EQ(memory.committed_bytes(), 3 * (tables + page));
     PagedCache moved = std::move(f.cache);
     EXPECT_EQ(moved.rollback(step).code(), StatusCode::kOk);
   }
@@ -188,14 +257,12 @@ TEST(PagedCacheBytes, AnAssignedCacheGivesItsMemoryBackAndItsStepsAreSafe) {
 // --- Refusals of the memory resource. ---
 
 TEST(PagedCacheMemory, CreateLeavesNothingBehindWhenAnyReservationFails) {
-  for (std::int64_t calls = 0; calls < 2; ++calls) {
-    TestMemory memory;
-    memory.fail_after(calls);
-    CacheConfig config = two_groups(8);
-    config.memory = &memory;
-    EXPECT_EQ(PagedCache::create(config).status().code(), StatusCode::kOutOfMemory);
-    EXPECT_EQ(memory.regions(), 0);
-  }
+  TestMemory memory;
+  memory.fail_after(0);  // address space of the tables is all that it asks for
+  CacheConfig config = two_groups(8);
+  config.memory = &memory;
+  EXPECT_EQ(PagedCache::create(config).status().code(), StatusCode::kOutOfMemory);
+  EXPECT_EQ(memory.regions(), 0);
 }
 
 TEST(PagedCacheMemory, ReserveChangesNothingWhenAnyCommitFails) {
@@ -208,7 +275,8 @@ TEST(PagedCacheMemory, ReserveChangesNothingWhenAnyCommitFails) {
   const std::int64_t committed = memory.committed_bytes();
   const std::int64_t reserved = cache.reserved_bytes();
   const Append appends[] = {{seqs[0], 7}, {seqs[1], 3}};
-  for (std::int64_t calls = 0; calls < 2; ++calls) {
+  // Tables, and the pages of each group.
+  for (std::int64_t calls = 0; calls < 3; ++calls) {
     memory.fail_after(calls);
     EXPECT_EQ(cache.reserve(appends).status().code(), StatusCode::kOutOfMemory);
     EXPECT_EQ(memory.committed_bytes(), committed);
@@ -218,7 +286,7 @@ TEST(PagedCacheMemory, ReserveChangesNothingWhenAnyCommitFails) {
     EXPECT_EQ(cache.stats().open_steps, 0);
     EXPECT_OK(cache.check_invariants());
   }
-  memory.fail_after(2);
+  memory.fail_after(3);
   EXPECT_OK(cache.reserve(appends).status());
   // Pages that were touched before need nothing of the resource.
   memory.fail_after(0);

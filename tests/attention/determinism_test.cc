@@ -2,7 +2,7 @@
 // and the backend: on nothing else.
 #include <algorithm>
 
-#include "attention/select.h"
+#include "kernels/select.h"
 #include "support/random_attention.h"
 
 namespace kvcache::testing {
@@ -86,23 +86,39 @@ TEST_P(AttentionBits, StorageDoesNotMatter) {
   }
 }
 
+TEST_P(AttentionBits, ALongPrefillIsTheSameOnMoreThreadsWithSmallerTiles) {
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    const AttentionCase c = plain({700, 300}, {400, 120}, dtype);
+    const Attended expected = c.run(GetParam());
+    for (const std::int32_t threads : {2, 4}) {
+      const std::unique_ptr<Executor> pool = make_thread_pool(threads).value();
+      expect_same_bits(c.run(GetParam(), *pool), expected, std::to_string(threads) + " threads");
+    }
+  }
+}
+
 TEST_P(AttentionBits, AnySplitOfAPrefillGivesTheSame) {
   AttentionCase whole = plain({600}, {100});
-  whole.options.reproducible = true;
-  const Attended expected = whole.run(GetParam());
-  for (const std::int32_t chunk : {1, 3, 8, 9, 33}) {
-    for (std::int32_t begin = 0; begin < 100; begin += chunk) {
-      const std::int32_t end = std::min(100, begin + chunk);
-      AttentionCase c = whole;
-      c.data.lengths = {500 + end};
-      c.data.k[0].resize(static_cast<std::size_t>(500 + end) * 2 * 40);
-      c.data.v[0].resize(static_cast<std::size_t>(500 + end) * 2 * 24);
-      c.queries = {end - begin};
-      c.q = rows(whole.q, begin, end, 6 * 40);
-      const Attended found = c.run(GetParam());
-      expect_same_bits(found.out, rows(expected.out, begin, end, 6 * 24),
-                       "chunk " + std::to_string(chunk));
-      expect_same_bits(found.lse, rows(expected.lse, begin, end, 6), "lse");
+  for (const bool reproducible : {true, false}) {
+    whole.options.reproducible = reproducible;
+    const Attended expected = whole.run(GetParam());
+    // Chunks of decode are prefill only where reproducible.
+    const std::vector<std::int32_t> chunks =
+        reproducible ? std::vector{1, 3, 8, 9, 33} : std::vector{10, 20, 50};
+    for (const std::int32_t chunk : chunks) {
+      for (std::int32_t begin = 0; begin < 100; begin += chunk) {
+        const std::int32_t end = std::min(100, begin + chunk);
+        AttentionCase c = whole;
+        c.data.lengths = {500 + end};
+        c.data.k[0].resize(static_cast<std::size_t>(500 + end) * 2 * 40);
+        c.data.v[0].resize(static_cast<std::size_t>(500 + end) * 2 * 24);
+        c.queries = {end - begin};
+        c.q = rows(whole.q, begin, end, 6 * 40);
+        const Attended found = c.run(GetParam());
+        expect_same_bits(found.out, rows(expected.out, begin, end, 6 * 24),
+                         "chunk " + std::to_string(chunk));
+        expect_same_bits(found.lse, rows(expected.lse, begin, end, 6), "lse");
+      }
     }
   }
 }
@@ -208,6 +224,34 @@ TEST_P(AttentionBits, ASharedPrefixOfMoreRowsThanOnePassMovesNoBit) {
         c.run_alone(stored.view(), seq, GetParam()).out,
         rows(expected.out, indptr[std::size_t(seq)], indptr[std::size_t(seq) + 1], 5 * 24),
         "alone");
+  }
+}
+
+// Behind row 2048 decode goes by cuts of 2048 keys, prefill by cuts of 512.
+TEST_P(AttentionBits, TextsOfSeveralLongCuts) {
+  AttentionCase c;
+  c.data = KvRowsData({6300, 6170, 4500, 4099, 2040}, 2, 40, 24);
+  c.num_heads = 6;
+  c.storage.k_dtype = c.storage.v_dtype = DType::kBF16;
+  c.storage.page_size = 16;
+  c.storage.shared = {{}, {0, 6144}, {0, 4096}, {0, 4096}, {0, 1600}};
+  c.queries = {1, 2, 8, 1, 9};
+  std::mt19937 rng(15);
+  c.randomize(rng);
+  c.data.share(c.storage.shared);
+  c.options.share_prefixes = false;
+  const Attended expected = c.run(GetParam());
+  for (const bool share : {true, false}) {
+    c.options.share_prefixes = share;
+    for (std::int32_t threads = 1; threads <= 4; ++threads) {
+      const std::unique_ptr<Executor> pool = make_thread_pool(threads).value();
+      expect_same_bits(c.run(GetParam(), *pool), expected, std::to_string(threads) + " threads");
+    }
+    AttentionCase stored = c;
+    for (const std::int32_t page_size : {0, 1, 3, 128}) {
+      stored.storage.page_size = page_size;
+      expect_same_bits(stored.run(GetParam()), expected, "pages of " + std::to_string(page_size));
+    }
   }
 }
 

@@ -2,11 +2,8 @@
 #include "attention/plan.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <new>
-#include <utility>
 
-#include "attention/select.h"
 #include "support/random_attention.h"
 
 namespace {
@@ -97,6 +94,15 @@ TEST_F(PlanTest, OptionsAreChecked) {
   options.sink_tokens = -2;
   expect_error(plan(options), "options.sink_tokens: found -2");
   options = {};
+  options.chunk = -3;
+  expect_error(plan(options), "options.chunk: found -3, expected >= 0");
+  options.chunk = 3;
+  options.window = 2;
+  expect_error(plan(options), "options.chunk: found 3, expected 0 beside options.window 2");
+  options.window = 0;
+  options.sink_tokens = 1;
+  expect_error(plan(options), "options.chunk: found 3, expected 0 beside options.sink_tokens 1");
+  options = {};
   options.softcap = -1;
   expect_error(plan(options), "options.softcap");
   options = {};
@@ -104,10 +110,10 @@ TEST_F(PlanTest, OptionsAreChecked) {
   expect_error(plan(options), "options.scale");
   options = {};
   options.backend = "abacus";
-  expect_error(
-      plan(options),
-      "found \"abacus\", expected one of avx512bf16, avx512, avx2, neon, portable, reference",
-      StatusCode::kUnavailable);
+  expect_error(plan(options),
+               "found \"abacus\", expected one of avx512bf16, avx512, avx2, neon, portable, cuda, "
+               "reference",
+               StatusCode::kUnavailable);
 }
 
 TEST_F(PlanTest, MaskShapeIsChecked) {
@@ -144,7 +150,7 @@ TEST_F(PlanTest, TheViewIsChecked) {
   broken([&] { view_.v_head_dim = -3; }, "kv.v_head_dim: found -3");
   broken([&] { view_.num_parts = -1; }, "kv.num_parts: found -1");
   broken([&] { view_.parts = nullptr; }, "kv.parts: found null");
-  broken([&] { view_.device.kind = DeviceKind::kCuda; }, "kv.device", StatusCode::kUnsupported);
+  broken([&] { view_.device.kind = DeviceKind::kCuda; }, "kv.device", StatusCode::kUnavailable);
   broken([&] { part_.k.data = nullptr; }, "kv.parts[0].k: found null");
   broken([&] { part_.v.format.dtype = DType::kI32; }, "kv.parts[0].v.format.dtype: found i32");
   broken([&] { part_.page_size = 0; }, "kv.parts[0].page_size: found 0");
@@ -210,8 +216,42 @@ TEST_F(PlanTest, RunChecksThatTheViewIsThePlanned) {
   options.window = 4;
   expect_error(run(options), "options.window: found 4, expected 0 as planned");
   options = {};
+  options.chunk = 4;
+  expect_error(run(options), "options.chunk: found 4, expected 0 as planned");
+  options = {};
   options.share_prefixes = false;
   expect_error(run(options), "options.share_prefixes: found 0, expected 1 as planned");
+}
+
+TEST_F(PlanTest, FitsOnlyWhatWouldBePlannedAlike) {
+  const std::vector<std::int32_t> indptr = {0, 1, 3};
+  const AttentionOptions usual;
+  const auto fits = [&](const AttentionOptions& options, const std::vector<std::int32_t>& queries,
+                        std::int64_t heads, const ExecContext& context) {
+    return plan_.check_fits(view_, queries, heads, options, context).ok();
+  };
+  EXPECT_FALSE(fits(usual, indptr, 4, kSerial)) << "nothing is planned";
+  ASSERT_TRUE(plan().ok());
+  EXPECT_TRUE(fits(usual, indptr, 4, kSerial));
+  EXPECT_FALSE(fits(usual, {0, 2, 3}, 4, kSerial));
+  EXPECT_FALSE(fits(usual, {0, 1}, 4, kSerial));
+  EXPECT_FALSE(fits(usual, indptr, 2, kSerial));
+  AttentionOptions other = usual;
+  other.window = 3;
+  EXPECT_FALSE(fits(other, indptr, 4, kSerial));
+  other = usual;
+  other.scale = 0.5f;
+  EXPECT_TRUE(fits(other, indptr, 4, kSerial)) << "no part of a plan";
+  other.backend = "reference";
+  EXPECT_FALSE(fits(other, indptr, 4, kSerial));
+  const std::unique_ptr<Executor> pool = make_thread_pool(2).value();
+  EXPECT_FALSE(fits(usual, indptr, 4, {pool.get(), nullptr}));
+  const std::int32_t longer[] = {20, 8};
+  const std::int32_t* const lengths = std::exchange(part_.lengths, longer);
+  EXPECT_FALSE(fits(usual, indptr, 4, kSerial));
+  part_.lengths = lengths;
+  view_.parts = nullptr;
+  EXPECT_FALSE(fits(usual, indptr, 4, kSerial)) << "no view at all";
 }
 
 TEST_F(PlanTest, RunRefusesMoreThreadsThanPlanned) {
@@ -340,75 +380,6 @@ TEST(PlanMemory, PlanningTheSameShapeAndRunningAllocateNothing) {
     }
     EXPECT_EQ(allocations.load(), before) << backend;
   }
-}
-
-// Puts another environment in the place of the process's, for its lifetime.
-class GivenEnvironment {
- public:
-  explicit GivenEnvironment(internal::Environment given)
-      : before_(std::exchange(internal::environment(), std::move(given))) {}
-  ~GivenEnvironment() { internal::environment() = before_; }
-
- private:
-  internal::Environment before_;
-};
-
-TEST(SelectBackend, TheEnvironmentNamesOne) {
-  const internal::Backend* backend = nullptr;
-  {
-    const GivenEnvironment portable({"portable", ""});
-    ASSERT_TRUE(internal::select_backend(nullptr, &backend).ok());
-    EXPECT_STREQ(backend->name, "portable");
-    ASSERT_TRUE(internal::select_backend("reference", &backend).ok());
-    EXPECT_STREQ(backend->name, "reference");
-  }
-  const GivenEnvironment unknown({"abacus", ""});
-  const Status status = internal::select_backend(nullptr, &backend);
-  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
-  EXPECT_NE(status.message().find("KVCACHE_BACKEND: found \"abacus\""), std::string::npos);
-  EXPECT_STREQ(backend->name, "reference");
-}
-
-TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
-  const internal::Backend* backend = internal::find_backend("portable");
-  internal::Prefetch level = internal::Prefetch::kNone;
-  for (const char* name : {"l1", "l2", "l3", "runs", "none"}) {
-    const GivenEnvironment given({"", name});
-    ASSERT_TRUE(internal::select_prefetch(*backend, 256, 1 << 30, &level).ok());
-    EXPECT_STREQ(internal::name_of(level), name);
-  }
-  {
-    const GivenEnvironment unknown({"", "l4"});
-    const Status status = internal::select_prefetch(*backend, 256, 1 << 30, &level);
-    internal::Plan plan;
-    const std::vector<std::int32_t> indptr = {0, 1};
-    const KvRowsData data({7}, 2, 8, 8);
-    const KvStorage storage(data, {});
-    EXPECT_EQ(plan.plan(storage.view(), indptr, 2, {}, {}).code(), StatusCode::kUnavailable);
-    EXPECT_EQ(status.code(), StatusCode::kUnavailable);
-    EXPECT_NE(status.message().find("KVCACHE_PREFETCH: found \"l4\", expected one of none, runs"),
-              std::string::npos);
-    EXPECT_EQ(level, internal::Prefetch::kNone);
-  }
-  EXPECT_TRUE(internal::select_prefetch(*backend, 256, 1 << 30, &level).ok());
-}
-
-// A plan beside a thread that calls setenv would read memory that setenv frees.
-TEST(Environment, IsReadOnce) {
-  const internal::Environment before = internal::environment();
-  ::setenv("KVCACHE_BACKEND", "abacus", 1);
-  ::setenv("KVCACHE_PREFETCH", "l4", 1);
-  const internal::Backend* backend = nullptr;
-  internal::Prefetch level = internal::Prefetch::kNone;
-  const Status selected = internal::select_backend(nullptr, &backend);
-  bool named = false;
-  const Status prefetched = internal::named_prefetch(&level, &named);
-  ::unsetenv("KVCACHE_BACKEND");
-  ::unsetenv("KVCACHE_PREFETCH");
-  EXPECT_TRUE(selected.ok()) << selected.to_string();
-  EXPECT_TRUE(prefetched.ok()) << prefetched.to_string();
-  EXPECT_EQ(internal::environment().backend, before.backend);
-  EXPECT_EQ(internal::environment().prefetch, before.prefetch);
 }
 
 }  // namespace

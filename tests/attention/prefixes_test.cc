@@ -16,7 +16,7 @@ using internal::SharedRun;
 
 class PrefixesTest : public ::testing::Test {
  protected:
-  // Tables of one query a sequence and pages of 64 tokens, cuts being 512.
+  // Tables of one query a sequence and pages of 64 tokens; the first four cuts are of 512.
   void table(std::vector<std::vector<std::int32_t>> pages, std::vector<std::int32_t> lengths) {
     lengths_ = std::move(lengths);
     stride_ = 0;
@@ -110,18 +110,33 @@ TEST_F(PrefixesTest, RunsFormATree) {
 }
 
 TEST_F(PrefixesTest, ChainsOfLongerAndLongerPrefixes) {
-  const std::vector<std::int32_t> cuts = {0, 8, 16, 24, 32, 40};
+  // Decode's first four cuts are of 8 pages, the others of 32.
+  const std::vector<std::vector<std::int32_t>> cuts = {
+      {0}, {8}, {16}, {24}, {32, 40, 48, 56}, {64, 72, 80, 88}};
+  std::vector<std::int32_t> shared;
   std::vector<std::vector<std::int32_t>> tables;
   std::vector<std::int32_t> lengths;
   for (std::int32_t s = 0; s < 6; ++s) {
-    tables.push_back(pages({cuts.begin(), cuts.begin() + 1 + s}, 100 + s, 1));
-    lengths.push_back(512 * (s + 1) + 1);
+    const std::vector<std::int32_t>& cut = cuts[static_cast<std::size_t>(s)];
+    shared.insert(shared.end(), cut.begin(), cut.end());
+    tables.push_back(pages(shared, 100 + s, 1));
+    lengths.push_back(static_cast<std::int32_t>(shared.size()) * 512 + 1);
   }
   table(tables, lengths);
   const Runs runs = found();
   ASSERT_EQ(runs.size(), 5U);  // the last one shares its last cut with nobody
   EXPECT_EQ(runs[0], "{0 1 2 3 4 5} 0..1 +512 after -");
-  EXPECT_EQ(runs[4], "{4 5} 4..5 +512 after 2048");
+  EXPECT_EQ(runs[3], "{3 4 5} 3..4 +512 after 1536");
+  EXPECT_EQ(runs[4], "{4 5} 4..5 +2048 after 2048");
+}
+
+TEST_F(PrefixesTest, BehindItsFirstCutsDecodeSharesCutsOf2048AndPrefillOf512) {
+  // Two sequences with 3584 rows alike, of a length that one query a sequence sees whole.
+  const std::vector<std::int32_t> alike = {0, 8, 16, 24, 32, 40, 48};
+  table({pages(alike, 100, 1), pages(alike, 110, 1)}, {3600, 3600});
+  EXPECT_EQ(found(), Runs{"{0 1} 0..4 +2048 after -"});
+  rules_.reproducible = true;
+  EXPECT_EQ(found(), Runs{"{0 1} 0..7 +3584 after -"});
 }
 
 TEST_F(PrefixesTest, TheRowsOfTheQueriesThemselvesAreNotShared) {

@@ -31,8 +31,8 @@ runner::ModelConfig tiny() {
 constexpr std::int64_t kLayer = 16 * (2 * 32 + 2 * 16 + 3 * 24);
 
 TEST(DecodeBytes, CountMatricesOnceAndTheRowsOfTheDepth) {
-  EXPECT_EQ(decode_bytes(tiny(), WeightType::kF32, DType::kF16, 0), (2 * kLayer + 50 * 16) * 4);
-  EXPECT_EQ(decode_bytes(tiny(), WeightType::kBF16, DType::kF16, 10),
+  EXPECT_EQ(decode_bytes(tiny(), WeightType::kF32, 7, 0), (2 * kLayer + 50 * 16) * 4);
+  EXPECT_EQ(decode_bytes(tiny(), WeightType::kBF16, 2 * 2 * 2 * 8 * 2, 10),
             (2 * kLayer + 50 * 16) * 2 + 10 * 2 * 2 * 2 * 8 * 2);
 }
 
@@ -44,12 +44,12 @@ TEST(PromptOperations, CountTheHeadForTheLastTokenAndCausalPairs) {
 TEST(ModelShape, HasTheParametersOfItsName) {
   const auto qwen = model_shape("qwen2-0.5b");
   ASSERT_TRUE(qwen.ok());
-  EXPECT_NEAR(static_cast<double>(decode_bytes(*qwen, WeightType::kBF16, DType::kF16, 0)) / 2,
-              0.494e9, 0.001e9);
+  EXPECT_NEAR(static_cast<double>(decode_bytes(*qwen, WeightType::kBF16, 0, 0)) / 2, 0.494e9,
+              0.001e9);
   const auto llama = model_shape("llama-1b");
   ASSERT_TRUE(llama.ok());
-  EXPECT_NEAR(static_cast<double>(decode_bytes(*llama, WeightType::kBF16, DType::kF16, 0)) / 2,
-              1.236e9, 0.001e9);
+  EXPECT_NEAR(static_cast<double>(decode_bytes(*llama, WeightType::kBF16, 0, 0)) / 2, 1.236e9,
+              0.001e9);
   EXPECT_THAT(model_shape("gpt-9").status().message(), ::testing::HasSubstr("found gpt-9"));
 }
 
@@ -84,6 +84,30 @@ TEST(RunDecodeModel, MeasuresAndChecksEveryCacheAndType) {
       }
     }
   }
+}
+
+TEST(RunDecodeModel, CodedRowsReadFewerBytes) {
+  DecodeModelOptions options;
+  options.config = tiny();
+  options.config.head_dim = 32;
+  options.cache = runner::HistoryKind::kPaged;
+  options.depths = {40};
+  options.prompt = 20;
+  options.tokens = 2;
+  options.repeats = 1;
+  options.threads = 2;
+  options.roof_bytes = 1 << 20;
+  for (const char* words : {"int8", "k=int8,v=lm4", "int4:0,bf16"}) {
+    auto rows = runner::KvDtype::parse(words);
+    ASSERT_TRUE(rows.ok());
+    options.kv_dtype = *std::move(rows);
+    const auto cases = run_decode_model(options, {});
+    ASSERT_TRUE(cases.ok()) << words << cases.status().to_string();
+    EXPECT_TRUE(check_answers(*cases).ok()) << words << check_answers(*cases).to_string();
+  }
+  options.cache = runner::HistoryKind::kDynamic;
+  EXPECT_EQ(run_decode_model(options, {}).status().message(),
+            "cache: found dynamic for rows in int4:0,bf16, expected paged, batching or none");
 }
 
 TEST(RunDecodeModel, DepthsPastTheModelAreRefused) {

@@ -34,7 +34,7 @@ class CBatch : public ::testing::Test {
  protected:
   void SetUp() override {
     kvc_paged_config config = {sizeof(config), KVC_HND, layers_.data(), kLayers, kPageSize,
-                               kPages,         0,       nullptr};
+                               kPages,         0,       nullptr,        0,       0};
     ASSERT_EQ(kvc_paged_create(&config, &cache_), KVC_OK) << kvc_last_message();
     ASSERT_EQ(kvc_batch_create(cache_, 0, &c_), KVC_OK) << kvc_last_message();
     CacheConfig same = CacheConfig::uniform(kLayers, kHeads, kDim);
@@ -106,7 +106,8 @@ class CBatch : public ::testing::Test {
   }
 
   std::vector<kvc_layer_spec> layers_ = std::vector<kvc_layer_spec>(
-      kLayers, kvc_layer_spec{sizeof(kvc_layer_spec), KVC_F32, KVC_F32, kHeads, kDim, kDim});
+      kLayers, kvc_layer_spec{sizeof(kvc_layer_spec), KVC_F32, KVC_F32, kHeads, kDim, kDim, 0, 0, 0,
+                              0, 0, 0, 0, 0});
   kvc_paged* cache_ = nullptr;
   kvc_batch* c_ = nullptr;
   std::optional<PagedBatch> cpp_;

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "api/c_door.h"
+#include "c/door.h"
 #include "gtest/gtest.h"
 #include "kvcache_c.h"
 
@@ -40,6 +40,15 @@ struct OldConfig {
   std::int64_t budget_bytes;
 };
 
+struct OldLayer {
+  std::uint32_t struct_size;
+  std::int32_t k_dtype;
+  std::int32_t v_dtype;
+  std::int64_t num_kv_heads;
+  std::int64_t k_head_dim;
+  std::int64_t v_head_dim;
+};
+
 #define KVC_SAME_PLACE(Old, New, field)                         \
   static_assert(offsetof(Old, field) == offsetof(New, field) && \
                 std::is_same_v<decltype(Old::field), decltype(New::field)>)
@@ -65,11 +74,13 @@ KVC_SAME_PLACE(OldConfig, kvc_paged_config, budget_bytes);
 using internal::kLeastSize;
 static_assert(sizeof(OldOptions) == kLeastSize<kvc_attention_options>);
 static_assert(sizeof(OldConfig) == kLeastSize<kvc_paged_config>);
+static_assert(sizeof(OldLayer) == kLeastSize<kvc_layer_spec>);
 static_assert(sizeof(void*) != 8 || (kLeastSize<kvc_tensor> == 88 && kLeastSize<kvc_part> == 136));
 static_assert(sizeof(void*) != 8 ||
               (kLeastSize<kvc_executor> == 24 && kLeastSize<kvc_view_desc> == 32));
 static_assert(sizeof(void*) != 8 ||
               (kLeastSize<kvc_layer_spec> == 40 && kLeastSize<kvc_append> == 32));
+static_assert(sizeof(void*) != 8 || (sizeof(kvc_part) == 176 && sizeof(kvc_layer_spec) == 80));
 static_assert(sizeof(void*) != 8 || kLeastSize<kvc_paged_stats> == 88);
 static_assert(sizeof(void*) != 8 || kLeastSize<kvc_memory> == 48);
 
@@ -144,7 +155,7 @@ TEST_F(CCompatibility, OptionsOf010AreTakenAsTheyWereMeant) {
   EXPECT_NE(attend(&now), attend(nullptr));
 }
 
-TEST_F(CCompatibility, SizesBetweenVersionsAndReservedFieldsAreRefused) {
+TEST_F(CCompatibility, SizesBetweenVersionsAndContradictionsAreRefused) {
   kvc_attention_options options = {};
   const kvc_tensor q = {sizeof(q), KVC_F32, 4, rows_.data(), {1, kHeads, 1, kDim}, {}};
   const auto code = [&] { return kvc_attend(&q, nullptr, view_, &q, nullptr, &options, nullptr); };
@@ -153,8 +164,10 @@ TEST_F(CCompatibility, SizesBetweenVersionsAndReservedFieldsAreRefused) {
   EXPECT_EQ(std::string(kvc_last_message()),
             "options.struct_size: found 56, expected 72, or 64 of version 0.1.0");
   options.struct_size = sizeof(options);
-  options.reserved = 1;
-  EXPECT_EQ(code(), KVC_UNSUPPORTED);
+  options.chunk = options.window = 1;
+  EXPECT_EQ(code(), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(kvc_last_message()),
+            "options.chunk: found 1, expected 0 beside options.window 1");
 }
 
 // Memory of the host's, with its books.
@@ -194,16 +207,18 @@ struct Host {
 class CMemory : public ::testing::Test {
  protected:
   kvc_status create(kvc_memory* memory, kvc_paged** cache) {
-    const kvc_layer_spec layer = {sizeof(layer), KVC_F32, KVC_F32, kHeads, kDim, kDim};
-    const kvc_paged_config config = {sizeof(config), KVC_HND, &layer, 1, 4, 8, 0, memory};
+    const kvc_layer_spec layer = {
+        sizeof(layer), KVC_F32, KVC_F32, kHeads, kDim, kDim, 0, 0, 0, 0, 0, 0, 0, 0};
+    const kvc_paged_config config = {sizeof(config), KVC_HND, &layer, 1, 4, 8, 0, memory, 0, 0};
     return kvc_paged_create(&config, cache);
   }
 };
 
 TEST_F(CMemory, AConfigOf010HasTheSystemsMemory) {
-  const kvc_layer_spec layer = {sizeof(layer), KVC_F32, KVC_F32, kHeads, kDim, kDim};
+  AtTheEnd<OldLayer> layer;
+  layer.get() = {sizeof(OldLayer), KVC_F32, KVC_F32, kHeads, kDim, kDim};
   AtTheEnd<OldConfig> old;
-  old.get() = {sizeof(OldConfig), KVC_HND, &layer, 1, 4, 8, 0};
+  old.get() = {sizeof(OldConfig), KVC_HND, layer.as<kvc_layer_spec>(), 1, 4, 8, 0};
   kvc_paged* cache = nullptr;
   ASSERT_EQ(kvc_paged_create(old.as<kvc_paged_config>(), &cache), KVC_OK) << kvc_last_message();
   kvc_paged_free(cache);
@@ -211,14 +226,14 @@ TEST_F(CMemory, AConfigOf010HasTheSystemsMemory) {
 
 TEST_F(CMemory, PagesAreTheHostsAndMayBeRefused) {
   Host host;
-  const std::int64_t tables = 8 * (32 + 4 * 4 + 140);   // see PagedCache::reserved_bytes()
+  const std::int64_t tables = 2 * (32 + 4 * 4 + 140);   // see PagedCache::reserved_bytes()
   host.limit = tables + 2 * 4 * kHeads * 2 * kDim * 4;  // two pages of four tokens
   kvc_memory memory = host.memory();
   kvc_paged* cache = nullptr;
   ASSERT_EQ(create(&memory, &cache), KVC_OK) << kvc_last_message();
   memory = {};  // it was copied
   EXPECT_EQ(host.regions, 1);
-  EXPECT_EQ(host.committed, tables);
+  EXPECT_EQ(host.committed, 0);
   std::int64_t seq = 0;
   ASSERT_EQ(kvc_paged_open(cache, &seq), KVC_OK);
   kvc_append append = {sizeof(append), seq, 9, nullptr};

@@ -1,4 +1,5 @@
 // PagedCache through the C door: step by step what the C++ class does, and bad input refused.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -40,7 +41,8 @@ std::vector<float> rows_of(std::int64_t tokens, std::int64_t layer, float start)
 class CPaged : public ::testing::Test {
  protected:
   void SetUp() override {
-    config_ = {sizeof(config_), KVC_HND, layers_.data(), kLayers, kPageSize, kPages, 0, nullptr};
+    config_ = {sizeof(config_), KVC_HND, layers_.data(), kLayers, kPageSize,
+               kPages,          0,       nullptr,        0,       0};
     ASSERT_EQ(kvc_paged_create(&config_, &c_), KVC_OK) << kvc_last_message();
     CacheConfig config = CacheConfig::uniform(kLayers, kHeads, kDim);
     config.page_size = kPageSize;
@@ -185,7 +187,8 @@ class CPaged : public ::testing::Test {
   }
 
   std::vector<kvc_layer_spec> layers_ = std::vector<kvc_layer_spec>(
-      kLayers, {sizeof(kvc_layer_spec), KVC_F32, KVC_F32, kHeads, kDim, kDim});
+      kLayers,
+      {sizeof(kvc_layer_spec), KVC_F32, KVC_F32, kHeads, kDim, kDim, 0, 0, 0, 0, 0, 0, 0, 0});
   kvc_paged_config config_ = {};
   kvc_paged* c_ = nullptr;
   std::optional<PagedCache> cpp_;
@@ -224,6 +227,79 @@ TEST_F(CPaged, DoesWhatTheClassDoesOverAWholeLife) {
   cpp_seqs_.pop_back();
   expect_equal();
   EXPECT_EQ(kvc_paged_release(c_, released), KVC_NOT_FOUND);
+}
+
+// Layers whose rows are coded, by the words of the header.
+TEST(CPagedForms, RowsAreCodedAsTheLayerSays) {
+  kvc_layer_spec layer = {};
+  layer.struct_size = sizeof(layer);
+  layer.num_kv_heads = 2;
+  layer.k_head_dim = layer.v_head_dim = 64;
+  layer.k_form = KVC_INT8;
+  layer.v_form = KVC_INT4;
+  kvc_paged_config config = {};
+  config.struct_size = sizeof(config);
+  config.layers = &layer;
+  config.num_layers = 1;
+  config.num_pages = 4;
+  kvc_paged* cache = nullptr;
+  ASSERT_EQ(kvc_paged_create(&config, &cache), KVC_OK) << kvc_last_message();
+  std::int64_t seq = 0;
+  ASSERT_EQ(kvc_paged_open(cache, &seq), KVC_OK);
+  const kvc_append append = append_of(seq, 3);
+  kvc_step* step = nullptr;
+  ASSERT_EQ(kvc_paged_reserve(cache, &append, 1, &step), KVC_OK);
+  std::vector<float> rows(3 * 2 * 64);
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = std::sin(static_cast<float>(i));
+  const kvc_tensor both = tensor(rows, {3, 2, 64});
+  ASSERT_EQ(kvc_paged_write(cache, step, 0, &both, &both, nullptr), KVC_OK) << kvc_last_message();
+  ASSERT_EQ(kvc_paged_commit(cache, step, nullptr, 0), KVC_OK);
+  kvc_step_free(step);
+  std::vector<float> key(rows.size()), value(rows.size());
+  const kvc_tensor k = tensor(key, {2, 3, 64});
+  const kvc_tensor v = tensor(value, {2, 3, 64});
+  ASSERT_EQ(kvc_paged_gather(cache, 0, seq, &k, &v, nullptr), KVC_OK) << kvc_last_message();
+  for (std::size_t head = 0; head < 2; ++head) {
+    for (std::size_t token = 0; token < 3; ++token) {
+      for (std::size_t d = 0; d < 64; ++d) {
+        const float given = rows[(token * 2 + head) * 64 + d];
+        EXPECT_NEAR(key[(head * 3 + token) * 64 + d], given, 0.005f);
+        EXPECT_NEAR(value[(head * 3 + token) * 64 + d], given, 0.6f);
+      }
+    }
+  }
+  kvc_paged_stats stats = {};
+  stats.struct_size = sizeof(stats);
+  ASSERT_EQ(kvc_paged_get_stats(cache, &stats), KVC_OK);
+  EXPECT_EQ(stats.rows_encoded, 6);
+  EXPECT_EQ(stats.nbytes, 3 * 2 * (66 + 38));
+  kvc_paged_free(cache);
+}
+
+TEST(CPagedForms, WhatNoFormIsIsRefusedByName) {
+  kvc_layer_spec layer = {};
+  layer.struct_size = sizeof(layer);
+  layer.num_kv_heads = 2;
+  layer.k_head_dim = layer.v_head_dim = 80;
+  kvc_paged_config config = {};
+  config.struct_size = sizeof(config);
+  config.layers = &layer;
+  config.num_layers = 1;
+  config.num_pages = 4;
+  kvc_paged* cache = nullptr;
+  layer.k_form = 7;
+  EXPECT_EQ(kvc_paged_create(&config, &cache), KVC_INVALID_ARGUMENT);
+  EXPECT_STREQ(kvc_last_message(), "layers.k_form: found 7, expected 0 .. 6");
+  layer.k_form = KVC_INT8;
+  layer.v_rotate = 2;
+  EXPECT_EQ(kvc_paged_create(&config, &cache), KVC_INVALID_ARGUMENT);
+  EXPECT_STREQ(kvc_last_message(), "layers.v_rotate: found 2, expected -1 .. 1");
+  layer.v_rotate = 0;
+  layer.v_form = KVC_Q4_0;
+  EXPECT_EQ(kvc_paged_create(&config, &cache), KVC_INVALID_ARGUMENT);
+  EXPECT_STREQ(kvc_last_message(),
+               "layers[0].value.dim: found 80, expected a multiple of 32 for q4_0");
+  EXPECT_EQ(cache, nullptr);
 }
 
 TEST_F(CPaged, RollbackAndFreeingAStepLeaveNothingBehind) {

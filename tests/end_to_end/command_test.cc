@@ -183,8 +183,9 @@ TEST_F(CommandTest, NumbersAreDecimalAndFitOrAreRefused) {
   const std::regex option(R"(\n  (?:-\w,)?(--[a-z0-9-]+) ([^\s:]+))");
   int numbers = 0;
   for (const std::string command :
-       {"generate", "compare", "watch", "plan", "info", "bench append", "bench attention",
-        "bench prefill", "bench roofs", "bench linear", "bench decode-model"}) {
+       {"generate", "compare", "watch", "plan", "eval", "replay", "info", "bench append",
+        "bench attention", "bench prefill", "bench roofs", "bench linear", "bench decode-model",
+        "bench prefix"}) {
     const Ran help = run(command + " --help");
     ASSERT_EQ(help.exit_code, 0) << command;
     for (std::sregex_iterator it(help.out.begin(), help.out.end(), option), end; it != end; ++it) {
@@ -193,7 +194,7 @@ TEST_F(CommandTest, NumbersAreDecimalAndFitOrAreRefused) {
       const bool is_page_size = name == "--page-size";
       if (!is_page_size &&
           (type.starts_with("TEXT") || type.starts_with("FILE") || type.starts_with("DIR") ||
-           type.starts_with("CMD") || type.starts_with("{"))) {
+           type.starts_with("CMD") || type.starts_with("FORMS") || type.starts_with("{"))) {
         continue;
       }
       ++numbers;
@@ -282,6 +283,47 @@ TEST_F(CommandTest, APictureThatCannotBeDrawnLeavesNoFileBehind) {
   const int state = std::system(command.c_str());
   EXPECT_NE(state, 0);
   EXPECT_EQ(test::read_file(picture + ".json"), "");
+}
+
+// What people plot and compare: a name is not changed unseen.
+TEST_F(CommandTest, AReplayedTraceSaysWhatEachPolicyFoundAndWhatNoneCouldBeat) {
+  const std::string trace = directory_.path() + "/trace.jsonl";
+  {
+    std::ofstream file(trace);
+    for (int turn = 0; turn < 12; ++turn) {
+      const int session = 10 + turn % 3;
+      file << R"({"timestamp": 0, "input_length": 1500, "output_length": 9, "hash_ids": [0, )"
+           << session << ", " << 100 + turn << "]}\n";
+    }
+  }
+  const Ran ran = run("replay " + trace +
+                      " --policy lru,s3fifo,arc,adaptive,belady,infinite --capacity-tokens 4096,1e5"
+                      " --block 64 --json");
+  ASSERT_EQ(ran.exit_code, 0) << ran.error;
+  const auto runs = nlohmann::json::parse(ran.out)["runs"];
+  ASSERT_EQ(runs.size(), 12U);
+  for (const auto& each : runs) {
+    const double found = each["token_hit_ratio"];
+    EXPECT_GE(each["block_hit_ratio"], 0.0) << each;
+    EXPECT_EQ(each["requests"], 12) << each;
+    EXPECT_EQ(each["wrong_hits"], 0) << each;
+    EXPECT_GE(each["ns_per_op"], 0.0) << each;
+    EXPECT_LE(each["fraction_of_infinite"], 1.0) << each;
+    // 0 and the block of the session, of three, from its second turn on; and 0 in its first.
+    if (each["capacity_tokens"] == 100000) {
+      EXPECT_NEAR(found, (9 * 1024 + 2 * 512) / 18000.0, 1e-9) << each;
+      EXPECT_NEAR(each["fraction_of_belady"], 1, 1e-9) << each;
+    } else if (each["policy"] != "infinite") {
+      EXPECT_LE(each["fraction_of_belady"], 1 + 1e-9) << each;
+    }
+  }
+  EXPECT_EQ(run("replay " + directory_.path() + "/none").exit_code, 2);
+  EXPECT_EQ(run("replay " + trace + " --policy fifo").exit_code, 2);
+  EXPECT_EQ(run("replay " + trace + " --capacity-tokens 100").exit_code, 2);
+  // What was measured is there, whether it can be drawn or not.
+  const Ran undrawn = run("replay " + trace + " --plot /nowhere/p.png");
+  EXPECT_EQ(undrawn.exit_code, 1);
+  EXPECT_NE(undrawn.out.find("lru"), std::string::npos);
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ void choose_sizes(Choices& choices, AttentionCase* c) {
   const std::int32_t v_dim = dim();
   std::vector<std::int32_t> lengths;
   for (std::uint32_t count = 1 + choices() % 4; count > 0; --count) {
-    const auto edge = pick<std::int32_t>(choices, {0, 64, 128, 512, 576, 1024});
+    const auto edge = pick<std::int32_t>(choices, {0, 64, 128, 512, 576, 1024, 2048, 2600});
     const auto beyond = static_cast<std::int32_t>(choices() % 7) - 3;
     lengths.push_back(std::max(0, edge + beyond));
     c->queries.push_back(pick<std::int32_t>(choices, {1, 0, 1, 2, 7, 8, 9, 13}));

@@ -18,16 +18,24 @@ INSTANTIATE_TEST_SUITE_P(Paged, Section4, every_paged_case(), PagedTest::name);
 
 // --- Config. ---
 
-TEST_P(Section4, LayersOfEqualSpecFormAGroupWithOneTable) {
+TEST_P(Section4, LayersOfEqualLifeFormAGroupWithOneTable) {
   CacheConfig config = PagedFixture::config(layout(), dtype());
   LayerSpec other = paged_spec(dtype());
   other.buffers[1].dim = 2;
-  config.layers = {paged_spec(dtype()), other, paged_spec(dtype())};
-  const PagedCache cache = PagedCache::create(config).value();
-  EXPECT_EQ(cache.num_layers(), 3);
-  EXPECT_EQ(cache.num_groups(), 2);
-  EXPECT_EQ(cache.free_pages(0), 8);
-  EXPECT_EQ(cache.free_pages(1), 8);
+  config.layers = {paged_spec(dtype()), other, other.living({3}), paged_spec(dtype()).living({3})};
+  PagedFixture f(config);
+  EXPECT_EQ(f.cache.num_layers(), 4);
+  EXPECT_EQ(f.cache.num_groups(), 2);
+  EXPECT_EQ(f.cache.free_pages(0), 8);
+  EXPECT_EQ(f.cache.free_pages(1), 8);
+  const SequenceId a = f.open();
+  EXPECT_OK(f.append(a, {1, 2, 3, 4, 5, 6, 7}));
+  EXPECT_EQ(f.pages(a, 0), f.pages(a, 1));
+  EXPECT_EQ(f.pages(a, 2), f.pages(a, 3));
+  EXPECT_EQ(f.held(0, a), (Tokens{1, 2, 3, 4, 5, 6, 7}));
+  EXPECT_EQ(f.held(1, a), f.held(0, a));
+  EXPECT_EQ(f.held(2, a), (Tokens{6, 7}));
+  EXPECT_EQ(f.held(3, a), f.held(2, a));
 }
 
 TEST_P(Section4, RequiredOperationsAreRefusedAtCreateIfAnyCannotBeGiven) {

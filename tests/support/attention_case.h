@@ -13,7 +13,7 @@
 
 #include "attention/plan.h"
 #include "gtest/gtest.h"
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
 #include "kvcache/attention.h"
 #include "kvcache/executor.h"
 #include "support/kv_fixture.h"
@@ -26,8 +26,9 @@ inline std::vector<std::string> backend_names(bool with_reference) {
   std::int32_t count = 0;
   const internal::Backend* all = internal::all_backends(&count);
   for (std::int32_t i = 0; i < count; ++i) {
-    if (!all[i].available) continue;
-    if (with_reference || all[i].attention != nullptr) names.push_back(all[i].name);
+    if (!all[i].availability.here) continue;
+    const bool definition = all[i].attends == internal::Attends::kByDefinition;
+    if (with_reference || !definition) names.push_back(all[i].name);
   }
   return names;
 }
@@ -107,7 +108,10 @@ struct AttentionCase {
         part.block_table += seq * part.block_table_stride;
       } else {
         for (RowsView* rows : {&part.k, &part.v}) {
-          rows->data = rows->page_at(seq);
+          const std::byte* const page = rows->page_at(seq);
+          rows->scale_offset = rows->scales_at(seq, 0) - page;
+          rows->zero_offset = rows->zeros_at(seq, 0) - page;
+          rows->data = page;
           rows->chunks = nullptr;
           rows->offset = 0;
         }

@@ -1,5 +1,5 @@
 // KvViews over a test's own memory: the same rows in any layout, page size, order of pages, type
-// and split into parts. Every slot that holds no row is NaN.
+// and split into parts. Every slot that holds no row is NaN, or codes of it.
 #ifndef KVCACHE_TESTS_SUPPORT_KV_FIXTURE_H_
 #define KVCACHE_TESTS_SUPPORT_KV_FIXTURE_H_
 
@@ -12,8 +12,11 @@
 #include <random>
 #include <vector>
 
+#include "gtest/gtest.h"
 #include "kvcache/kv_view.h"
 #include "kvcache/types.h"
+#include "tensor/codecs/codec.h"
+#include "tensor/codecs/coded_block.h"
 
 namespace kvcache::testing {
 
@@ -71,9 +74,17 @@ struct KvRowsData {
   }
 };
 
+// Pages begin .. begin + pages of a sequence that its table does not list; their rows are nowhere.
+struct Hole {
+  std::int32_t begin = 0;
+  std::int32_t pages = 0;
+};
+
 struct KvStorageOptions {
-  DType k_dtype = DType::kF32;
+  DType k_dtype = DType::kF32;  // of plain rows
   DType v_dtype = DType::kF32;
+  RowFormat k_format;  // where it is coded
+  RowFormat v_format;
   Layout layout = Layout::kHND;
   std::int32_t page_size = 0;    // 0: contiguous, one page per sequence and no table
   std::int32_t spare_slots = 3;  // contiguous: slots behind the longest sequence
@@ -83,6 +94,8 @@ struct KvStorageOptions {
 
   // [num_seqs] whole pages of these rows are the same pages, see KvRowsData::share; empty: none.
   std::vector<SharedRows> shared;
+
+  std::vector<Hole> holes;  // [num_seqs], of a paged view of one part; empty: none
 
   std::vector<std::vector<std::int32_t>> parts;  // [num_parts][num_seqs] lengths; empty: one part
   std::vector<std::int32_t> first_position;      // [num_seqs] of the first part; empty: 0
@@ -117,7 +130,8 @@ class KvStorage {
   KvPart& part(std::size_t p) { return parts_[p]; }
 
  private:
-  // K or V, in one array or in chunks.
+  // K or V, in one array or in chunks; the scales of coded rows lie behind all pages of codes,
+  // which then are one array.
   struct Rows {
     std::vector<std::byte> all;
     std::vector<std::vector<std::byte>> chunks;
@@ -128,6 +142,7 @@ class KvStorage {
     KvPart part;
     Rows k, v;
     std::vector<std::int32_t> table, lengths, first_position, first_visible, positions;
+    std::vector<std::int32_t> hole_begin, hole_pages;
   };
 
   static void store(std::byte* address, DType dtype, float value) {
@@ -146,6 +161,41 @@ class KvStorage {
                     std::int64_t element, float value) {
     store(const_cast<std::byte*>(rows.row_at(page, head, slot)) + rows.format.bytes(element),
           rows.format.dtype, value);
+  }
+
+  // Pages full of ones: NaN, as scales too.
+  static RowsView make_coded_rows(const KvStorageOptions& options, const RowFormat& format,
+                                  std::int64_t heads, std::int64_t page_size, std::int64_t dim,
+                                  std::int64_t num_pages, Rows* rows) {
+    const std::int64_t codes = format.code_bytes(dim);
+    const bool by_head = options.layout == Layout::kHND;
+    RowsView view;
+    view.format = format;
+    view.page_stride = heads * page_size * codes;
+    view.head_stride = by_head ? page_size * codes : codes;
+    view.token_stride = by_head ? codes : heads * codes;
+    view.scale_offset = num_pages * view.page_stride;
+    view.scale_page_stride = heads * page_size * format.scale_bytes(dim);
+    view.scale_group_stride = 2 * page_size;
+    view.scale_head_stride = format.num_scales(dim) * view.scale_group_stride;
+    view.zero_offset = view.scale_offset + heads * view.scale_head_stride;
+    rows->all.assign(
+        static_cast<std::size_t>(num_pages * (view.page_stride + view.scale_page_stride)),
+        std::byte{0xff});
+    view.data = rows->all.data();
+    return view;
+  }
+
+  static void store_row(const RowsView& rows, std::int64_t page, std::int64_t head,
+                        std::int64_t slot, const float* from, std::int64_t dim) {
+    if (!rows.format.is_coded()) {
+      for (std::int64_t d = 0; d < dim; ++d) store(rows, page, head, slot, d, from[d]);
+      return;
+    }
+    std::vector<float> row(from, from + dim);
+    internal::CodedBlock block;
+    internal::set_codes(rows, page, slot, &block);
+    ASSERT_TRUE(internal::encode_row(rows.format, row.data(), dim, block.coded(0, head)));
   }
 
   // Pages full of NaN.
@@ -190,23 +240,25 @@ class KvStorage {
     if (paged) num_pages = make_table(options, lengths, begin, longest, owned);
 
     const std::int64_t heads = data.num_kv_heads;
-    part.k = make_rows(options, options.k_dtype, heads, part.page_size, data.k_dim, num_pages,
-                       &owned->k);
-    part.v = make_rows(options, options.v_dtype, heads, part.page_size, data.v_dim, num_pages,
-                       &owned->v);
+    const auto make = [&](const RowFormat& format, DType dtype, std::int64_t dim, Rows* rows) {
+      return format.is_coded()
+                 ? make_coded_rows(options, format, heads, part.page_size, dim, num_pages, rows)
+                 : make_rows(options, dtype, heads, part.page_size, dim, num_pages, rows);
+    };
+    part.k = make(options.k_format, options.k_dtype, data.k_dim, &owned->k);
+    part.v = make(options.v_format, options.v_dtype, data.v_dim, &owned->v);
     for (std::int32_t s = 0; s < num_seqs_; ++s) {
       for (std::int64_t row = 0; row < lengths[s]; ++row) {
-        const std::int64_t page =
-            paged ? owned->table[s * part.block_table_stride + row / part.page_size] : s;
+        const Hole hole = options.holes.empty() ? Hole() : options.holes[s];
+        std::int64_t entry = row / part.page_size;
+        if (entry >= hole.begin && entry < hole.begin + hole.pages) continue;
+        if (entry >= hole.begin) entry -= hole.pages;
+        const std::int64_t page = paged ? owned->table[s * part.block_table_stride + entry] : s;
         const std::int64_t slot = row % part.page_size;
         for (std::int64_t head = 0; head < heads; ++head) {
           const std::int64_t from = (begin[s] + row) * heads + head;
-          for (std::int64_t d = 0; d < data.k_dim; ++d) {
-            store(part.k, page, head, slot, d, data.k[s][from * data.k_dim + d]);
-          }
-          for (std::int64_t d = 0; d < data.v_dim; ++d) {
-            store(part.v, page, head, slot, d, data.v[s][from * data.v_dim + d]);
-          }
+          store_row(part.k, page, head, slot, data.k[s].data() + from * data.k_dim, data.k_dim);
+          store_row(part.v, page, head, slot, data.v[s].data() + from * data.v_dim, data.v_dim);
         }
       }
       const std::int32_t base = options.first_position.empty() ? 0 : options.first_position[s];
@@ -217,6 +269,12 @@ class KvStorage {
     part.lengths = owned->lengths.data();
     part.first_position = owned->first_position.data();
     if (!options.first_visible.empty()) part.first_visible = owned->first_visible.data();
+    for (const Hole& hole : options.holes) {
+      owned->hole_begin.push_back(hole.begin);
+      owned->hole_pages.push_back(hole.pages);
+      part.hole_begin = owned->hole_begin.data();
+      part.hole_pages = owned->hole_pages.data();
+    }
     if (!options.positions.empty()) {
       part.positions_stride = longest;
       owned->positions.resize(static_cast<std::size_t>(num_seqs_ * longest));
@@ -251,8 +309,11 @@ class KvStorage {
       if (shared.of >= 0 && begin[shared.of] == begin[s]) {
         rows = std::min({shared.rows - begin[s], lengths[s], lengths[shared.of]});
       }
+      const Hole hole = options.holes.empty() ? Hole() : options.holes[s];
+      std::int64_t entry = s * per_seq;
       for (std::int64_t page = 0; page * page_size < lengths[s]; ++page) {
-        owned->table[s * per_seq + page] =
+        if (page >= hole.begin && page < hole.begin + hole.pages) continue;
+        owned->table[entry++] =
             (page + 1) * page_size <= rows ? owned->table[shared.of * per_seq + page] : ids[next++];
       }
     }

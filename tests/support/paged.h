@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -23,15 +24,25 @@ using Tokens = std::vector<double>;
 using Pages = std::vector<std::int32_t>;
 using Counts = std::vector<std::int64_t>;
 
-// Fresh memory is NaN in every floating type; the k-th call of commit or reserve fails on demand.
-// Errors in the account show as committed_bytes() != 0 after the cache is gone.
+// Memory is NaN in every floating type when it is fresh and once it was given back; the k-th call
+// of commit or reserve fails on demand, or calls do at random. Errors in the account show as
+// committed_bytes() != 0 after the cache is gone.
 class TestMemory final : public MemoryResource {
  public:
   ~TestMemory() override = default;
 
   void fail_after(std::int64_t calls) { calls_left_ = calls; }
-  void never_fail() { calls_left_ = std::numeric_limits<std::int64_t>::max(); }
+  void never_fail() {
+    calls_left_ = std::numeric_limits<std::int64_t>::max();
+    one_in_ = 0;
+  }
+  // Of `one_in` calls one fails, which one depends on the seed.
+  void fail_at_random(std::uint64_t seed, std::uint64_t one_in) {
+    random_ = seed * 2 + 1;
+    one_in_ = one_in;
+  }
   std::int64_t committed_bytes() const { return committed_; }
+  std::int64_t peak_bytes() const { return peak_; }  // the most that were ever committed
   std::int64_t regions() const { return regions_; }
 
   Result<Region> reserve(std::int64_t bytes) noexcept override {
@@ -45,6 +56,7 @@ class TestMemory final : public MemoryResource {
   Status commit(const Region& region, std::int64_t bytes) noexcept override {
     if (!allowed()) return Status(StatusCode::kOutOfMemory, "injected");
     committed_ += bytes;
+    peak_ = std::max(peak_, committed_);
     // What is wanted whole and at once are tables, which count on zeros.
     if (bytes == region.bytes) std::memset(region.data, 0, static_cast<std::size_t>(bytes));
     return system_memory().commit(region, bytes);
@@ -53,6 +65,10 @@ class TestMemory final : public MemoryResource {
                 std::int64_t length) noexcept override {
     committed_ -= bytes;
     system_memory().decommit(region, bytes, offset, length);
+    // What was given back holds nothing that anybody may count on.
+    if (length > 0 && region.bytes <= kPoisoned) {
+      std::memset(region.data + offset, 0xFF, static_cast<std::size_t>(length));
+    }
   }
   Result<Region> grow(const Region& region, const RowSpan& from, const RowSpan& to,
                       std::int64_t bytes, std::int64_t* copied) noexcept override {
@@ -67,10 +83,17 @@ class TestMemory final : public MemoryResource {
  private:
   static constexpr std::int64_t kPoisoned = 1 << 24;
 
-  bool allowed() noexcept { return calls_left_-- > 0; }
+  bool allowed() noexcept {
+    if (one_in_ > 0) {
+      random_ = random_ * 6364136223846793005U + 1442695040888963407U;
+      if ((random_ >> 33) % one_in_ == 0) return false;
+    }
+    return calls_left_-- > 0;
+  }
 
   std::int64_t calls_left_ = std::numeric_limits<std::int64_t>::max();
-  std::int64_t committed_ = 0;
+  std::uint64_t random_ = 1, one_in_ = 0;
+  std::int64_t committed_ = 0, peak_ = 0;
   std::int64_t regions_ = 0;
 };
 
@@ -80,6 +103,16 @@ inline double element(double token, std::int64_t layer, std::int64_t head, std::
   const double x =
       std::ldexp(token * 4 + static_cast<double>(head * 2 + d), static_cast<int>(layer));
   return value ? -x : x;
+}
+
+// What the resource counts. After a refusal that may be less than the cache has reserved, memory
+// that was lent and not taken back (PagedStore::repay), until the next call that changes something.
+inline std::int64_t settled_bytes(const TestMemory& memory, PagedCache& cache) {
+  if (memory.committed_bytes() < cache.reserved_bytes()) {
+    const Result<SequenceId> seq = cache.open();
+    EXPECT_TRUE(!seq.ok() || cache.release(*seq).ok());
+  }
+  return memory.committed_bytes();
 }
 
 inline LayerSpec paged_spec(DType dtype = DType::kF32) { return LayerSpec::kv(2, 2, 1, dtype); }
@@ -171,36 +204,49 @@ struct PagedFixture {
     return token;
   }
 
-  // The tokens of a sequence as gather() shows them in every layer, K and V.
+  // The tokens that one layer holds of a sequence, as gather() shows them, K and V.
+  Tokens held(std::int64_t layer, SequenceId seq, DType dtype = DType::kF32) const {
+    const std::int64_t rows = cache.rows_held(layer, seq).value();
+    Tokens result(static_cast<std::size_t>(rows));
+    const auto shape = [&](std::int64_t dim) {
+      const std::int64_t heads = spec(layer).key().heads;
+      return layout == Layout::kHND ? Counts{heads, rows, dim} : Counts{rows, heads, dim};
+    };
+    HostTensor k(dtype, shape(spec(layer).key().dim));
+    HostTensor v(dtype, shape(spec(layer).value().dim));
+    const Status status = cache.gather(layer, seq, k.mutable_view(), v.mutable_view());
+    if (!status.ok()) return {std::nan("")};
+    for (std::int64_t row = 0; row < rows; ++row) {
+      double& token = result[static_cast<std::size_t>(row)];
+      token = decode(k, layer, row, false);
+      if (decode(v, layer, row, true) != token) token = std::nan("");
+    }
+    return result;
+  }
+
+  // What every layer that lives as the first does holds of a sequence.
   Tokens tokens(SequenceId seq, DType dtype = DType::kF32) const {
-    const std::int64_t length = cache.seq_length(seq).value();
-    Tokens result(static_cast<std::size_t>(length));
-    for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-      const auto shape = [&](std::int64_t dim) {
-        const std::int64_t heads = spec(layer).key().heads;
-        return layout == Layout::kHND ? Counts{heads, length, dim} : Counts{length, heads, dim};
-      };
-      HostTensor k(dtype, shape(spec(layer).key().dim));
-      HostTensor v(dtype, shape(spec(layer).value().dim));
-      const Status status = cache.gather(layer, seq, k.mutable_view(), v.mutable_view());
-      if (!status.ok()) return {std::nan("")};
-      for (std::int64_t row = 0; row < length; ++row) {
-        double& token = result[static_cast<std::size_t>(row)];
-        const double by_key = decode(k, layer, row, false);
-        if (layer == 0) token = by_key;
-        if (by_key != token || decode(v, layer, row, true) != token) token = std::nan("");
+    const Tokens result = held(0, seq, dtype);
+    for (std::int64_t layer = 1; layer < num_layers; ++layer) {
+      if (spec(layer).life == spec(0).life && held(layer, seq, dtype) != result) {
+        return {std::nan("")};
       }
     }
     return result;
   }
 
-  // The tokens of sequence `index` of a view of `layer`, through its table and strides.
+  // The tokens held of sequence `index` of a view of `layer`, through its table and strides.
   Tokens tokens(const KvView& view, std::int32_t index, std::int64_t layer = 0) const {
     const KvPart& part = view.parts[0];
+    const std::int32_t first = part.first_held == nullptr ? 0 : part.first_held[index];
     Tokens result;
     for (std::int32_t row = 0; row < part.lengths[index]; ++row) {
-      const std::int32_t page =
-          part.block_table[index * part.block_table_stride + row / part.page_size];
+      if (row >= part.held_sink_tokens && row < first) continue;
+      std::int32_t entry = row / part.page_size;
+      if (part.hole_pages != nullptr && entry >= part.hole_begin[index]) {
+        entry -= part.hole_pages[index];
+      }
+      const std::int32_t page = part.block_table[index * part.block_table_stride + entry];
       const std::int32_t slot = row % part.page_size;
       const auto rows_at = [&](const RowsView& stored, std::int64_t dim) {
         TensorView rows;
@@ -239,14 +285,20 @@ struct PagedState {
 inline PagedState state_of(const PagedFixture& f, const std::vector<SequenceId>& seqs) {
   PagedState state;
   for (const SequenceId seq : seqs) {
-    state.tokens.push_back(f.tokens(seq));
-    state.pages.push_back(f.pages(seq));
+    state.numbers.push_back(f.cache.seq_length(seq).value());
+    for (std::int64_t layer = 0; layer < f.num_layers; ++layer) {
+      state.tokens.push_back(f.held(layer, seq));
+      state.pages.push_back(f.pages(seq, layer));
+      state.numbers.push_back(f.cache.first_position(layer, seq).value());
+    }
   }
   const PagedStats stats = f.cache.stats();
-  state.numbers = {f.cache.nbytes(),   f.cache.reserved_bytes(), f.cache.free_pages(),
-                   stats.pages_held,   stats.pages_reserved,     stats.pages_high_water,
-                   stats.pages_copied, stats.rows_copied,        stats.sequences,
-                   stats.open_steps};
+  for (const std::int64_t number :
+       {f.cache.nbytes(), f.cache.reserved_bytes(), f.cache.free_pages(), stats.pages_held,
+        stats.pages_reserved, stats.pages_high_water, stats.pages_copied, stats.rows_copied,
+        stats.sequences, stats.open_steps}) {
+    state.numbers.push_back(number);
+  }
   EXPECT_TRUE(f.cache.check_invariants().ok()) << f.cache.check_invariants().to_string();
   return state;
 }
@@ -277,6 +329,12 @@ inline auto every_paged_case() {
   do {                                                    \
     const ::kvcache::Status expect_ok = (expr);           \
     EXPECT_TRUE(expect_ok.ok()) << expect_ok.to_string(); \
+  } while (false)
+
+#define ASSERT_OK(expr)                                   \
+  do {                                                    \
+    const ::kvcache::Status assert_ok = (expr);           \
+    ASSERT_TRUE(assert_ok.ok()) << assert_ok.to_string(); \
   } while (false)
 
 // `expr`, a Status, fails with `code_in` and the cache of fixture `f` looks as before.

@@ -97,10 +97,10 @@ struct BatchFixture : PagedFixture {
     return rows;
   }
 
-  // The tokens that gather() copies. REQUIRES: rows of one length.
+  // The tokens that gather() copies. REQUIRES: as many held of every row.
   std::vector<Tokens> gathered(const PagedBatch& batch, std::int64_t layer = 0,
                                DType dtype = DType::kF32) const {
-    const std::int64_t length = batch.seq_length(0, layer).value();
+    const std::int64_t length = batch.rows_held(0, layer).value();
     const auto shape = [&](std::int64_t dim) {
       return layout == Layout::kHND
                  ? Counts{batch.num_rows(), spec(layer).key().heads, length, dim}

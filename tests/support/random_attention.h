@@ -33,7 +33,7 @@ inline void choose_sizes(std::mt19937& rng, AttentionCase* c) {
   const int num_seqs = 1 + static_cast<int>(rng() % (chance(rng, 3) ? 6 : 3));
   for (int s = 0; s < num_seqs; ++s) {
     lengths.push_back(pick<std::int32_t>(
-        rng, {0, 1, 2, 63, 64, 65, 127, 130, 511, 512, 513, 700, 1024, 1030, 1100}));
+        rng, {0, 1, 2, 63, 64, 65, 127, 130, 511, 512, 513, 700, 1024, 1030, 1100, 2050, 2600}));
     c->queries.push_back(pick<std::int32_t>(rng, {0, 1, 1, 2, 4, 8, 9, 17, 40}));
   }
   c->data = KvRowsData(lengths, kv_heads, k_dim, v_dim);
@@ -145,6 +145,8 @@ void choose_options(Rng& rng, AttentionCase* c) {
   if (chance(rng, 3)) {
     options.window = pick<std::int32_t>(rng, {1, 2, 63, 64, 100, 600});
     options.sink_tokens = pick<std::int32_t>(rng, {0, 0, 1, 4, 70});
+  } else if (chance(rng, 4)) {
+    options.chunk = pick<std::int32_t>(rng, {1, 2, 63, 64, 100, 600});
   }
   std::mt19937 values(rng());
   std::uniform_real_distribution<float> uniform(0.001f, 0.5f);
@@ -197,10 +199,11 @@ inline std::string describe(const AttentionCase& c) {
   list("first_visible", c.storage.first_visible);
   for (const auto& part : c.storage.parts) list("part", part);
   text << (c.storage.positions.empty() ? "" : "positions ") << (c.options.causal ? "causal " : "")
-       << "window " << c.options.window << "+" << c.options.sink_tokens << " softcap "
-       << c.options.softcap << (c.alibi_slopes.empty() ? "" : " alibi")
-       << (c.sinks.empty() ? "" : " sinks") << (c.has_mask ? " mask" : "")
-       << (c.options.partial ? " partial" : "") << (c.options.reproducible ? " reproducible" : "");
+       << "window " << c.options.window << "+" << c.options.sink_tokens << " chunk "
+       << c.options.chunk << " softcap " << c.options.softcap
+       << (c.alibi_slopes.empty() ? "" : " alibi") << (c.sinks.empty() ? "" : " sinks")
+       << (c.has_mask ? " mask" : "") << (c.options.partial ? " partial" : "")
+       << (c.options.reproducible ? " reproducible" : "");
   return text.str();
 }
 

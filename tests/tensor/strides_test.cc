@@ -66,7 +66,10 @@ TEST(ExpectTensor, RefusesWhatCannotBeRead) {
   EXPECT_EQ(expect_tensor("key", view).message(), "key: found rank 5, expected rank 0 .. 4");
   view = key();
   view.device.kind = DeviceKind::kCuda;
-  EXPECT_EQ(expect_tensor("key", view).code(), StatusCode::kUnsupported);
+  view.device.index = 3;
+  EXPECT_EQ(expect_tensor("key", view).code(), StatusCode::kUnavailable);
+  EXPECT_EQ(expect_tensor("key", view).message(),
+            "key: found cuda:3, expected a tensor of the CPU");
   // Sizes and strides whose bytes do not fit 64 bits.
   view = key();
   view.shape[0] = std::int64_t{1} << 60;

@@ -19,7 +19,8 @@ class CheckArrowsTest(unittest.TestCase):
         self.root = pathlib.Path(folder.name)
         for name in ("include/kvcache/status.h", "src/base/door.h", "src/cache/pages.h",
                      "src/cache/paged/pool.h", "src/cache/contiguous/layer.h",
-                     "src/attention/plan.h", "src/kernels/kernel_table.h",
+                     "src/attention/plan.h", "src/kernels/backend.h", "src/kernels/select.h",
+                     "src/kernels/cpu/cut.h",
                      "src/kernels/cpu/simd/avx2.h", "runner/ops/product.h", "bench/copy.h",
                      "tests/support/rows.h"):
             self.write(name, "")
@@ -44,7 +45,7 @@ class CheckArrowsTest(unittest.TestCase):
         self.assertEqual(
             self.complaints_of("src/cache/x.cc", '// first\n\n#include "attention/plan.h"\n'),
             ["src/cache/x.cc:3: includes attention/plan.h: src/cache may include: cache/, "
-             "kernels/kernel_table.h, tensor/, base/, kvcache/"])
+             "kernels/backend.h, kernels/select.h, tensor/, base/, kvcache/"])
 
     def test_contiguous_and_paged_storage_do_not_include_one_another(self):
         self.assert_allowed("src/cache/paged/x.cc", '#include "cache/paged/pool.h"\n')
@@ -55,13 +56,15 @@ class CheckArrowsTest(unittest.TestCase):
     def test_attention_may_not_include_cache(self):
         self.assert_refused("src/attention/x.cc", '#include "cache/pages.h"\n')
 
-    def test_cache_sees_the_kernel_table_and_no_kernel(self):
-        self.assert_allowed("src/cache/x.cc", '#include "kernels/kernel_table.h"\n')
+    def test_cache_sees_the_list_of_backends_and_no_kernel(self):
+        self.assert_allowed("src/cache/x.cc", '#include "kernels/backend.h"\n')
+        self.assert_refused("src/cache/x.cc", '#include "kernels/cpu/cut.h"\n')
+        self.assert_allowed("src/attention/x.cc", '#include "kernels/cpu/cut.h"\n')
         self.assert_refused("src/cache/x.cc", '#include "kernels/cpu/simd/avx2.h"\n')
 
     def test_base_includes_nothing_above_it(self):
         self.assert_allowed("src/base/x.cc", '#include "base/door.h"\n#include "kvcache/status.h"\n')
-        self.assert_refused("src/base/x.cc", '#include "kernels/kernel_table.h"\n')
+        self.assert_refused("src/base/x.cc", '#include "kernels/backend.h"\n')
 
     def test_api_joins_cache_and_attention(self):
         self.assert_allowed("src/api/x.cc",

@@ -14,6 +14,12 @@ class PublicHeadersTest(unittest.TestCase):
         present = {header.name for header in INCLUDE.iterdir()} - {"kvcache.h"}
         self.assertEqual(present, included)
 
+    def test_every_function_is_exported(self):
+        own = re.compile(r"^(?!KVC_API|constexpr|inline|template|using|friend|namespace|typedef|#|//)\w[^;{]*\(", re.MULTILINE)
+        for header in sorted(INCLUDE.glob("*.h")):
+            with self.subTest(header.name):
+                self.assertEqual(own.findall(header.read_text(encoding="utf-8")), [])
+
 
 if __name__ == "__main__":
     unittest.main()

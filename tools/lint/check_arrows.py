@@ -11,6 +11,9 @@ import pathlib
 import re
 import sys
 
+# What the rest sees of kernels: the list, and the choice of one.
+BACKENDS = ("kernels/backend.h", "kernels/select.h")
+
 # A folder of ours may include what starts with one of its entries; the longest matching key counts.
 # "kvcache/" is the public API.
 ALLOWED = {
@@ -18,22 +21,24 @@ ALLOWED = {
     "src/base": ("base/", "kvcache/"),
     "src/tensor": ("tensor/", "base/", "kvcache/"),
     "src/kernels": ("kernels/", "tensor/", "base/", "kvcache/"),
-    "src/cache": ("cache/", "kernels/kernel_table.h", "tensor/", "base/", "kvcache/"),
-    "src/cache/contiguous": ("cache/contiguous/", "kernels/kernel_table.h", "tensor/", "base/",
-                             "kvcache/"),
-    "src/cache/paged": ("cache/paged/", "cache/layer_check.h", "kernels/kernel_table.h", "tensor/", "base/", "kvcache/"),
-    "src/attention": ("attention/", "kernels/kernel_table.h", "tensor/", "base/", "kvcache/"),
+    "src/cache": ("cache/", *BACKENDS, "tensor/", "base/", "kvcache/"),
+    "src/cache/contiguous": ("cache/contiguous/", *BACKENDS, "tensor/", "base/", "kvcache/"),
+    "src/cache/paged": ("cache/paged/", "cache/layer_check.h", *BACKENDS, "tensor/", "base/",
+                        "kvcache/"),
+    "src/cache/prefix": ("cache/prefix/", "cache/paged/", "tensor/", "base/", "kvcache/"),
+    "src/attention": ("attention/", *BACKENDS, "kernels/cpu/cut.h", "tensor/", "base/", "kvcache/"),
     "src/tiers": ("tiers/", "tensor/", "base/", "kvcache/"),
-    "src/api": ("api/", "cache/", "attention/", "kernels/kernel_table.h", "tensor/", "base/",
-                "kvcache/", "kvcache_c.h"),
+    "src/batch": ("batch/", *BACKENDS, "tensor/", "base/", "kvcache/"),
+    "src/api": ("api/", "batch/", "cache/", "attention/", *BACKENDS, "tensor/", "base/", "kvcache/"),
+    "src/c": ("c/", "base/", "kvcache/", "kvcache_c.h"),
     "python": ("python/", "runner/", "kvcache/"),
     "runner": ("runner/", "kvcache/"),
     "runner/ops": ("runner/", "kvcache/", "kernels/cpu/simd/"),
     "bench": ("bench/", "runner/", "kvcache/", "kernels/cpu/simd/"),
     "apps": ("apps/", "bench/", "runner/", "kvcache/"),
     "examples": ("kvcache/", "kvcache_c.h"),
-    "tests": ("support/", "apps/", "bench/", "runner/", "api/", "attention/", "cache/", "kernels/",
-              "tensor/", "base/", "kvcache/", "kvcache_c.h"),
+    "tests": ("support/", "matrix/", "apps/", "bench/", "runner/", "c/", "api/", "batch/", "attention/",
+              "cache/", "kernels/", "tensor/", "base/", "kvcache/", "kvcache_c.h"),
 }
 
 # Google style writes these in quotes too.

@@ -586,10 +586,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Print stories, each with its log-probability.")
     parser.add_argument("--stories", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--corpus", action="store_true", help="print them as the model reads them: its "
+                        "end-of-text token before each, and nothing else")
     args = parser.parse_args()
     source = random.Random(args.seed)
     for _ in range(args.stories):
         story = write(source)
+        if args.corpus:
+            print("<|endoftext|>" + story.text, end="")
+            continue
         print(story.text)
         counts = f"{len(story.text)} characters, {len(story.choices)} choices"
         print(f"--- {counts}, {story.nats:.2f} nats\n")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 import transformers
 
-from kvcache.hf import _attention
-from kvcache.hf._cache import NAME, Cache, refuse_windows
+from kvcache.hf import _kinds, _probe
+from kvcache.hf._cache import NAME, Cache, cross_cache
+from kvcache.hf._probe import attend_with
 from kvcache.hf._versions import CACHE
 
 if TYPE_CHECKING:
@@ -40,9 +39,9 @@ class Enabled:
         if not self.config.is_encoder_decoder:
             return cache
         if self.kind == "static":
-            across = Cache(self.config, "dynamic", dtype=options.get("dtype"))
+            across = cross_cache(self.config, "dynamic", dtype=options.get("dtype"))
         else:
-            across = Cache(self.config, self.kind, **options)
+            across = cross_cache(self.config, self.kind, **options)
         return transformers.EncoderDecoderCache(cache, across)
 
     def sized(self, generation_config, max_cache_length):
@@ -89,203 +88,69 @@ def enabled_of(model):
     return found if isinstance(found, Enabled) else None
 
 
-def configs_of(model):
-    """Every config that says how a part of the model attends, each once."""
-    found = {id(model.config): model.config}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if isinstance(config, transformers.PreTrainedConfig):
-            found[id(config)] = config
-    for config in list(found.values()):
-        for name in config.sub_configs:
-            part = getattr(config, name, None)
-            if part is not None:
-                found[id(part)] = part
-    return list(found.values())
-
-
-def attention_layers(model):
-    """{module: its name} of those that attend: the innermost ones whose class is named so."""
-    def named(module):
-        return "attention" in type(module).__name__.lower()
-    return {module: name for name, module in model.named_modules()
-            if named(module) and any(True for _ in module.parameters(recurse=True))
-            and not any(named(part) for part in module.modules() if part is not module)}
-
-
-def few_tokens(model):
-    """The smallest inputs that reach every layer and show who sees whom: two tokens, no mask."""
-    config = model.config
-    text = config.get_text_config(decoder=True)
-    known = [token for token in (3, 4, 5, 0, 1, 2)  # the first ones tend to mean something
-             if token < getattr(text, "vocab_size", 6) and token != getattr(text, "pad_token_id", None)]
-    tokens = torch.tensor([known[:2]])
-    name = model.main_input_name
-    if name == "input_ids":
-        inputs = {"input_ids": tokens}
-    elif name == "input_features" and hasattr(config, "num_mel_bins"):
-        frames = 2 * config.max_source_positions
-        inputs = {name: torch.zeros((1, config.num_mel_bins, frames), dtype=model.dtype)}
-    elif name == "input_features" and hasattr(config, "input_feat_per_channel"):
-        inputs = {name: torch.zeros((1, 64, config.input_feat_per_channel), dtype=model.dtype)}
-    else:
-        raise NotImplementedError(f"{type(model).__name__}: found main input {name}, expected "
-                                  "input_ids, or input_features [batch, config.num_mel_bins, frames] "
-                                  "or [batch, frames, config.input_feat_per_channel]")
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = tokens
-    return inputs
-
-
-@contextlib.contextmanager
-def watching(layers, calls, outputs):
-    """While it lasts, calls of our attention are counted by module, and what each layer gave last to
-    the first two tokens is kept, in the order in which they gave it."""
-    def keep(layer, _, output):
-        outputs.pop(layer, None)
-        output = output[0] if isinstance(output, tuple) else output
-        outputs[layer] = output[:, :2].clone()  # speech models give it for a whole window
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
-    token = _attention.CALLS.set(calls)
-    try:
-        yield
-    finally:
-        _attention.CALLS.reset(token)
-        for hook in hooks:
-            hook.remove()
-
-
-def run_two_tokens(model, layers, cache):
-    """({layer: calls of our attention}, {layer: what it gave})."""
-    calls, outputs = {}, {}
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), watching(layers, calls, outputs):
-            model(**few_tokens(model), **{CACHE: cache})
-    except (MemoryError, NotImplementedError):
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__} ({str(error).partition(chr(10))[0]})"
-        raise NotImplementedError(f"{type(model).__name__}: found {what} for two tokens, expected a "
-                                  "run") from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    return calls, outputs
-
-
-# Of the largest number that a layer gives: what two ways to the same result may differ by.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-
-
-def probe(model, cache, implementations):
-    """NotImplementedError unless two tokens reach our attention once in every attention layer, which
-    then gives what it gives under eager attention."""
-    name = type(model).__name__
-    layers = attention_layers(model)
-    if not layers:
-        raise NotImplementedError(f"{name}: found no attention layers, expected some")
-    calls, outputs = run_two_tokens(model, layers, cache)
-    for layer, path in layers.items():
-        if calls.get(layer, 0) != 1:
-            raise NotImplementedError(
-                f"{name}: found {calls.get(layer, 0)} calls of attn_implementation=\"kvcache\" by "
-                f"{path} ({type(layer).__name__}), expected one")
-    attend_with(implementations, "eager")
-    try:
-        _, expected = run_two_tokens(model, layers, None)
-    finally:
-        attend_with(implementations, NAME)
-    for layer, ours in outputs.items():
-        theirs = expected[layer]
-        largest = theirs.abs().max().item()
-        apart = (ours - theirs).abs().max().item()
-        if not apart <= TOLERANCE.get(ours.dtype, 1e-1) * largest:
-            raise NotImplementedError(
-                f"{name}: found {layers[layer]} ({type(layer).__name__}) {apart:.3g} away from eager "
-                f"attention for two tokens, where the largest number is {largest:.3g}, expected the "
-                "same")
-
-
-def cache_alone_serves(model):
-    """Whether two tokens give the same with our cache as without, under the model's own attention."""
-    try:
-        layers = attention_layers(model) or {model: ""}
-        cache = ours = Cache(model.config)
-        if model.config.is_encoder_decoder:
-            cache = transformers.EncoderDecoderCache(ours, Cache(model.config))
-        _, outputs = run_two_tokens(model, layers, cache)
-        _, expected = run_two_tokens(model, layers, None)
-        filled = {layer.get_seq_length() for layer in ours.layers}
-        return filled == {2} and all(
-            torch.allclose(outputs[layer], expected[layer], rtol=1e-3, atol=1e-3)
-            for layer in expected)
-    except Exception:  # of any kind: the question is only whether it works
-        return False
-
-
 def enable(model: ModelT, kind: Kind = "paged", **options: Unpack[Options]) -> ModelT:
     """Makes `model` attend with kvcache and its `generate` build a `kvcache.hf.Cache`. The model
     comes back.
 
-    kind, options: those of `Cache`. "static" without `max_length` takes what each `generate` needs.
+    kind, options: those of `Cache`: `enable(model, k_format="int8", v_format="int8")` stores rows in 8
+    bits, which attention reads in place. "static" without `max_length` takes what each `generate` needs.
     Encoder-decoder models get an `EncoderDecoderCache` of two. A cache that is passed to `generate`
     or to the model is used as it is. Two tokens are run through the model, under our attention and
-    under eager, to see that ours serves all its layers (speech models read one whole encoder window
-    each time).
+    under eager, to see that ours serves every layer that they reach (speech models read one whole
+    encoder window each time). Parts that they do not reach, as the tower of a model that sees, attend
+    as before.
 
     Errors, which leave the model as it was: NotImplementedError, by name, for a model with layers
-    that do not reach our attention or give something else than under eager, sliding-window and other
-    partial layers, and parameters that are not on the CPU; those of `Cache`. The error says so where
-    a `Cache` serves the model without `enable`. From then on `generate(cache_implementation=...)` is
-    a NotImplementedError.
+    that do not reach our attention or give something else than under eager, and parameters that are
+    not on the CPU; those of `Cache`. The error says so where a `Cache` serves the model without
+    `enable`. From then on `generate(cache_implementation=...)` is a NotImplementedError.
     """
     if not isinstance(model, transformers.PreTrainedModel):
         raise TypeError(f"model: found {type(model).__name__}, expected a transformers model")
     before = enabled_of(model)
     if before is not None:
+        attending = implementations_of(model)
         disable(model)
         try:
             return enable(model, kind, **options)
-        except Exception:
-            switch_on(model, before)
+        except BaseException:
+            attend_with(attending)
+            setattr(model, REPLACED, before)
             raise
     if model.device.type != "cpu":
         raise NotImplementedError(f"{type(model).__name__}: found parameters on {model.device}, "
                                   "expected the CPU")
-    refuse_windows(model.config)
-    implementations = [(config, config._attn_implementation) for config in configs_of(model)]
+    _kinds.kinds(model.config)
+    implementations = implementations_of(model)
     enabled = Enabled(model.config, kind, dict(options), implementations)
     try:
         switch_on(model, enabled)
         few = {"max_length": 2} if kind == "static" and "max_length" not in options else {}
         enabled.new_cache(**few)  # which finds what is wrong with the options
-        probe(model, enabled.new_cache(**few, dtype=None), implementations)
-    except NotImplementedError as error:
+        # Rows as they are given: what codes lose is no fault of the model's attention.
+        as_given = {"dtype": None, "k_format": None, "v_format": None, "rotate": None,
+                    "residual_tokens": 0}
+        _probe.probe(model, enabled.new_cache(**few, **as_given), implementations)
+    except BaseException as error:  # an interrupt too
         switch_off(model, implementations)
-        if cache_alone_serves(model):
+        if isinstance(error, NotImplementedError) and _probe.cache_alone_serves(model):
             raise NotImplementedError(f"{error}; kvcache.hf.Cache(model.config), passed as {CACHE}=, "
                                       "serves it under its own attention") from error
-        raise
-    except Exception:
-        switch_off(model, implementations)
         raise
     return model
 
 
+def implementations_of(model):
+    """[(config, what it attends with)] of every config of the model."""
+    return [(config, config._attn_implementation_internal) for config in _probe.configs_of(model)]
+
+
 def switch_on(model, enabled):
     model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
+    if _kinds.attending(model.config)._attn_implementation != NAME:
         raise NotImplementedError(f"{type(model).__name__}: found a model that does not choose its "
                                   "attention by name, expected one that does")
     setattr(model, REPLACED, enabled)
-
-
-def attend_with(implementations, name=None):
-    """Sets the attention of every config: that of this name, by default the one it had before."""
-    for config, before in implementations:
-        config._attn_implementation_internal = before if name is None else name
 
 
 def switch_off(model, implementations):

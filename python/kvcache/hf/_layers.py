@@ -1,8 +1,11 @@
 """One layer of the cache: what transformers asks of a `CacheLayerMixin`, over rows of ours.
 
 The kinds differ in where rows live. A contiguous layer hands its rows out as torch tensors over the
-same memory. A paged layer has no such tensor: it gathers a copy, or, under our attention, hands out
-`PagedRows` (see _rows.py), which attention reads in place.
+same memory. A paged layer (_paged_layer.py) has no such tensor.
+
+A layer of sliding or chunked attention has the length of any other: its masks, and so attention, read
+rows through the window or chunk. A contiguous one keeps every row, so nothing is lost when drafts are
+rejected, whether or not recording is on; a paged one lets go of what no later query sees.
 """
 
 import functools
@@ -11,10 +14,10 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcache import _core
-from kvcache.hf._rows import PagedRows, dense
+from kvcache.hf._kinds import FULL
+from kvcache.hf._rows import dense
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-LOOK_AHEAD = 16  # tokens
 
 
 def outside_graphs(function):
@@ -34,6 +37,47 @@ def outside_graphs(function):
 def said(rows):
     """A tensor's shape, for an error."""
     return None if rows is None else list(rows.shape)
+
+
+def refuse_positive(tokens_to_remove):
+    if tokens_to_remove > 0:
+        raise ValueError(f"tokens_to_remove: found {tokens_to_remove}, expected 0 or a negative number of "
+                         "tokens to drop from the end")
+
+
+def refuse_repeats(repeats):
+    if repeats < 1:
+        raise ValueError(f"repeats: found {repeats}, expected at least 1")
+
+
+def chosen_rows(indices, batch):
+    """Which row of `batch` each index names: -1 is the last one, as for a tensor, and a boolean tensor
+    [B] names the rows where it is True.
+
+    Errors: ValueError for none and for another shape than [N], IndexError for a row that there is not,
+    TypeError for what are no integers.
+    """
+    indices = torch.as_tensor(indices)
+    if indices.dim() != 1:
+        raise ValueError(f"indices: found shape {said(indices)}, expected [N]")
+    if indices.dtype == torch.bool:
+        if len(indices) != batch:
+            raise IndexError(f"indices: found {len(indices)} booleans, expected {batch}, one for each row")
+        indices = indices.nonzero().flatten()
+    if len(indices) == 0:
+        raise ValueError("indices: found none, expected at least one")
+    if indices.is_floating_point() or indices.is_complex():
+        raise TypeError(f"indices: found {indices.dtype}, expected integers or booleans")
+    rows = indices.tolist()
+    for row in rows:
+        if not -batch <= row < batch:
+            raise IndexError(f"indices: found {row}, expected {-batch} .. {batch - 1}")
+    return [row % batch for row in rows]
+
+
+def repeated_rows(repeats, batch):
+    """Rows a, b as a, a, b, b for repeats = 2."""
+    return [row for row in range(batch) for _ in range(repeats)]
 
 
 class HalfReplaced:
@@ -61,17 +105,23 @@ class Layer(CacheLayerMixin):
 
     is_compileable = False
     is_croppable = True
-    is_sliding = False
 
-    def __init__(self, settings):
+    def __init__(self, settings, life=FULL):
         # Not CacheLayerMixin.__init__, which sets what are properties here.
         self.settings = settings
-        self.rows = settings.new_rows()
+        self.life = life
+        self.rows = settings.new_rows(life)
 
     def __repr__(self):
         if type(self.rows) is HalfReplaced:
             return f"{type(self).__name__}(half replaced)"
-        return f"{type(self).__name__}(length={self.get_seq_length()})"
+        seen = "".join(f", {name}={tokens}" for name, tokens in vars(self.life).items() if tokens)
+        return f"{type(self).__name__}(length={self.get_seq_length()}{seen})"
+
+    @property
+    def is_sliding(self):
+        """Whether queries see a window or a chunk: transformers then asks this layer for its masks."""
+        return self.life != FULL
 
     @property
     def is_initialized(self):
@@ -114,6 +164,10 @@ class Layer(CacheLayerMixin):
 
     def replace(self, keys, values, given):
         """(keys, values) instead of all rows; `given` is the one of them that is new."""
+        if given is not None and self.settings.is_coded():
+            raise NotImplementedError("layer: found rows set in the place of coded ones, expected them from "
+                                      "update() alone: rows are encoded once, and what `keys` and `values` "
+                                      "hand out is decoded")
         if given is not None and not isinstance(given, torch.Tensor):
             raise TypeError(f"rows: found {type(given).__name__}, expected a torch.Tensor or None")
         if given is not None and given.dim() != 4:
@@ -125,7 +179,7 @@ class Layer(CacheLayerMixin):
             self.rows = HalfReplaced(*(None if rows is None else dense(rows)
                                        for rows in (keys, values)))
         else:
-            fresh = self.settings.new_rows()
+            fresh = self.settings.new_rows(self.life)
             self.append(fresh, dense(keys), dense(values))
             self.rows = fresh
 
@@ -149,17 +203,19 @@ class Layer(CacheLayerMixin):
     def reset(self):
         """Length 0; the next rows may have any shape."""
         if type(self.rows) is HalfReplaced:
-            self.rows = self.settings.new_rows()
+            self.rows = self.settings.new_rows(self.life)
         self.rows.reset()
+
+    def refuse_crop(self, name, tokens_to_remove):
+        """RuntimeError where the newest -tokens_to_remove rows could not be dropped."""
+        self.get_seq_length()  # an error of one that is half replaced
 
     def crop(self, tokens_to_remove):
         """Drops the newest -tokens_to_remove rows, all of them where there are fewer; 0 keeps all.
 
         Errors: ValueError for a positive count.
         """
-        if tokens_to_remove > 0:
-            raise ValueError(f"tokens_to_remove: found {tokens_to_remove}, expected 0 or a negative "
-                             "number of tokens to drop from the end")
+        refuse_positive(tokens_to_remove)
         count = min(-int(tokens_to_remove), self.get_seq_length())
         if count > 0:
             self.rows.rewind(count)
@@ -169,19 +225,14 @@ class Layer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats):
         """Rows a, b become a, a, b, b for repeats = 2."""
-        if repeats < 1:
-            raise ValueError(f"repeats: found {repeats}, expected at least 1")
+        refuse_repeats(repeats)
         if self.get_seq_length() > 0:
-            self.select([row for row in range(self.batch()) for _ in range(repeats)])
+            self.select(repeated_rows(repeats, self.batch()))
 
     def batch_select_indices(self, indices):
         """Batch row i becomes what row indices[i] was; a boolean tensor [B] keeps where True."""
         if self.get_seq_length() > 0:
-            indices = torch.as_tensor(indices)
-            if indices.dtype == torch.bool:
-                indices = indices.nonzero().flatten()
-            batch = self.batch()  # -1 is the last row, as for a tensor
-            self.select([row + batch if -batch <= row < 0 else row for row in indices.tolist()])
+            self.select(chosen_rows(indices, self.batch()))
 
     def __deepcopy__(self, memo):
         """A copy of the rows. Paged ones are shared; either side copies a shared tail page when it
@@ -245,77 +296,3 @@ class ContiguousLayer(Layer):
 
     def copy_of_rows(self):
         return self.rows.clone()
-
-
-def make_tensors(shapes, dtypes, length):
-    """(keys, values) of that many rows, of which they are told by `kv_source`."""
-    return tuple(PagedRows(index, (batch, heads, length, dim), DTYPES[dtype])
-                 for index, ((batch, heads, _, dim), dtype)
-                 in enumerate(zip(shapes, dtypes, strict=True)))
-
-
-class PagedLayer(Layer):
-    """Rows in pages that forks and beams share. `settings.in_place()` says whether attention reads
-    pages, so that `update` and `keys` may hand out `PagedRows`."""
-
-    def __init__(self, settings):
-        super().__init__(settings)
-        self.ahead = {}  # (keys, values) as they will be at a length, which stand for nothing yet
-
-    @outside_graphs
-    def update(self, key_states, value_states, *args, **kwargs):
-        # Between two layers' turns all code leaves the processor's caches: what counts here is how
-        # much of it is run, so there are few calls.
-        rows = self.rows
-        now = length, epoch = rows.append(key_states, value_states)
-        if length == 0 and rows.batch == 0:
-            return key_states, value_states  # nothing, which fixes no shape
-        if not self.settings.in_place():
-            return tuple(states[:, :, :length] for states in rows.gather())
-        keys, values = pair = self.ahead.pop(now, None) or self.look_ahead(rows, length, epoch)
-        keys.kv_source = values.kv_source = (rows, length, epoch)
-        return pair
-
-    def append(self, rows, key_states, value_states):
-        rows.append(key_states, value_states)
-
-    def tensors(self):
-        """(keys, values): rows in place under our attention, else gathered; or (None, None)."""
-        rows = self.rows
-        length, epoch = rows.now
-        if length == 0 and rows.batch == 0:
-            return None, None
-        if not self.settings.in_place():
-            return rows.gather()
-        keys, values = pair = make_tensors(rows.shapes, rows.dtypes, length)
-        keys.kv_source = values.kv_source = (rows, length, epoch)
-        return pair
-
-    def look_ahead(self, rows, length, epoch):
-        """(keys, values) of that length. Those of the next ones are made at once: reading PyTorch's code
-        again for every token would take longer than the rest of `update`."""
-        shapes, dtypes = rows.shapes, rows.dtypes
-        if rows.now[1] != epoch:  # another thread changed the rows: nothing of them can be read
-            return make_tensors(shapes, dtypes, length)
-        ahead = {(later, epoch): make_tensors(shapes, dtypes, later)
-                 for later in range(length, length + LOOK_AHEAD)}
-        pair = ahead.pop((length, epoch))
-        self.ahead = ahead
-        return pair
-
-    def batch(self):
-        return self.rows.batch
-
-    def get_seq_length(self):
-        return self.rows.length
-
-    def select(self, indices):
-        self.rows.select(indices)
-
-    def copy_of_rows(self):
-        return self.rows.fork()
-
-    def __deepcopy__(self, memo):
-        other = super().__deepcopy__(memo)
-        other.ahead = {}
-        return other

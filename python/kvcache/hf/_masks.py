@@ -1,5 +1,7 @@
 """The masks that transformers asks of an attention named "kvcache"."""
 
+from typing import NamedTuple
+
 import torch
 from transformers.masking_utils import (bidirectional_mask_function, causal_mask_function, eager_mask,
                                         prepare_padding_mask, sdpa_mask)
@@ -18,22 +20,41 @@ def added_to_scores(mask):
     return mask.to(torch.float32)
 
 
+class Rule(NamedTuple):
+    """Who sees whom. Queries are at the end of the keys: of L over S, query i has index i + S - L.
+
+    causal: keys after a query's own are unseen.
+    window: of the others it sees the last `window`, its own included; 0: all.
+    chunk: of the others it sees those of its own chunk of so many; 0: all. Chunks begin at
+        `first_visible`, 0 where there is none.
+    first_visible: int32 [batch], keys before it do not exist; or None.
+    added: float32, broadcast to [batch, 1, queries, keys], added to scores; or None.
+    """
+
+    causal: bool
+    window: int = 0
+    chunk: int = 0
+    first_visible: torch.Tensor | None = None
+    added: torch.Tensor | None = None
+
+    def sees_all_before(self):
+        """Whether the last query sees every key."""
+        return not self.window and not self.chunk and self.first_visible is None and self.added is None
+
+
 class Mask(torch.Tensor):
-    """The mask of one forward pass, [batch, 1, queries, keys]. Our attention reads the rule it was
-    made by: `causal`, `first_visible` (int32 [batch] or None: rows before it do not exist) and
-    `added` (float32, broadcast to the mask, or None). To whoever else touches it, it is the tensor
-    that eager attention would have been given, made by then.
+    """The mask of one forward pass, [batch, 1, queries, keys]. Our attention reads the `rule` it was
+    made by. To whoever else touches it, it is the tensor that eager attention would have been given,
+    made by then.
     """
 
     @staticmethod
-    def __new__(cls, shape, dtype, *rule):
+    def __new__(cls, shape, dtype, rule, make):
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
 
-    def __init__(self, shape, dtype, causal, first_visible, added, make):
+    def __init__(self, shape, dtype, rule, make):
         self.num_keys = shape[3]
-        self.causal = causal
-        self.first_visible = first_visible
-        self.added = added
+        self.rule = rule
         self.make = make
         self.eager = None
 
@@ -70,33 +91,75 @@ def padding_rule(visible):
     return None, added_to_scores(visible[:, None, None, :])
 
 
+def made_with(function, maker):
+    """What `maker` of masking_utils was given to make this part of a mask function; None if another one
+    made it."""
+    if getattr(function, "__qualname__", "") != f"{maker}.<locals>.{MAKERS[maker]}":
+        return None
+    return {name: cell.cell_contents
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ())}
+
+
+MAKERS = {"and_masks": "and_mask", "sliding_window_overlay": "inner_mask",
+          "chunked_overlay": "inner_mask"}
+
+
+def looks_back(mask_function):
+    """(window, chunk) of a causal mask function that has one of them and nothing else; else None."""
+    parts = (made_with(mask_function, "and_masks") or {}).get("mask_functions", ())
+    if len(parts) != 2 or parts[1] is not causal_mask_function:
+        return None
+    window = (made_with(parts[0], "sliding_window_overlay") or {}).get("sliding_window")
+    chunk = (made_with(parts[0], "chunked_overlay") or {}).get("chunk_size")
+    return None if window is None and chunk is None else (window or 0, chunk or 0)
+
+
+def causal_rule(mask_function, chunks, padding):
+    """The rule of a causal mask function without overlays, or None. padding: [batch, keys] or None.
+    Chunks are counted from a sequence's first visible key; `chunks`: whether it is among the keys."""
+    window, chunk = (0, 0) if mask_function is causal_mask_function else looks_back(mask_function) or (
+        None, None)
+    if window is None or chunk and not chunks:
+        return None
+    first_visible = added = None
+    if padding is not None:
+        first_visible, added = padding_rule(padding)
+        if chunk and added is not None:  # of the padding, what is before the first visible key counts
+            first_visible = (padding.cumsum(-1) == 0).sum(-1).to(torch.int32)
+    return Rule(True, window, chunk, first_visible, added)
+
+
 @outside_graphs
 def attention_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0,
                    mask_function=causal_mask_function, attention_mask=None,
                    allow_is_causal_skip=True, allow_is_bidirectional_skip=False, local_size=None,
                    config=None, dtype=torch.float32, **kwargs):
     """The mask of one forward pass, as transformers asks an `AttentionMaskInterface` for it: a `Mask`
-    [batch_size, 1, q_length, kv_length]; None for one query that sees every key."""
+    [batch_size, 1, q_length, kv_length]; None for one query that sees every key, where the config has no
+    window that a module could hand to attention against the mask."""
     asked = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length,
              "q_offset": q_offset, "kv_offset": kv_offset, "mask_function": mask_function,
              "attention_mask": attention_mask, **kwargs}
 
-    def mask(causal, first_visible, added):
-        return Mask((batch_size, 1, int(q_length), int(kv_length)), dtype, causal, first_visible,
-                    added, lambda: eager_mask(**asked, dtype=dtype))
+    def mask(rule):
+        return Mask((batch_size, 1, int(q_length), int(kv_length)), dtype, rule,
+                    lambda: eager_mask(**asked, dtype=dtype))
 
-    # With queries at the end of the keys, as attention aligns them.
-    causal = (mask_function is causal_mask_function and allow_is_causal_skip
-              and local_size is None and kv_offset == 0
-              and bool(q_offset + q_length == kv_length))
-    bidirectional = mask_function is bidirectional_mask_function and allow_is_bidirectional_skip
-    if not causal and not bidirectional:
-        seen = sdpa_mask(**asked, allow_is_causal_skip=False, local_size=local_size)
-        return mask(False, None, added_to_scores(seen))
     padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     if padding is not None:
         padding = padding[:, kv_offset:kv_offset + kv_length].bool()
-        if not padding.all():
-            return mask(causal, *padding_rule(padding))
-    # None would leave it to the module whether the rule is causal, which one query cannot tell.
-    return None if q_length == 1 else mask(causal, None, None)
+        padding = None if padding.all() else padding
+    rule = None
+    # With queries at the end of the keys, as attention aligns them.
+    if bool(q_offset + q_length == kv_offset + kv_length) and (
+            local_size is not None or allow_is_causal_skip and kv_offset == 0):
+        rule = causal_rule(mask_function, kv_offset == 0, padding)
+    elif mask_function is bidirectional_mask_function and allow_is_bidirectional_skip:
+        rule = Rule(False, 0, 0, *(None, None) if padding is None else padding_rule(padding))
+    if rule is None:
+        seen = sdpa_mask(**asked, allow_is_causal_skip=False, local_size=local_size)
+        return mask(Rule(False, added=added_to_scores(seen)))
+    # None would leave it to the module whether the rule is causal, which one query cannot tell, and
+    # whether there is a window, which it can.
+    windowed = getattr(config, "sliding_window", None) is not None
+    return None if q_length == 1 and not windowed and rule.sees_all_before() else mask(rule)

@@ -66,7 +66,7 @@ def dense(rows):
     if rows.kv_index == 2:
         return rows.kv_source[0]
     layer, length, epoch = rows.kv_source
-    return layer.gather(epoch)[rows.kv_index][:, :, :length]
+    return layer.gather(epoch, length)[rows.kv_index][:, :, :length]
 
 
 def view_of(tensor):

@@ -6,6 +6,7 @@ import sys
 import threading
 import types
 import unittest
+import warnings
 
 import torch
 import transformers
@@ -175,7 +176,7 @@ class Refusals(unittest.TestCase):
 
     def test_keywords_that_could_change_the_result(self):
         for name, value in (("cu_seq_lens_q", torch.tensor([0, 3])), ("head_mask", torch.ones(4)),
-                            ("cache", object()), ("output_attentions", True), ("sinks", 1),
+                            ("cache", object()), ("output_attentions", True), ("sink_bias", 1),
                             ("block_indices", 1), ("anything", False)):
             with self.subTest(name), self.assertRaisesRegex(NotImplementedError, f"found {name}="):
                 self.attend(**{name: value})
@@ -185,7 +186,7 @@ class Refusals(unittest.TestCase):
         for value, said in ((large, r"indices=a tensor \[40, 40\], "), ((large, large), "=a tuple, "),
                             (0.5, "=0.5, ")):
             with self.assertRaisesRegex(NotImplementedError, said) as caught:
-                self.attend(indices=value)
+                self.attend(block_indices=value)
             self.assertLess(len(str(caught.exception)), 200)
 
     def test_dropout(self):
@@ -417,7 +418,8 @@ class Compiled(unittest.TestCase):
         for kind in ("paged", "dynamic"):
             model = kvcache.hf.enable(models.llama(), kind)
             compiled = torch.compile(model, backend="eager")
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("error", "Dynamo does not know")
                 caches = [kvcache.hf.Cache(model.config, kind) for _ in range(2)]
                 for step in (ids, ids[:, :1], ids[:, 1:2]):
                     found = compiled(step, **models.holding(caches[0])).logits
@@ -451,7 +453,7 @@ class Threads(unittest.TestCase):
                 torch.set_num_threads(threads)
                 (rows + 1).sum()
                 before = len(os.listdir("/proc/self/task"))
-                found.append(_core.hf.attend(query, rows, rows, 0.125, True, 0.0, 0, None, None, None))
+                found.append(_core.hf.attend(query, rows, rows, 0.125, True, 0.0, 0, 0, None, None, None))
                 assert len(os.listdir("/proc/self/task")) <= max(before, 3), threads
             assert all(out.equal(found[0]) for out in found)
             """

@@ -164,6 +164,12 @@ class EachKind(unittest.TestCase):
                 both.ours.reorder_cache(torch.tensor(wrong))
         with self.assertRaises(ValueError):
             both.ours.batch_select_indices(torch.tensor([], dtype=torch.long))
+        with self.assertRaisesRegex(ValueError, "indices: found shape \\[1, 1\\], expected \\[N\\]"):
+            both.ours.batch_select_indices(torch.tensor([[0]]))
+        with self.assertRaisesRegex(TypeError, "indices: found torch.float32, expected integers"):
+            both.ours.batch_select_indices(torch.tensor([0.0]))
+        with self.assertRaisesRegex(IndexError, "found 3 booleans, expected 2"):
+            both.ours.batch_select_indices(torch.tensor([True, False, False]))
         with self.assertRaises(ValueError):
             both.ours.batch_repeat_interleave(0)
         both.compare()
@@ -406,11 +412,6 @@ class Bounds(unittest.TestCase):
             kvcache.hf.Cache(config, "paged", max_tokens=-1)
         with self.assertRaisesRegex(TypeError, "config: found list, expected a PreTrainedConfig"):
             kvcache.hf.Cache([rows(1, 2)])
-
-    def test_sliding_windows_are_refused_by_name(self):
-        config = transformers.MistralConfig(num_hidden_layers=2, sliding_window=16)
-        with self.assertRaisesRegex(NotImplementedError, r"layer_types\[0\]: found sliding_attention"):
-            kvcache.hf.Cache(config)
 
 
 class RowsInPlace(unittest.TestCase):

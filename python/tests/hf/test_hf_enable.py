@@ -100,6 +100,19 @@ class Enabling(unittest.TestCase):
         kvcache.hf.enable(models.llama(vocab_size=4))
 
 
+    def test_a_layer_that_attends_twice(self):
+        model = models.llama()
+        expected = models.run(model, models.prompt("llama"))
+        layer = model.model.layers[0]
+        attend = layer.self_attn.forward
+        def twice(*args, **kwargs):
+            attend(*args, **{**kwargs, **models.holding(None)})
+            return attend(*args, **kwargs)
+        layer.self_attn.forward = twice
+        found = models.run(kvcache.hf.enable(model), models.prompt("llama"))
+        self.assertEqual(found[0].tolist(), expected[0].tolist())
+
+
 class Disabling(unittest.TestCase):
     def test_everything_is_as_it_was(self):
         for name, build in BUILD.items():
@@ -115,6 +128,20 @@ class Disabling(unittest.TestCase):
                         cache = cache_after(model, name)
                         cache = getattr(cache, "self_attention_cache", cache)
                         self.assertIs(type(cache), transformers.DynamicCache)
+
+    def test_parts_of_parts_too(self):
+        """Three configs deep, of which no module holds the last two."""
+        class Nested(transformers.LlamaConfig):
+            sub_configs = {"inner": transformers.PreTrainedConfig}
+        model = models.llama()
+        inner, innermost = Nested(), transformers.LlamaConfig()
+        model.config.__class__ = Nested
+        model.config.inner, inner.inner = inner, innermost
+        for config in (inner, innermost):
+            config._attn_implementation = "eager"
+        kvcache.hf.disable(kvcache.hf.enable(model))
+        self.assertEqual([config._attn_implementation for config in (inner, innermost)],
+                         ["eager", "eager"])
 
     def test_a_model_that_is_not_enabled_stays_as_it_is(self):
         model = models.llama()
@@ -138,19 +165,28 @@ class Refusals(unittest.TestCase):
                     NotImplementedError, f"cache_implementation: found '{implementation}'"):
                 generated(model, "llama", cache_implementation=implementation)
 
-    def test_sliding_windows(self):
-        torch.manual_seed(0)
-        config = transformers.MistralConfig(
-            vocab_size=models.VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, sliding_window=5)
-        self.refused(transformers.MistralForCausalLM(config), r"layer_types\[0\].*sliding_attention")
-        self.refused(models.qwen2(use_sliding_window=True, sliding_window=8, max_window_layers=1),
-                     r"layer_types\[1\].*sliding_attention")
-
-    def test_models_that_do_not_choose_their_attention_by_name(self):
-        config = transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=4)
-        model = transformers.BloomForCausalLM(config).eval()
-        self.refused(model, "BloomForCausalLM: found a model that does not choose its attention by name")
+    def test_models_with_attention_of_their_own(self):
+        """Three of them write the same with our cache alone, and the error says so."""
+        shape = {"vocab_size": models.VOCAB, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1,
+                 "eos_token_id": 2, "initializer_range": 0.4}
+        for kind, config in (
+                (transformers.BloomForCausalLM, transformers.BloomConfig(**shape, n_layer=2, n_head=4)),
+                (transformers.FalconForCausalLM, transformers.FalconConfig(
+                    **shape, num_hidden_layers=2, num_attention_heads=4, alibi=False)),
+                (transformers.GPTNeoForCausalLM, transformers.GPTNeoConfig(
+                    **shape, num_layers=2, num_heads=4, max_position_embeddings=64, window_size=4,
+                    attention_types=[[["global", "local"], 1]]))):
+            torch.manual_seed(0)
+            model = kind(config).eval()
+            with self.subTest(kind.__name__):
+                self.refused(model, f"{kind.__name__}: found a model that does not choose its attention by "
+                                    r"name.*; kvcache.hf.Cache\(model.config\), passed as \w+=, serves it")
+                for inputs in (models.prompt("llama"), models.left_padded()):
+                    expected = models.run(model, inputs)
+                    for cache in ("paged", "dynamic"):
+                        ours = models.holding(kvcache.hf.Cache(config, cache))
+                        found = models.run(model, {**inputs, **ours})
+                        self.assertEqual(found[0].tolist(), expected[0].tolist())
 
     def test_the_cache_alone_is_named_where_it_serves(self):
         config = transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=4)
@@ -176,10 +212,26 @@ class Refusals(unittest.TestCase):
         model.model.layers[1].mlp.forward = broken
         self.refused(model, r"LlamaForCausalLM: found IndexError \(beyond\) for two tokens")
 
+    def test_an_interrupt_leaves_the_model_as_it_was(self):
+        model = models.llama()
+        def interrupted(*args, **kwargs):
+            raise KeyboardInterrupt
+        model.model.layers[1].mlp.forward = interrupted
+        self.refused(model, "", error=KeyboardInterrupt)
+        del model.model.layers[1].mlp.forward
+        kvcache.hf.enable(model, "dynamic")
+        model.model.layers[1].mlp.forward = interrupted
+        with self.assertRaises(KeyboardInterrupt):
+            kvcache.hf.enable(model)
+        self.assertEqual(model.config._attn_implementation, "kvcache")
+        del model.model.layers[1].mlp.forward
+        self.assertEqual(cache_after(model, "llama").settings.kind, "dynamic")
+
     def test_other_inputs(self):
         model = models.whisper()
-        model.main_input_name = "input_values"
-        self.refused(model, "found main input input_values, expected input_ids, or input_features")
+        model.main_input_name = "waves"
+        self.refused(model, "found main input waves, expected input_ids, or one whose shape the config "
+                            r"says: input_features \(of num_mel_bins and max_source_positions\), ")
 
     def test_what_is_no_cache_for_generate(self):
         model = kvcache.hf.enable(models.llama())
@@ -191,16 +243,6 @@ class Refusals(unittest.TestCase):
         layer = model.model.layers[1].self_attn
         layer.forward = lambda hidden_states, **kwargs: (hidden_states, None)
         self.refused(model, r"found 0 calls.*by model.layers.1.self_attn \(LlamaAttention\)")
-
-    def test_a_layer_that_attends_twice(self):
-        model = models.llama()
-        layer = model.model.layers[0]
-        attend = layer.self_attn.forward
-        def twice(*args, **kwargs):
-            attend(*args, **{**kwargs, **models.holding(None)})
-            return attend(*args, **kwargs)
-        layer.self_attn.forward = twice
-        self.refused(model, "found 2 calls.*by model.layers.0.self_attn")
 
     def test_models_without_attention(self):
         config = transformers.MambaConfig(vocab_size=models.VOCAB, hidden_size=16, num_hidden_layers=1,

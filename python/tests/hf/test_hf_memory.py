@@ -61,6 +61,35 @@ class AddressSpace(unittest.TestCase):
         """)
         self.expect(done, "300")
 
+    LARGE = textwrap.dedent("""
+        config = transformers.LlamaConfig(  # 32 layers of 8 heads x 128, 128 KiB a token
+            hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+        def with_a_token(value):
+            cache = kvcache.hf.Cache(config, "paged")
+            token = torch.full((1, 8, 1, 128), float(value), dtype=torch.bfloat16)
+            for layer in range(32):
+                cache.update(token, token, layer)
+            return cache
+    """)
+
+    def test_a_thousand_large_paged_caches_live_beside_one_another(self):
+        """32 000 pools, in a process that may have 65 530 mappings."""
+        done = run_within(1024, self.LARGE + textwrap.dedent("""
+            caches = [with_a_token(i % 256) for i in range(1000)]
+            for i, cache in enumerate(caches):
+                for layer in (0, 31):
+                    assert (cache.layers[layer].values == i % 256).all(), i
+            print(len(caches))
+        """))
+        self.expect(done, "1000")
+
+    def test_a_large_paged_cache_lives_within_16_gib(self):
+        done = run_within(16, self.LARGE + textwrap.dedent("""
+            cache = with_a_token(7)
+            print(all((layer.keys == 7).all().item() for layer in cache.layers))
+        """))
+        self.expect(done, "True")
+
     def test_a_long_text_fits_within_16_gib(self):
         done = run_within(16, """
             for kind in ("paged", "dynamic"):
@@ -188,14 +217,19 @@ class Kept(unittest.TestCase):
         def attend():
             module = torch.nn.Module()
             small, keys = torch.ones(1, 8, 1, 64), torch.ones(1, 8, 9000, 64)
+            # One tile, which two threads share by its keys: 11 MB of partial results.
+            tile, far = torch.ones(1, 1, 96, 128), torch.ones(1, 1, 100_000, 128)
             kvcache.hf.attention(module, small, keys, keys, None)
             before = in_use()
             kvcache.hf.attention(module, torch.ones(1, 8, 500, 64), keys, keys, None)
             kvcache.hf.attention(module, torch.ones(1, 8, 8, 64).expand(64, -1, -1, -1).contiguous(),
                                  keys.expand(64, -1, -1, -1), keys.expand(64, -1, -1, -1), None)
+            kvcache.hf.attention(module, tile, far, far, None)
             kvcache.hf.attention(module, small, keys, keys, None)
             kept.append(in_use() - before)
 
+        self.addCleanup(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(2)
         thread = threading.Thread(target=attend)
         thread.start()
         thread.join()

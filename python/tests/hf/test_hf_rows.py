@@ -204,6 +204,34 @@ class Replacing(unittest.TestCase):
             cache.update(keys, values, 0)
             self.assertTrue(torch.equal(layer.keys, keys))
 
+    def test_others_are_not_cropped_while_it_waits(self):
+        for cache, _, keys, values in self.each_cache():
+            cache.update(keys, values, 1)
+            cache.layers[1].keys = keys[:, :, :4]
+            with self.assertRaisesRegex(RuntimeError, "set layer.keys and layer.values"):
+                cache.crop(-3)
+            self.assertEqual(cache.layers[0].get_seq_length(), 10)
+
+    def test_the_batch_of_others_is_not_changed_while_it_waits(self):
+        for cache, _, keys, values in self.each_cache():
+            cache.update(keys, values, 1)
+            cache.layers[1].keys = keys[:, :, :4]
+            for change in (lambda: cache.batch_select_indices(torch.tensor([1])),
+                           lambda: cache.reorder_cache(torch.tensor([1, 1])),
+                           lambda: cache.batch_repeat_interleave(2)):
+                with self.assertRaisesRegex(RuntimeError, "set layer.keys and layer.values"):
+                    change()
+                self.assertTrue(torch.equal(cache.layers[0].keys, keys))
+                self.assertTrue(torch.equal(cache.layers[0].values, values))
+
+    def test_a_row_that_one_layer_lacks_changes_none(self):
+        for cache, layer, keys, values in self.each_cache():
+            cache.update(keys[:1], values[:1], 1)
+            for indices in (torch.tensor([1, 0]), torch.tensor([-2]), torch.tensor([True, False])):
+                with self.assertRaisesRegex(IndexError, "indices: found"):
+                    cache.batch_select_indices(indices)
+            self.assertTrue(torch.equal(layer.keys, keys))
+
     def test_wrong_rows_leave_the_layer_as_it_was(self):
         for cache, layer, keys, values in self.each_cache():
             with self.assertRaisesRegex(TypeError, "rows: found list"):

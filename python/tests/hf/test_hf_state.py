@@ -136,6 +136,22 @@ class Probing(unittest.TestCase):
             self.assertEqual(more, {"_prepare_cache_for_generation"} if module is model else set())
             self.assertFalse(module._forward_hooks)
 
+    def test_what_modules_note_of_the_tokens_is_taken_back(self):
+        """As the routers of NLLB-MoE note their capacity at the first tokens."""
+        model = models.llama()
+        noted = model.model.layers[0].mlp
+        noted.capacity = None
+        forward = noted.forward
+        def noting(hidden_states):
+            if noted.capacity is None:
+                noted.capacity = hidden_states.shape[1]
+            noted.kind = hidden_states.dtype
+            return forward(hidden_states)
+        noted.forward = noting
+        kvcache.hf.enable(model)
+        self.assertIsNone(noted.capacity)
+        self.assertFalse(hasattr(noted, "kind"))
+
     def test_random_numbers_and_modes_stay(self):
         model = models.llama().train()
         model.model.layers[0].eval()  # a part of the model in another mode than the rest

@@ -8,7 +8,7 @@
 
 #include "attention/units.h"
 #include "base/checked_math.h"
-#include "tensor/convert.h"
+#include "tensor/row_copy.h"
 
 namespace kvcache::internal {
 namespace {
@@ -25,32 +25,55 @@ PartialRows rows_from(const PartialRows& partial, std::int64_t row, std::int64_t
   return {partial.max + row, partial.sum + row, partial.acc + row * round_up(v_dim, kRowPadding)};
 }
 
+// The rows of a tile for the query heads of one KV head.
+RowCopy tile_rows(const AttentionProblem& problem, const WorkTile& tile, std::int64_t dim) {
+  RowCopy rows;
+  rows.shape[0] = 1;
+  rows.shape[1] = tile.num_queries;
+  rows.shape[2] = problem.group();
+  rows.shape[3] = dim;
+  return rows;
+}
+
+// Strides of those rows in a tensor, or in the worker's memory.
+template <typename Byte>
+void set_strides(const RowTensor<Byte>& tensor, std::int64_t (&strides)[4]) {
+  const std::int64_t size = size_of(tensor.dtype);
+  strides[1] = tensor.query_stride * size;
+  strides[2] = tensor.head_stride * size;
+  strides[3] = tensor.dim_stride * size;
+}
+void set_strides(std::int64_t group, std::int64_t dim, std::int64_t (&strides)[4]) {
+  strides[3] = sizeof(float);
+  strides[2] = round_up(dim, kRowPadding) * strides[3];
+  strides[1] = group * strides[2];
+}
+
 // The tile's query rows as float, times the scale, padded with zeros.
-void load_queries(const AttentionProblem& problem, const WorkTile& tile, std::int32_t kv_head,
-                  float* to) {
+void load_queries(const AttentionProblem& problem, const RowKernels& kernels, const WorkTile& tile,
+                  std::int32_t kv_head, float* to) {
   const std::int64_t dim = problem.kv.k_head_dim;
   const std::int64_t stride = round_up(dim, kRowPadding);
   const std::int64_t group = problem.group();
-  for (std::int64_t query = 0; query < tile.num_queries; ++query) {
-    for (std::int64_t member = 0; member < group; ++member) {
-      const std::byte* from =
-          row_of(problem.q, problem, tile.seq, tile.query_begin + query, kv_head * group + member);
-      convert_row(from, problem.q.dtype, problem.q.dim_stride, to, DType::kF32, dim);
-      for (std::int64_t d = 0; d < dim; ++d) to[d] *= problem.scale;
-      for (std::int64_t d = dim; d < stride; ++d) to[d] = 0;
-      to += stride;
-    }
+  RowCopy rows = tile_rows(problem, tile, dim);
+  rows.src = row_of(problem.q, problem, tile.seq, tile.query_begin, kv_head * group);
+  rows.src_dtype = problem.q.dtype;
+  set_strides(problem.q, rows.src_strides);
+  rows.dst = to;
+  set_strides(group, dim, rows.dst_strides);
+  kernels.load(rows);
+  for (std::int64_t r = 0; r < tile.num_queries * group; ++r, to += stride) {
+    for (std::int64_t d = 0; d < dim; ++d) to[d] *= problem.scale;
+    for (std::int64_t d = dim; d < stride; ++d) to[d] = 0;
   }
-}
-
-void set_element(const RowTensor<std::byte>& tensor, std::byte* row, std::int64_t at, float value) {
-  std::byte* to = row + at * tensor.dim_stride * size_of(tensor.dtype);
-  convert_row(&value, DType::kF32, 1, to, tensor.dtype, 1);
+  if (!rotates_keys(problem.kv)) return;
+  const std::int64_t count = tile.num_queries * group;
+  kernels.rotate(to - count * stride, count, stride, dim);
 }
 
 // out = acc / sum, learned sinks in the denominator; lse = max + ln(sum).
-void finish_rows(const AttentionProblem& problem, const WorkTile& tile, std::int32_t kv_head,
-                 const PartialRows& partial) {
+void finish_rows(const AttentionProblem& problem, const RowKernels& kernels, const WorkTile& tile,
+                 std::int32_t kv_head, const PartialRows& partial) {
   const std::int64_t dim = problem.kv.v_head_dim;
   const std::int64_t stride = round_up(dim, kRowPadding);
   const std::int64_t group = problem.group();
@@ -68,18 +91,19 @@ void finish_rows(const AttentionProblem& problem, const WorkTile& tile, std::int
       float* acc = partial.acc + r * stride;
       const float factor = static_cast<float>(1 / denominator);
       for (std::int64_t d = 0; d < dim; ++d) acc[d] = empty ? 0 : acc[d] * factor;
-
-      std::byte* out = row_of(problem.out, problem, tile.seq, tile.query_begin + query, head);
-      if (problem.out.dim_stride == 1) {
-        convert_row(acc, DType::kF32, 1, out, problem.out.dtype, dim);
-      } else {
-        for (std::int64_t d = 0; d < dim; ++d) set_element(problem.out, out, d, acc[d]);
-      }
       if (problem.lse.data != nullptr) {
         lse_of(problem, tile.seq, tile.query_begin + query, head) = static_cast<float>(lse);
       }
     }
   }
+  if (rotates_values(problem.kv)) kernels.rotate(partial.acc, r, stride, dim);
+  RowCopy rows = tile_rows(problem, tile, dim);
+  rows.src = partial.acc;
+  set_strides(group, dim, rows.src_strides);
+  rows.dst = row_of(problem.out, problem, tile.seq, tile.query_begin, kv_head * group);
+  rows.dst_dtype = problem.out.dtype;
+  set_strides(problem.out, rows.dst_strides);
+  kernels.store(rows);
 }
 
 // Tiles that take a pass over a unit together, for one KV head: the arguments of the kernels'
@@ -100,6 +124,7 @@ class Pass {
     }
     tile_.window = problem.window;
     tile_.sink_tokens = problem.sink_tokens;
+    tile_.chunk = problem.chunk;
     tile_.q = reinterpret_cast<float*>(scratch + execution.layout.q);
     tile_.position = reinterpret_cast<std::int64_t*>(scratch + execution.layout.position);
   }
@@ -115,6 +140,7 @@ class Pass {
     num_queries_ = problem.num_queries(first_->seq);
     first_query_row_ = total_length(problem.kv, first_->seq) - num_queries_ + first_->query_begin;
     tile_.path = problem.path(first_->seq);
+    if (problem.chunk > 0) tile_.chunk_origin = chunk_origin(problem.kv, first_->seq);
     tile_.num_queries = 0;
     for (std::int32_t t = begin; t < end; ++t) add(execution_.work.tiles()[std::size_t(t)]);
     if (problem.mask.defined()) {  // then the pass has one tile
@@ -129,8 +155,10 @@ class Pass {
   std::int64_t rows() const { return std::int64_t{tile_.num_queries} * tile_.group; }
 
   // Attends to unit `index` if any query sees any of it by the rules.
-  bool attend(std::int32_t index, const PartialRows& partial) {
-    const Unit unit = unit_at(execution_.problem.kv, first_->seq, index);
+  // Unit `next` is read after it; -1: nobody knows.
+  bool attend(std::int32_t index, std::int32_t next, const PartialRows& partial) {
+    const KvView& kv = execution_.problem.kv;
+    const Unit unit = unit_at(kv, first_->seq, index, tile_.path);
     if (unit.part != part_) enter_part(unit);
     if (!visible_.touches(unit.begin, unit.end)) return false;
     CutTask task;
@@ -138,6 +166,11 @@ class Pass {
     task.rows = &rows_;
     task.begin = std::max(unit.begin, visible_.begin);
     task.end = std::min(unit.end, visible_.end);
+    task.cut = unit.cut;
+    if (next >= 0) {
+      const Unit after = unit_at(kv, first_->seq, next, tile_.path);
+      if (after.part == unit.part) task.next = after.cut;
+    }
     // Every query of tiles that share a pass sees all of the unit.
     const bool causal = execution_.rules.causal && tile_end_ - tile_begin_ == 1;
     task.causal_end = causal ? first_query_row_ - unit.part_row + 1
@@ -153,7 +186,8 @@ class Pass {
   void add(const WorkTile& tile) {
     const AttentionProblem& problem = execution_.problem;
     float* q = reinterpret_cast<float*>(scratch_ + execution_.layout.q);
-    load_queries(problem, tile, kv_head_, q + rows() * round_up(tile_.k_dim, kRowPadding));
+    load_queries(problem, execution_.rows, tile, kv_head_,
+                 q + rows() * round_up(tile_.k_dim, kRowPadding));
     std::int64_t* position =
         reinterpret_cast<std::int64_t*>(scratch_ + execution_.layout.position) + tile_.num_queries;
     const std::int64_t row =
@@ -168,10 +202,19 @@ class Pass {
   RowsView head_rows(const RowsView& rows, std::int64_t page) const {
     RowsView result = rows;
     if (page != 0) {
-      result.data = rows.page_at(page) - rows.offset;
+      // One start serves both kinds of pages: what lies between them goes into the offset.
+      const std::byte* const start = rows.start(page, rows.page_stride);
+      if (rows.scale_page_stride != 0) {
+        const std::int64_t between = rows.start(page, rows.scale_page_stride) - start;
+        result.scale_offset += between;
+        result.zero_offset += between;
+      }
+      result.data = start;
       result.chunks = nullptr;
     }
     result.offset += kv_head_ * rows.head_stride;
+    result.scale_offset += kv_head_ * rows.scale_head_stride;
+    result.zero_offset += kv_head_ * (rows.scale_head_stride / 2);
     return result;
   }
 
@@ -190,6 +233,11 @@ class Pass {
     rows_.page_size = part.page_size;
     if (part.block_table != nullptr) {
       rows_.block_table = part.block_table + seq * part.block_table_stride;
+    }
+    rows_.hole_begin = hole_begin_of(part, seq);
+    rows_.hole_pages = hole_pages_of(part, seq);
+    if (rows_.hole_pages > 0) {
+      rows_.first_row = (rows_.hole_begin + rows_.hole_pages) * part.page_size;
     }
     rows_.num_rows = length_of(part, seq);
     rows_.first_index = first_index_of(part, seq);
@@ -249,7 +297,7 @@ class ItemRun {
         begin = end;
       }
     }
-    if (group_.unit_end == 0) set_empty(running_, rows());  // there are no keys
+    if (group_.unit_begin == group_.unit_end) set_empty(running_, rows());  // no key is seen
 
     std::atomic_ref<std::int32_t> left(
         execution_
@@ -289,16 +337,17 @@ class ItemRun {
 
   // The pass over a unit; its rows are those of the group from `row` on.
   void attend(std::int32_t unit, std::int64_t row) {
-    if (item_.spilled < 0 && unit > 0) {
+    const std::int32_t next_unit = unit + 1 < item_.unit_end ? group_.unit(unit + 1) : -1;
+    if (item_.spilled < 0 && !group_.begins_with(unit)) {
       const PartialRows next = partial_at(next_, pass_.rows());
-      if (!pass_.attend(unit, next)) return;
+      if (!pass_.attend(group_.unit(unit), next_unit, next)) return;
       execution_.kernels.merge(rows_from(running_, row, v_dim_), next, pass_.rows(), v_dim_);
       return;
     }
     const PartialRows all =
         item_.spilled < 0 ? running_ : spilled_at(item_.spilled + unit - item_.unit_begin);
     const PartialRows partial = rows_from(all, row, v_dim_);
-    if (!pass_.attend(unit, partial)) set_empty(partial, pass_.rows());
+    if (!pass_.attend(group_.unit(unit), next_unit, partial)) set_empty(partial, pass_.rows());
   }
 
   // Merges what the items left, the earliest units first, and finishes the tiles that end here.
@@ -308,7 +357,7 @@ class ItemRun {
     }
     for (std::int32_t t = group_.tile_begin; t < group_.tile_end; ++t) {
       if (tile(t).last_group != item_.group) continue;
-      finish_rows(execution_.problem, tile(t), kv_head_,
+      finish_rows(execution_.problem, execution_.rows, tile(t), kv_head_,
                   rows_from(running_, first_row(t, group_), v_dim_));
     }
   }
@@ -326,8 +375,7 @@ class ItemRun {
 
 }  // namespace
 
-WorkerScratch worker_scratch(const Backend& backend, const KvView& kv, std::int64_t group,
-                             std::int64_t queries) {
+WorkerScratch worker_scratch(const PlanView& plan) {
   WorkerScratch layout;
   const auto take = [&](std::int64_t bytes) {
     const std::int64_t at = layout.bytes;
@@ -335,16 +383,13 @@ WorkerScratch worker_scratch(const Backend& backend, const KvView& kv, std::int6
     return at;
   };
   constexpr std::int64_t kFloat = sizeof(float);
-  if (backend.attention == nullptr) {
-    take(kv.v_head_dim * std::int64_t{sizeof(double)});
-    return layout;
-  }
-  const std::int64_t rows = queries * group;
-  layout.q = take(rows * round_up(kv.k_head_dim, kRowPadding) * kFloat);
+  const std::int64_t queries = plan.size.largest_pass;
+  const std::int64_t rows = queries * plan.group;
+  layout.q = take(rows * round_up(plan.k_head_dim, kRowPadding) * kFloat);
   layout.position = take(queries * std::int64_t{sizeof(std::int64_t)});
-  layout.running = take(partial_floats(rows, kv.v_head_dim) * kFloat);
-  layout.next = take(partial_floats(rows, kv.v_head_dim) * kFloat);
-  layout.kernel = take(backend.attention->scratch_bytes(rows, kv.k_head_dim, kv.v_head_dim));
+  layout.running = take(partial_floats(rows, plan.v_head_dim) * kFloat);
+  layout.next = take(partial_floats(rows, plan.v_head_dim) * kFloat);
+  layout.kernel = take(plan.backend->cuts->scratch_bytes(rows, plan.k_head_dim, plan.v_head_dim));
   return layout;
 }
 

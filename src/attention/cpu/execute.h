@@ -6,10 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "attention/backend.h"
 #include "attention/cpu/work.h"
 #include "attention/problem.h"
 #include "attention/visible.h"
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/cut.h"
 
 namespace kvcache::internal {
 
@@ -23,13 +25,13 @@ struct WorkerScratch {
   std::int64_t bytes = 0;  // of all
 };
 
-// For passes of up to `queries` queries.
-WorkerScratch worker_scratch(const Backend& backend, const KvView& kv, std::int64_t group,
-                             std::int64_t queries);
+// For the passes of a plan.
+WorkerScratch worker_scratch(const PlanView& plan);
 
 struct Execution {
   const AttentionProblem& problem;
   const AttentionKernels& kernels;
+  const RowKernels& rows;
   const WorkList& work;
   VisibilityRules rules;
   Prefetch prefetch = Prefetch::kNone;

@@ -6,6 +6,9 @@
 // running result, and a group continues where the one before it ended, so that each row's sums are
 // the same with whomever it shares a pass.
 //
+// Units that none of a tile's queries sees are no part of its group: they are left out of its
+// count, at its ends and in the gap between sinks and window.
+//
 // An item is a group over a range of its units; it is done once for each KV head. The first item of
 // a group merges as it goes. The others leave a partial result per unit, and whoever finishes the
 // group's last item merges these: the split moves no bit. Items of a level wait for none of the
@@ -30,11 +33,19 @@ struct WorkTile {
   std::int32_t num_queries = 0;
   std::int32_t first_query = 0;  // counted over the tiles before this one
   std::int32_t last_group = 0;   // the tile is finished with it
+  Path path = Path::kPrefill;    // of its sequence
 };
+
+// Unit number `index` where `gap` of them, from gap_begin on, are not counted.
+constexpr std::int32_t unit_past_gap(std::int32_t index, std::int32_t gap_begin,
+                                     std::int32_t gap) noexcept {
+  return index < gap_begin ? index : index + gap;
+}
 
 struct WorkGroup {
   std::int32_t tile_begin = 0, tile_end = 0;
-  std::int32_t unit_begin = 0, unit_end = 0;
+  std::int32_t unit_begin = 0, unit_end = 0;  // without those of the gap
+  std::int32_t gap_begin = 0, gap = 0;
   std::int32_t root = 0;  // the group of the first units; holds the running result of them all
   std::int32_t level = 0;
   std::int32_t num_queries = 0;  // of all its tiles
@@ -44,6 +55,11 @@ struct WorkGroup {
   // [num_kv_heads, partial_floats(rows)] of a root. -1: the worker's own memory will do.
   std::int64_t spilled = 0;
   std::int64_t running = 0;
+
+  // Which unit of the sequence is number `index` of unit_begin .. unit_end.
+  std::int32_t unit(std::int32_t index) const { return unit_past_gap(index, gap_begin, gap); }
+  // Whether its results begin with that unit.
+  bool begins_with(std::int32_t index) const { return level == 0 && index == unit_begin; }
 };
 
 struct WorkItem {
@@ -58,10 +74,12 @@ struct WorkShape {
   std::int32_t num_kv_heads = 1;
   std::int32_t v_dim = 1;
   std::int32_t concurrency = 1;
+  bool reproducible = false;  // one path for every number of queries
   VisibilityRules rules;
 };
 
-// Queries of one pass at most, and a partial of `rows` rows in floats: max, sum and acc.
+// Queries of one pass of several tiles at most, and a partial of `rows` rows in floats: max, sum
+// and acc.
 std::int64_t tile_queries(std::int64_t group);
 std::int64_t partial_floats(std::int64_t rows, std::int64_t v_dim);
 

@@ -4,12 +4,13 @@
 #include <cstdint>
 
 #include "base/parallel.h"
+#include "kernels/select.h"
 
 namespace kvcache::internal {
 namespace {
 
 // Rows [begin, end) of the flattened outer axes.
-void copy_row_range(const RowCopy& copy, std::int64_t begin, std::int64_t end) noexcept {
+void store_range(const RowCopy& copy, std::int64_t begin, std::int64_t end) noexcept {
   while (begin < end) {
     const std::int64_t outer = begin / copy.shape[2];
     const std::int64_t at[3] = {outer / copy.shape[1], outer % copy.shape[1],
@@ -25,19 +26,19 @@ void copy_row_range(const RowCopy& copy, std::int64_t begin, std::int64_t end) n
     }
     piece.src = static_cast<const char*>(copy.src) + src;
     piece.dst = static_cast<char*>(copy.dst) + dst;
-    copy_rows(piece);
+    selected_rows().store(piece);
     begin += piece.shape[2];
   }
 }
 
 }  // namespace
 
-void copy_rows_on(const ExecContext& context, const RowCopy& copy) noexcept {
+void store_rows_on(const ExecContext& context, const RowCopy& copy) noexcept {
   const std::int64_t rows = copy.shape[0] * copy.shape[1] * copy.shape[2];
   const std::int64_t bytes = rows * copy.shape[3] * size_of(copy.dst_dtype);
-  if (bytes < kParallelBytes) return copy_rows(copy);
+  if (bytes < kParallelBytes) return selected_rows().store(copy);
   for_each_range(context, rows, bytes, [&copy](std::int64_t begin, std::int64_t end) noexcept {
-    copy_row_range(copy, begin, end);
+    store_range(copy, begin, end);
   });
 }
 

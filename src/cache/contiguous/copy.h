@@ -1,14 +1,14 @@
-// A copy of many rows, on an executor once it is large enough to pay for it.
+// Storing many rows, on an executor once it is large enough to pay for it.
 #ifndef KVCACHE_SRC_CACHE_CONTIGUOUS_COPY_H_
 #define KVCACHE_SRC_CACHE_CONTIGUOUS_COPY_H_
 
 #include "kvcache/executor.h"
-#include "tensor/convert.h"
+#include "tensor/row_copy.h"
 
 namespace kvcache::internal {
 
-// copy_rows, cut over its three outer axes.
-void copy_rows_on(const ExecContext& context, const RowCopy& copy) noexcept;
+// RowKernels::store of the selected backend, cut over the three outer axes.
+void store_rows_on(const ExecContext& context, const RowCopy& copy) noexcept;
 
 }  // namespace kvcache::internal
 

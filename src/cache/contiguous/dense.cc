@@ -13,6 +13,7 @@
 #include "base/memory_kinds.h"
 #include "base/parallel.h"
 #include "cache/contiguous/copy.h"
+#include "kernels/select.h"
 #include "tensor/convert.h"
 #include "tensor/strides.h"
 
@@ -73,7 +74,7 @@ void fill_slot(const TensorView& source, const MutableTensorView& dense, Layout 
   if (length == 0) return;
   rows.data = static_cast<std::byte*>(rows.data) + bytes;
   rows.shape[axes.seq] = length;
-  copy_rows(row_copy(source, rows));
+  selected_rows().load(row_copy(source, rows));
 }
 
 // [slots, 1, L, S_max]: bottom-right causal in the right-aligned frame, plus `added`.

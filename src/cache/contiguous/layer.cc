@@ -198,8 +198,8 @@ void ContiguousLayer::write(const TensorView& key, const TensorView& value, cons
   const LayerShape& s = geometry_.shape;
   const TensorView* given[] = {&key, &value};
   for (std::int32_t b = 0; b < s.spec.num_buffers; ++b) {
-    copy_rows_on(context, copy_of(*given[b], s.layout, slice, row(geometry_.buffers[b], 0),
-                                  s.spec.buffers[b].format.dtype, geometry_.strides(b)));
+    store_rows_on(context, copy_of(*given[b], s.layout, slice, row(geometry_.buffers[b], 0),
+                                   s.spec.buffers[b].format.dtype, geometry_.strides(b)));
   }
 }
 

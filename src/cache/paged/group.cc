@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <string>
+#include <utility>
 
 #include "base/checked_math.h"
 #include "base/expect.h"
@@ -38,34 +39,37 @@ std::int64_t PageGroup::table_bytes(const GroupLayout* layout, std::int64_t num_
 PageGroup::PageGroup(const GroupLayout* layout, std::int64_t page_size, std::int64_t num_pages,
                      MemoryResource& memory, std::byte* tables)
     : layout_(layout),
+      rule_(layout == nullptr ? KeepRule() : layout->rule),
       page_size_(page_size),
       memory_(memory),
       pool_(num_pages, reinterpret_cast<std::int32_t*>(
                            tables + (layout == nullptr ? 0 : 2 * kPointerBytes * num_pages))) {
   if (layout == nullptr) return;
   starts_ = reinterpret_cast<const std::byte**>(tables);
-  tails_ = reinterpret_cast<GroupTable**>(tables + kPointerBytes * num_pages);
+  edges_ = reinterpret_cast<PageEdge**>(tables + kPointerBytes * num_pages);
   rows_ = reinterpret_cast<std::int32_t*>(tables + 2 * (kPointerBytes + kIntBytes) * num_pages);
   region_shift_ = region_shift(layout->page_bytes, num_pages);
+  offsets_.reserve(layout->layers.size() * LayerSpec::kMaxBuffers * 2 + 1);
+  std::int64_t at = 0;
+  for (const LayerLayout& layer : layout->layers) {
+    for (const BufferLayout& buffer : layer.buffers) {
+      for (const std::int64_t bytes : {buffer.code_page_bytes(), buffer.scale_page_bytes}) {
+        offsets_.push_back(at);
+        at += round_up(bytes << region_shift_, kBufferAlignment);
+      }
+    }
+  }
+  offsets_.push_back(at);
+  accounts_.resize(static_cast<std::size_t>(ceil_div(num_pages, region_pages())));
 }
 
 PageGroup::~PageGroup() {
   for (std::int64_t r = 0; r < num_regions_; ++r) {
-    memory_.release(region(r), pages_in(r, 0, pool_.touched()) * page_bytes());
+    memory_.release(region(r), account(r).granted * page_bytes());
   }
 }
 
 // --- Memory. ---
-
-std::int64_t PageGroup::buffer_bytes(std::int32_t buffer) const noexcept {
-  return round_up(layout_->buffers[buffer].page_bytes << region_shift_, kBufferAlignment);
-}
-
-std::int64_t PageGroup::region_bytes() const noexcept {
-  std::int64_t bytes = 0;
-  for (std::int32_t b = 0; b < layout_->spec.num_buffers; ++b) bytes += buffer_bytes(b);
-  return bytes * layout_->num_layers();
-}
 
 Region PageGroup::region(std::int64_t index) const noexcept {
   return {const_cast<std::byte*>(starts_[index]), region_bytes()};
@@ -77,10 +81,45 @@ std::int64_t PageGroup::pages_in(std::int64_t region, std::int64_t begin,
   return std::max<std::int64_t>(0, std::min(end, first + region_pages()) - std::max(begin, first));
 }
 
+Status PageGroup::commit(std::int64_t r, std::int64_t pages) noexcept {
+  KVC_RETURN_IF_ERROR(memory_.commit(region(r), pages * page_bytes()));
+  account(r).granted += static_cast<std::int32_t>(pages);
+  return {};
+}
+
+void PageGroup::decommit(std::int64_t r, std::int64_t pages) noexcept {
+  memory_.decommit(region(r), pages * page_bytes(), 0, 0);
+  account(r).granted -= static_cast<std::int32_t>(pages);
+}
+
+std::int64_t PageGroup::lend(std::int64_t bytes, std::int64_t pages) noexcept {
+  if (layout_ == nullptr || bytes <= 0) return 0;
+  pages = std::min(pages, ceil_div(bytes, page_bytes()));
+  std::int64_t lent = 0;
+  for (std::int64_t r = 0; r < num_regions_ && lent < pages; ++r) {
+    const std::int64_t here = std::min<std::int64_t>(pages - lent, account(r).granted);
+    if (here == 0) continue;
+    decommit(r, here);
+    account(r).lent += static_cast<std::int32_t>(here);
+    lent += here;
+  }
+  lent_pages_ += lent;
+  return lent * page_bytes();
+}
+
+void PageGroup::repay() noexcept {
+  for (std::int64_t r = 0; r < num_regions_ && lent_pages_ > 0; ++r) {
+    const std::int32_t lent = account(r).lent;
+    if (lent == 0 || !commit(r, lent).ok()) continue;
+    account(r).lent = 0;
+    lent_pages_ -= lent;
+  }
+}
+
 void PageGroup::give_back(std::int64_t begin, std::int64_t end, std::int64_t keep) noexcept {
   for (std::int64_t r = begin >> region_shift_; r < num_regions_; ++r) {
-    const std::int64_t bytes = pages_in(r, begin, end) * page_bytes();
-    if (bytes > 0) memory_.decommit(region(r), bytes, 0, 0);
+    const std::int64_t pages = pages_in(r, begin, end);
+    if (pages > 0) decommit(r, pages);
     if (r >= keep) memory_.release(region(r), 0);
   }
   num_regions_ = std::min(num_regions_, keep);
@@ -95,8 +134,61 @@ void PageGroup::add_region(const std::byte* data) noexcept {
   reach_.bytes = std::max(reached, end) - reach_.begin;
 }
 
+void PageGroup::shed_free(std::int64_t bytes, std::int64_t taken) noexcept {
+  if (layout_ == nullptr || bytes <= 0) return;
+  const std::int64_t count =
+      std::min(ceil_div(bytes, page_bytes()), std::max<std::int64_t>(0, pool_.free() - taken));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t page = pool_.strip();
+    const std::int64_t r = page >> region_shift_;
+    // What was lent of the region has left the account already.
+    const bool is_lent = account(r).lent > 0;
+    --(is_lent ? account(r).lent : account(r).granted);
+    lent_pages_ -= is_lent ? 1 : 0;
+    const auto shed = [&](std::int64_t offset, std::int64_t stride) {
+      const std::int64_t at = offset + (page - (r << region_shift_)) * stride;
+      if (stride > 0) memory_.decommit(region(r), is_lent ? 0 : stride, at, stride);
+    };
+    for (std::size_t layer = 0; layer < layout_->layers.size(); ++layer) {
+      for_each_buffer(static_cast<std::int64_t>(layer),
+                      [&](const RowsView& view, const BufferLayout&) {
+                        shed(view.offset, view.page_stride);
+                        shed(view.scale_offset, view.scale_page_stride);
+                      });
+    }
+  }
+}
+
+bool PageGroup::evict_cached(std::int64_t count) noexcept {
+  const std::int64_t cached = pool_.cached();
+  count = std::min(count, evictable());
+  if (count > 0) keeper_->make_room(*this, count);
+  return pool_.cached() < cached;
+}
+
+void PageGroup::pin(const GroupTable& table) noexcept {
+  for (const std::int32_t page : table.pages) pool_.hold(page);
+}
+
+void PageGroup::unpin(const GroupTable& table) noexcept {
+  for (const std::int32_t page : table.pages) pool_.drop(page);
+}
+
+void PageGroup::give_back_bare(std::int64_t count) noexcept {
+  for (std::int64_t i = 0; i < count; ++i) {
+    decommit(pool_.bare_page(i) >> region_shift_, 1);
+  }
+}
+
 Status PageGroup::grant_memory(std::int64_t pages) noexcept {
   if (layout_ == nullptr) return {};
+  const std::int64_t bare = pool_.bare_among(pages);
+  for (std::int64_t i = 0; i < bare; ++i) {
+    const Status status = commit(pool_.bare_page(i) >> region_shift_, 1);
+    if (status.ok()) continue;
+    give_back_bare(i);
+    return status;
+  }
   const std::int64_t begin = pool_.touched();
   const std::int64_t end = begin + pool_.fresh_among(pages);
   const std::int64_t regions_before = num_regions_;
@@ -109,9 +201,10 @@ Status PageGroup::grant_memory(std::int64_t pages) noexcept {
       if (status.ok()) add_region(fresh->data);
     }
     const std::int64_t count = pages_in(r, at, end);
-    if (status.ok()) status = memory_.commit(region(r), count * page_bytes());
+    if (status.ok()) status = commit(r, count);
     if (!status.ok()) {
       give_back(begin, at, regions_before);
+      give_back_bare(bare);
       return status;
     }
     at += count;
@@ -121,13 +214,13 @@ Status PageGroup::grant_memory(std::int64_t pages) noexcept {
 
 void PageGroup::return_memory(std::int64_t pages) noexcept {
   if (layout_ == nullptr) return;
+  give_back_bare(pool_.bare_among(pages));
   const std::int64_t begin = pool_.touched();
   const std::int64_t in_use = ceil_div(begin, region_pages());
   give_back(begin, begin + pool_.fresh_among(pages), in_use);
 }
 
-bool PageGroup::owns(const ByteSpan& span) const noexcept {
-  if (!intersect(span, reach_)) return false;
+bool PageGroup::a_region_has(const ByteSpan& span) const noexcept {
   for (std::int64_t r = 0; r < num_regions_; ++r) {
     const ByteSpan mine{reinterpret_cast<std::uintptr_t>(starts_[r]),
                         static_cast<std::uint64_t>(region_bytes())};
@@ -137,51 +230,84 @@ bool PageGroup::owns(const ByteSpan& span) const noexcept {
 }
 
 RowsView PageGroup::rows(std::int64_t layer, std::int32_t buffer) const noexcept {
-  const BufferLayout& shape = layout_->buffers[buffer];
+  const BufferLayout& shape = layout_->layers[static_cast<std::size_t>(layer)].buffers[buffer];
   RowsView view;
   view.chunks = starts_;
   view.chunk_shift = region_shift_;
-  view.offset = region_bytes() / layout_->num_layers() * layer;
-  for (std::int32_t b = 0; b < buffer; ++b) view.offset += buffer_bytes(b);
-  view.page_stride = shape.page_bytes;
+  const auto piece = static_cast<std::size_t>((layer * LayerSpec::kMaxBuffers + buffer) * 2);
+  view.offset = offsets_[piece];
+  view.page_stride = shape.code_page_bytes();
   view.head_stride = shape.head_stride;
   view.token_stride = shape.token_stride;
   view.format = shape.spec.format;
+  if (shape.scale_page_bytes == 0) return view;
+  view.scale_offset = offsets_[piece + 1];
+  view.zero_offset = view.scale_offset + shape.zero_offset;
+  view.scale_page_stride = shape.scale_page_bytes;
+  view.scale_head_stride = shape.scale_head_stride;
+  view.scale_group_stride = shape.scale_group_stride;
   return view;
+}
+
+std::int64_t PageGroup::last_page_rows(const GroupTable& table,
+                                       std::int64_t length) const noexcept {
+  if (table.pages.empty()) return 0;
+  const bool sinks_last = table.first == length && table.end() <= length / page_size_;
+  const std::int64_t rows = sinks_last ? sink_rows(table) : length;
+  const std::int64_t pages = sinks_last ? table.hole_begin : table.end();
+  return std::min(page_size_, rows - (pages - 1) * page_size_);
 }
 
 // --- Room. ---
 
 PageNeed PageGroup::need(const GroupTable& table, std::int64_t length,
                          std::int64_t count) const noexcept {
-  const bool copies =
-      count > 0 && length % page_size_ != 0 && pool_.references(table.pages.back()) > 1;
-  return {pages_for(length + count, page_size_) - pages_for(length, page_size_) + (copies ? 1 : 0),
-          copies};
+  if (count == 0) return {};
+  const bool copies = has_tail(table, length) &&
+                      (pool_.references(table.pages.back()) > 1 || is_named(table.pages.back()));
+  return {pages_for(length + count, page_size_) - table.end() + (copies ? 1 : 0), copies};
 }
 
 void PageGroup::take(GroupRoom& room) noexcept {
   const std::int64_t count = room.num_pages();
   const std::int64_t evicted = pool_.evicted_among(count);
   if (evicted > 0) keeper_->make_room(*this, evicted);
+  const std::int64_t bare = pool_.bare();
   const std::int64_t touched = pool_.touched();
   for (std::int64_t i = 0; i < count; ++i) room.pages.push_back(pool_.take());
+  if (keeper_ != nullptr && pool_.touched() > touched) {
+    keeper_->touched(*this, static_cast<std::int32_t>(touched),
+                     static_cast<std::int32_t>(pool_.touched()));
+  }
+  if (layout_ == nullptr) return;
+  for (std::int64_t page = touched; page < pool_.touched(); ++page) {
+    edges_[page] = nullptr;
+    rows_[page] = 0;
+  }
   if (pool_.touched() > touched) announce(touched);
+  give_back_bare(room.bare - (bare - pool_.bare()));
+  const std::int64_t end = touched + room.fresh;
+  if (pool_.touched() < end) {
+    give_back(pool_.touched(), end, ceil_div(pool_.touched(), region_pages()));
+  }
 }
 
 // Tells the memory of the fresh pages from `touched` on, side by side in the buffers of each layer,
 // that they are about to be filled.
 void PageGroup::announce(std::int64_t touched) noexcept {
-  if (layout_ == nullptr) return;
   for (std::int64_t r = touched >> region_shift_; r < num_regions_; ++r) {
     const std::int64_t count = pages_in(r, touched, pool_.touched());
     if (count == 0) continue;
     const std::int64_t first = std::max<std::int64_t>(touched - (r << region_shift_), 0);
-    for (std::int64_t layer = 0; layer < layout_->num_layers(); ++layer) {
-      for (std::int32_t b = 0; b < layout_->spec.num_buffers; ++b) {
-        const std::int64_t page = layout_->buffers[b].page_bytes;
-        memory_.will_fill(region(r), rows(layer, b).offset + first * page, count * page);
-      }
+    for (std::size_t layer = 0; layer < layout_->layers.size(); ++layer) {
+      for_each_buffer(
+          static_cast<std::int64_t>(layer), [&](const RowsView& view, const BufferLayout&) {
+            const std::int64_t page = view.page_stride;
+            memory_.will_fill(region(r), view.offset + first * page, count * page);
+            const std::int64_t scales = view.scale_page_stride;
+            if (scales == 0) return;
+            memory_.will_fill(region(r), view.scale_offset + first * scales, count * scales);
+          });
     }
   }
 }
@@ -191,9 +317,10 @@ void PageGroup::place(const GroupTable& table, std::int64_t length, std::int64_t
   const GroupRoom::Share& share = room.seqs[i];
   std::int64_t next = share.begin;
   std::int64_t slot = length % page_size_;
+  const std::int64_t first = row;
   const std::int64_t end = row + count;
   while (row < end) {
-    const bool in_place = slot != 0 && !share.copies_tail;
+    const bool in_place = row == first && has_tail(table, length) && !share.copies_tail;
     const std::int32_t page =
         in_place ? table.pages.back() : room.pages[static_cast<std::size_t>(next++)];
     const std::int64_t here = std::min(page_size_ - slot, end - row);
@@ -205,17 +332,20 @@ void PageGroup::place(const GroupTable& table, std::int64_t length, std::int64_t
 }
 
 std::int64_t PageGroup::keep(GroupTable& table, std::int64_t length, std::int64_t accepted,
-                             std::size_t i, const GroupRoom& room) noexcept {
-  const bool copied = accepted > 0 && room.seqs[i].copies_tail;
+                             std::size_t i, const GroupRoom& room, bool holds) noexcept {
   const std::int64_t begin = room.seqs[i].begin;
-  const std::int64_t end = begin + (copied ? 1 : 0) + pages_for(length + accepted, page_size_) -
-                           pages_for(length, page_size_);
-  const std::int64_t entries = end - room.seqs[i + 1].begin - (copied ? 1 : 0);
+  const bool copied = accepted > 0 && room.seqs[i].copies_tail;
+  const std::int64_t end =
+      begin + (copied ? 1 : 0) +
+      (accepted > 0 ? pages_for(length + accepted, page_size_) - table.end() : 0);
+  std::int64_t entries = end - room.seqs[i + 1].begin - (copied ? 1 : 0);
   for (std::int64_t p = room.seqs[i + 1].begin; p > end; --p) {
     pool_.give_back(room.pages[static_cast<std::size_t>(p - 1)]);
   }
+  if (accepted == 0) return entries;
+  if (length % page_size_ != 0 && !has_tail(table, length)) table.torn = length / page_size_;
+  const Left left = unlink_edges(table);
   if (copied) {
-    unlink_tail(table);
     drop(table.pages.back());
     table.pages.pop_back();
   }
@@ -223,151 +353,199 @@ std::int64_t PageGroup::keep(GroupTable& table, std::int64_t length, std::int64_
     const std::int32_t page = room.pages[static_cast<std::size_t>(p)];
     pool_.hold(page);
     table.pages.push_back(page);
-    // Full, unless it is the last, which set_tail() looks at.
-    if (rows_ != nullptr) set_rows(page, p + 1 < end ? static_cast<std::int32_t>(page_size_) : 0);
   }
-  if (accepted == 0) return entries;
-  const std::int32_t tail = table.tail_page;
-  set_tail(table, length + accepted);
-  if (tail >= 0 && tail != table.tail_page) set_rows(tail, static_cast<std::int32_t>(page_size_));
+  if (!holds) table.first = std::max(table.first, rule_.first(length + accepted));
+  entries -= conform(table, length + accepted);
+  link_edges(table, length + accepted, left);
+  for (std::int64_t p = begin; p < end; ++p) count_rows(room.pages[static_cast<std::size_t>(p)]);
   return entries;
 }
 
 // --- Tables. ---
 
-std::int64_t PageGroup::shorten(GroupTable& table, std::int64_t length) noexcept {
-  const auto pages = static_cast<std::size_t>(pages_for(length, page_size_));
-  if (table.pages.size() > pages) unlink_tail(table);
+std::int64_t PageGroup::conform(GroupTable& table, std::int64_t length) noexcept {
+  const LivePages live = live_pages(table.first, length, rule_.life.sink_tokens, page_size_);
   std::int64_t gone = 0;
-  for (; table.pages.size() > pages; ++gone) {
+  for (; table.end() > live.end && !table.pages.empty(); ++gone) {
     const std::int32_t page = table.pages.back();
     table.pages.pop_back();
     drop(page);
   }
-  set_tail(table, length);
-  // It may have been the longest in this page, or one that had all of it.
-  if (table.tail_page >= 0) count_rows(table.tail_page);
+  const std::int64_t before =
+      table.hole_pages > 0 ? table.hole_begin + table.hole_pages : live.sinks;
+  if (live.begin > before) {
+    const auto from = table.pages.begin() + live.sinks;
+    const auto to = from + (live.begin - before);
+    for (auto page = to; page != from;) drop(*--page);
+    table.pages.erase(from, to);
+    gone += live.begin - before;
+  }
+  table.hole_begin = live.sinks;
+  table.hole_pages = live.begin - live.sinks;
   return gone;
 }
 
-void PageGroup::adopt(GroupTable& child, std::int64_t length) noexcept {
-  for (const std::int32_t page : child.pages) pool_.hold(page);
-  set_tail(child, length);
+std::int64_t PageGroup::shorten(GroupTable& table, std::int64_t length) noexcept {
+  const Left left = unlink_edges(table);
+  if (rule_.is_tail()) table.first = std::min(table.first, length);
+  const std::int64_t gone = conform(table, length);
+  link_edges(table, length, left);
+  return gone;
+}
+
+std::int64_t PageGroup::let_go(GroupTable& table, std::int64_t length) noexcept {
+  if (rule_.first(length) <= table.first) return 0;
+  const Left left = unlink_edges(table);
+  table.first = rule_.first(length);
+  const std::int64_t gone = conform(table, length);
+  link_edges(table, length, left);
+  return gone;
+}
+
+std::int64_t PageGroup::clear(GroupTable& table) noexcept {
+  const auto gone = static_cast<std::int64_t>(table.pages.size());
+  unlink_edges(table);
+  for (; !table.pages.empty(); table.pages.pop_back()) drop(table.pages.back());
+  table.first = table.hole_begin = table.hole_pages = 0;
+  table.torn = -1;
+  return gone;
+}
+
+void PageGroup::list(const GroupTable& parent, std::int64_t length, GroupTable& child) const {
+  child.first = rule_.is_tail() ? std::min(parent.first, length) : parent.first;
+  const LivePages live = live_pages(child.first, length, rule_.life.sink_tokens, page_size_);
+  child.pages.reserve(static_cast<std::size_t>(live.count()));
+  const auto copy = [&](std::int64_t begin, std::int64_t end) {
+    if (begin >= end) return;
+    const auto from = parent.pages.begin() + static_cast<std::ptrdiff_t>(parent.entry(begin));
+    child.pages.insert(child.pages.end(), from, from + (end - begin));
+  };
+  copy(0, live.sinks);
+  copy(live.begin, live.end);
+  child.torn = parent.torn;
+  child.hole_begin = live.sinks;
+  child.hole_pages = live.begin - live.sinks;
+}
+
+void PageGroup::adopt(GroupTable& child, std::int64_t length, bool is_held) noexcept {
+  pool_.hold_all(child.pages);
+  link_edges(child, length, {});
+  // Where another holds all that this one does, no page but those of edges has more rows now.
+  if (rows_ == nullptr || is_held) return;
+  for (const std::int32_t page : child.pages) {
+    if (rows_[page] < page_size_) count_rows(page);  // it was cached, or held in part
+  }
 }
 
 void PageGroup::hand_over(GroupTable& from, GroupTable& to) noexcept {
   to.pages.swap(from.pages);
-  if (from.tail_page < 0) return;
-  const std::int32_t page = from.tail_page;
-  const std::int32_t rows = from.tail_rows;
-  unlink_tail(from);
-  link_tail(to, page, rows);
+  to.first = std::exchange(from.first, 0);
+  to.torn = std::exchange(from.torn, -1);
+  to.hole_begin = std::exchange(from.hole_begin, 0);
+  to.hole_pages = std::exchange(from.hole_pages, 0);
+  for (int i = 0; i < GroupTable::kMaxEdges; ++i) {
+    if (from.edges[i].page < 0) continue;
+    to.edges[i] = from.edges[i];
+    unlink(from.edges[i]);
+    link(to.edges[i]);
+  }
 }
 
 void PageGroup::drop(std::int32_t page) noexcept {
   const bool last = pool_.drop(page);
-  if (rows_ != nullptr) count_rows(page);
+  count_rows(page);
   if (last && (keeper_ == nullptr || !keeper_->keeps(*this, page))) pool_.evict(page);
 }
 
-// --- Rows that are stored: each page counts once, by the sequence that has most of it. ---
+// --- Rows that are held: each counts once, whoever holds it. ---
 
-void PageGroup::link_tail(GroupTable& table, std::int32_t page, std::int32_t rows) noexcept {
-  table.tail_page = page;
-  table.tail_rows = rows;
-  table.previous = nullptr;
-  table.next = tails_[page];
-  if (table.next != nullptr) table.next->previous = &table;
-  tails_[page] = &table;
+void PageGroup::link(PageEdge& edge) noexcept {
+  edge.previous = nullptr;
+  edge.next = edges_[edge.page];
+  if (edge.next != nullptr) edge.next->previous = &edge;
+  edges_[edge.page] = &edge;
 }
 
-void PageGroup::unlink_tail(GroupTable& table) noexcept {
-  if (table.tail_page < 0) return;
-  (table.previous != nullptr ? table.previous->next : tails_[table.tail_page]) = table.next;
-  if (table.next != nullptr) table.next->previous = table.previous;
-  table.tail_page = -1;
+void PageGroup::unlink(PageEdge& edge) noexcept {
+  (edge.previous != nullptr ? edge.previous->next : edges_[edge.page]) = edge.next;
+  if (edge.next != nullptr) edge.next->previous = edge.previous;
+  edge = PageEdge();
 }
 
-void PageGroup::set_tail(GroupTable& table, std::int64_t length) noexcept {
-  if (tails_ == nullptr) return;
-  const auto rows = static_cast<std::int32_t>(length % page_size_);
-  const std::int32_t last = table.pages.empty() ? -1 : table.pages.back();
-  const std::int32_t page = rows == 0 ? -1 : last;
-  if (page != table.tail_page) {
-    unlink_tail(table);
-    if (page >= 0) link_tail(table, page, rows);
+PageGroup::Left PageGroup::unlink_edges(GroupTable& table) noexcept {
+  Left left;
+  for (int i = 0; i < GroupTable::kMaxEdges; ++i) {
+    left.pages[i] = table.edges[i].page;
+    if (left.pages[i] >= 0) unlink(table.edges[i]);
   }
-  if (page >= 0) {
-    table.tail_rows = rows;
-    if (rows > rows_[page]) set_rows(page, rows);
-  } else if (last >= 0) {
-    set_rows(last, static_cast<std::int32_t>(page_size_));
-  }
+  return left;
 }
 
-void PageGroup::set_rows(std::int32_t page, std::int32_t rows) noexcept {
-  stored_rows_ += rows - rows_[page];
-  rows_[page] = rows;
+void PageGroup::link_edges(GroupTable& table, std::int64_t length, const Left& left) noexcept {
+  if (edges_ == nullptr) return;
+  PageEdge* next = table.edges;
+  // The edge in the page of row `row`.
+  const auto edge_at = [&](std::int64_t row) -> PageEdge& {
+    const std::int32_t page = table.pages[table.entry(row / page_size_)];
+    for (PageEdge* edge = table.edges; edge != next; ++edge) {
+      if (edge->page == page) return *edge;
+    }
+    next->page = page;
+    return *next++;
+  };
+  // Rows begin .. end of a page from where it is entered or left.
+  const auto hold = [&](PageEdge& edge, std::int64_t page) {
+    edge.begin = static_cast<std::int32_t>(std::max<std::int64_t>(table.first - page, 0));
+    edge.end = static_cast<std::int32_t>(std::min(page_size_, length - page));
+  };
+  const std::int64_t sinks = sink_rows(table);
+  const std::int64_t first = table.first;
+  if (sinks % page_size_ != 0) {
+    PageEdge& edge = edge_at(sinks);
+    edge.sinks = static_cast<std::int32_t>(sinks % page_size_);
+    if (first < length && first / page_size_ == sinks / page_size_) {
+      hold(edge, first / page_size_ * page_size_);
+    }
+  }
+  if (first < length && first % page_size_ != 0) {
+    hold(edge_at(first), first / page_size_ * page_size_);
+  }
+  if (first < length && length % page_size_ != 0) {
+    hold(edge_at(length), length / page_size_ * page_size_);
+  }
+  for (PageEdge* edge = table.edges; edge != next; ++edge) link(*edge);
+  for (const std::int32_t page : left.pages) {
+    if (page >= 0) count_rows(page);
+  }
+  for (PageEdge* edge = table.edges; edge != next; ++edge) count_rows(edge->page);
 }
 
 void PageGroup::count_rows(std::int32_t page) noexcept {
-  std::int32_t ending = 0;
-  std::int32_t most = 0;
-  for (const GroupTable* table = tails_[page]; table != nullptr; table = table->next) {
-    ++ending;
-    most = std::max(most, table->tail_rows);
-  }
-  const bool whole = pool_.references(page) > ending;
-  set_rows(page, whole ? static_cast<std::int32_t>(page_size_) : most);
-}
-
-// --- Check. ---
-
-Status PageGroup::check(const std::vector<std::int64_t>& named,
-                        const std::vector<std::int64_t>& reserved,
-                        const std::vector<std::int64_t>& rows) const {
-  const auto broken = [](std::int64_t page, const std::string& found, const std::string& expected) {
-    return refusal(StatusCode::kInternal, "page " + std::to_string(page), found, expected);
-  };
-  const auto num_pages = static_cast<std::size_t>(pool_.num_pages());
-  std::vector<std::int64_t> free(num_pages);
-  for (const std::int32_t page : pool_.free_list()) {
-    if (page < 0 || page >= pool_.touched()) return broken(page, "it free", "a page in use before");
-    ++free[static_cast<std::size_t>(page)];
-  }
-  std::int64_t held = 0, taken = 0, cached = 0, stored = 0;
-  for (std::size_t p = 0; p < num_pages; ++p) {
-    const auto page = static_cast<std::int32_t>(p);
-    const std::int64_t is_cached = pool_.is_cached(page) ? 1 : 0;
-    const std::int64_t uses = free[p] + reserved[p] + (named[p] > 0 ? 1 : 0) + is_cached;
-    const bool fresh = page >= pool_.touched();
-    if (uses != (fresh ? 0 : 1)) {
-      return broken(page, std::to_string(uses) + " of free, held, reserved and cached",
-                    fresh ? "none: it is fresh" : "one");
+  if (rows_ == nullptr) return;
+  std::int32_t edges = 0;
+  for (const PageEdge* edge = edges_[page]; edge != nullptr; edge = edge->next) ++edges;
+  auto rows = static_cast<std::int32_t>(page_size_);
+  if (pool_.references(page) <= edges) {
+    // Nobody has all of it: the union of what they have, from the first row on.
+    rows = 0;
+    for (std::int32_t at = 0; at < page_size_;) {
+      std::int32_t reach = at;
+      std::int32_t nearest = static_cast<std::int32_t>(page_size_);
+      for (const PageEdge* edge = edges_[page]; edge != nullptr; edge = edge->next) {
+        if (edge->sinks > at) reach = std::max(reach, edge->sinks);
+        if (edge->end <= at) continue;
+        if (edge->begin <= at) {
+          reach = std::max(reach, edge->end);
+        } else {
+          nearest = std::min(nearest, edge->begin);
+        }
+      }
+      rows += reach - at;
+      at = reach > at ? reach : nearest;
     }
-    if (pool_.references(page) != named[p]) {
-      return broken(page, std::to_string(pool_.references(page)) + " references",
-                    std::to_string(named[p]));
-    }
-    if (rows_ != nullptr && rows_[p] != rows[p]) {
-      return broken(page, std::to_string(rows_[p]) + " rows", std::to_string(rows[p]));
-    }
-    held += named[p] > 0 ? 1 : 0;
-    taken += reserved[p];
-    cached += is_cached;
-    stored += rows[p];
   }
-  if (held != pool_.held() || taken != pool_.reserved() || cached != pool_.cached()) {
-    return broken(
-        -1,
-        std::to_string(pool_.held()) + " held, " + std::to_string(pool_.reserved()) +
-            " reserved, " + std::to_string(pool_.cached()) + " cached",
-        std::to_string(held) + ", " + std::to_string(taken) + ", " + std::to_string(cached));
-  }
-  if (rows_ != nullptr && stored != stored_rows_) {
-    return broken(-1, std::to_string(stored_rows_) + " rows in all", std::to_string(stored));
-  }
-  return {};
+  stored_rows_ += rows - rows_[page];
+  rows_[page] = rows;
 }
 
 }  // namespace kvcache::internal

@@ -5,6 +5,8 @@ namespace kvcache::internal {
 std::int32_t PagePool::take() noexcept {
   ++reserved_;
   if (num_free_ > 0) return free_[--num_free_];
+  if (num_bare_ > 0) return free_[num_pages_ - num_bare_--];
+  references_[touched_] = 0;
   return static_cast<std::int32_t>(touched_++);
 }
 
@@ -36,6 +38,12 @@ void PagePool::evict(std::int32_t page) noexcept {
   references_[page] = 0;
   --cached_;
   free_[num_free_++] = page;
+}
+
+std::int32_t PagePool::strip() noexcept {
+  const std::int32_t page = free_[--num_free_];
+  free_[num_pages_ - ++num_bare_] = page;
+  return page;
 }
 
 }  // namespace kvcache::internal

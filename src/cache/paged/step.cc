@@ -1,5 +1,6 @@
 // Steps: taking room for new tokens, and ending with some, all or none of them.
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -53,7 +54,9 @@ Status PagedStore::check_appends(std::span<const Append> appends, PagedStep& ste
     num_tokens += append.tokens.size();
     step.seqs.push_back({seq, append.count, -1});
   }
-  const std::int64_t slots = num_pages_ * page_size();
+  // Tables are int32, and rows that are kept need slots.
+  const std::int64_t slots =
+      layout_.is_bounded() ? std::numeric_limits<std::int32_t>::max() : num_pages_ * page_size();
   for (std::size_t i = 0; i < appends.size(); ++i) {
     const StepSequence& entry = step.seqs[i];
     if (entry.count > slots - entry.seq->length) {
@@ -71,7 +74,8 @@ Status PagedStore::check_appends(std::span<const Append> appends, PagedStep& ste
   return {};
 }
 
-// Fills the rooms of every group: pages each sequence needs more, its copied tail included.
+// Fills the rooms of every group: pages each sequence needs more, its copied tail included. Ids
+// that find no block are not kept: what is known of their sequence ends.
 void PagedStore::count_room(PagedStep& step) const {
   step.rooms.resize(groups_.size());
   for (const StepSequence& entry : step.seqs) step.num_new_tokens += entry.count;
@@ -79,9 +83,13 @@ void PagedStore::count_room(PagedStep& step) const {
     GroupRoom& room = step.rooms[g];
     room.seqs.reserve(step.seqs.size() + 1);
     std::int64_t pages = 0;
-    for (const StepSequence& entry : step.seqs) {
+    for (StepSequence& entry : step.seqs) {
       const PagedSequence& seq = *entry.seq;
-      const PageNeed need = groups_[g].need(seq.tables[g], length_in(g, seq), count_in(g, entry));
+      PageNeed need = groups_[g].need(seq.tables[g], length_in(g, seq), count_in(g, entry));
+      if (is_blocks(g) && pages + need.pages > groups_[g].available()) {
+        entry.tokens_begin = -1;
+        need = {};
+      }
       room.seqs.push_back({pages, need.copies_tail});
       pages += need.pages;
     }
@@ -92,8 +100,8 @@ void PagedStore::count_room(PagedStep& step) const {
 namespace {
 
 // The pages of a pool that a step's sequences would hold even if all others left: a tail shared
-// with one of those would need no copy then.
-std::int64_t pages_alone(const PagedStep& step, std::size_t g) {
+// with one of those would need no copy then, unless the page is named.
+std::int64_t pages_alone(const PagedStep& step, const PageGroup& group, std::size_t g) {
   const GroupRoom& room = step.rooms[g];
   std::vector<std::int32_t> held;
   for (const StepSequence& entry : step.seqs) {
@@ -106,7 +114,7 @@ std::int64_t pages_alone(const PagedStep& step, std::size_t g) {
     if (!room.seqs[i].copies_tail) continue;
     const auto [first, last] =
         std::equal_range(held.begin(), held.end(), step.seqs[i].seq->tables[g].pages.back());
-    if (last - first == 1) --alone;
+    if (last - first == 1 && !group.is_named(*first)) --alone;
   }
   return alone + (std::unique(held.begin(), held.end()) - held.begin());
 }
@@ -114,44 +122,43 @@ std::int64_t pages_alone(const PagedStep& step, std::size_t g) {
 }  // namespace
 
 // Errors: kNeverFits if it would not do even with the pages of all other sequences.
-Status PagedStore::check_room(const PagedStep& step, std::int64_t* entries) const {
+Status PagedStore::check_room(PagedStep& step, std::int64_t* entries) const {
   *entries = 0;
-  std::int64_t page_bytes = 0;
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     const PagePool& pool = groups_[g].pool();
     const std::int64_t needed = step.rooms[g].num_pages();
     *entries += needed;
-    if (needed <= pool.available()) {
-      page_bytes += pool.fresh_among(needed) * groups_[g].page_bytes();
-      continue;
-    }
-    const std::int64_t alone = pages_alone(step, g);
+    if (needed <= groups_[g].available()) continue;
+    const std::int64_t alone = pages_alone(step, groups_[g], g);
     const bool never = alone > pool.num_pages();
     const std::string name = "pages of group " + std::to_string(g);
     if (never) {
       return refusal(StatusCode::kNeverFits, name, std::to_string(pool.num_pages()) + " in all",
                      alone);
     }
-    return refusal(StatusCode::kRetryLater, name, std::to_string(pool.available()) + " free",
+    return refusal(StatusCode::kRetryLater, name, std::to_string(groups_[g].available()) + " free",
                    needed);
   }
-  if (budget_bytes_ == 0) return {};
-  return check_budget(step, *entries, page_bytes);
+  return budget_bytes_ == 0 ? Status() : check_budget({0, *entries, &step});
 }
 
-Status PagedStore::check_budget(const PagedStep& step, std::int64_t entries,
-                                std::int64_t page_bytes) const {
-  const std::int64_t bytes = bytes_with(0, entries, page_bytes);
+Status PagedStore::check_budget(const Growth& growth) const {
+  const std::int64_t bytes = least_bytes_with(growth);
   if (bytes <= budget_bytes_) return {};
-  std::int64_t kept = entries;
+  // Without the other sequences, whose pages these could take.
+  const PagedStep& step = *growth.step;
+  std::int64_t entries = growth.entries, touched = 0, alone = 0;
   for (const StepSequence& entry : step.seqs) {
     for (const GroupTable& table : entry.seq->tables) {
-      kept += static_cast<std::int64_t>(table.pages.size());
+      entries += static_cast<std::int64_t>(table.pages.size());
     }
   }
-  const std::int64_t alone = bytes_with(
-      static_cast<std::int64_t>(step.seqs.size()) - static_cast<std::int64_t>(sequences_.size()),
-      kept - table_entries_, page_bytes);
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const std::int64_t pages = pages_alone(step, groups_[g], g);
+    touched = std::max({touched, groups_[g].pool().touched(), pages});
+    alone += pages * groups_[g].page_bytes();
+  }
+  alone += layout_.table_bytes(touched, static_cast<std::int64_t>(step.seqs.size()), entries);
   return refusal(alone > budget_bytes_ ? StatusCode::kNeverFits : StatusCode::kRetryLater,
                  "budget_bytes", std::to_string(bytes) + " needed",
                  "at most " + std::to_string(budget_bytes_));
@@ -171,16 +178,25 @@ void PagedStore::reserve_tables(PagedStep& step) {
   }
 }
 
-// Asks the memory resource for the pages that this step is the first to touch, and for tables.
-Status PagedStore::grant_memory(const PagedStep& step, std::int64_t entries) {
-  KVC_RETURN_IF_ERROR(charge_tables(0, entries));
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    const Status status = groups_[g].grant_memory(step.rooms[g].num_pages());
+// Asks the memory resource for tables, and for the pages that have no memory yet; then what the
+// budget needs of others leaves.
+Status PagedStore::grant_memory(const Growth& growth, PagedStep& step) {
+  plan_room(growth);
+  Status status = charge_tables(growth);
+  for (std::size_t g = 0; status.ok() && g < groups_.size(); ++g) {
+    const std::int64_t pages = new_pages_of(growth, g);
+    step.rooms[g].bare = groups_[g].pool().bare_among(pages);
+    step.rooms[g].fresh = groups_[g].pool().fresh_among(pages);
+    status = groups_[g].grant_memory(pages);
     if (status.ok()) continue;
-    while (g-- > 0) groups_[g].return_memory(step.rooms[g].num_pages());
+    while (g-- > 0) groups_[g].return_memory(new_pages_of(growth, g));
+    break;
+  }
+  if (!status.ok()) {
     settle_tables();
     return status;
   }
+  make_room(growth);
   return {};
 }
 
@@ -196,8 +212,9 @@ void PagedStore::take(PagedStep& step) noexcept {
     std::int64_t row = 0;
     for (std::size_t i = 0; i < step.seqs.size(); ++i) {
       const StepSequence& entry = step.seqs[i];
-      groups_[g].place(entry.seq->tables[g], entry.seq->length, entry.count, row, i, room);
-      row += entry.count;
+      const std::int64_t count = count_in(g, entry);
+      groups_[g].place(entry.seq->tables[g], length_in(g, *entry.seq), count, row, i, room);
+      row += count;
     }
   }
   pages_high_water_ = std::max(pages_high_water_, in_use);
@@ -211,27 +228,36 @@ void PagedStore::take(PagedStep& step) noexcept {
 Result<std::unique_ptr<PagedStep>> PagedStore::reserve(std::span<const Append> appends) {
   auto step = std::make_unique<PagedStep>();
   KVC_RETURN_IF_ERROR(check_appends(appends, *step));
+  const struct Announced {
+    PageKeeper* keeper;
+    ~Announced() {
+      if (keeper != nullptr) keeper->reserving(nullptr);
+    }
+  } announced{keeper_};
+  if (keeper_ != nullptr) keeper_->reserving(step.get());
   count_room(*step);
   std::int64_t entries = 0;
   KVC_RETURN_IF_ERROR(check_room(*step, &entries));
   reserve_tables(*step);
-  KVC_RETURN_IF_ERROR(grant_memory(*step, entries));
+  KVC_RETURN_IF_ERROR(grant_memory({0, entries, step.get()}, *step));
   take(*step);
+  settle_tables();  // evictions may have ended namespaces
   return step;
 }
 
-void PagedStore::count_copies(GroupRoom& room, const PagedStep& step) noexcept {
+void PagedStore::count_copies(PagedStep& step, std::size_t group) noexcept {
+  GroupRoom& room = step.rooms[group];
   if (room.counted) return;
   room.counted = true;
   for (std::size_t i = 0; i < step.seqs.size(); ++i) {
     if (!room.seqs[i].copies_tail) continue;
     ++pages_copied_;
-    rows_copied_ += step.seqs[i].seq->length % page_size();
+    rows_copied_ += length_in(group, *step.seqs[i].seq) % page_size();
   }
 }
 
 // Ids of accepted tokens, into the blocks that the step has for them. They are kept as long as they
-// are complete: one append without them ends what is known.
+// are complete: one append without them, or without room for them, ends what is known.
 void PagedStore::store_tokens(const PagedStep& step, std::size_t i,
                               std::int64_t accepted) noexcept {
   const std::size_t blocks = layout_.groups.size();
@@ -241,7 +267,7 @@ void PagedStore::store_tokens(const PagedStep& step, std::size_t i,
   const GroupRoom& room = step.rooms[blocks];
   GroupTable& table = seq.tables[blocks];
   const std::int32_t shared = room.seqs[i].copies_tail ? table.pages.back() : -1;
-  table_entries_ += groups_[blocks].keep(table, seq.known_tokens, count, i, room);
+  table_entries_ += groups_[blocks].keep(table, seq.known_tokens, count, i, room, false);
   if (count == 0) return;
   const auto block_of = [&](std::int64_t row) {
     return token_slots(table.pages[static_cast<std::size_t>(row / page_size())]);
@@ -261,11 +287,17 @@ void PagedStore::store_tokens(const PagedStep& step, std::size_t i,
 void PagedStore::keep(PagedStep& step, std::size_t i, std::int64_t accepted) noexcept {
   PagedSequence& seq = *step.seqs[i].seq;
   store_tokens(step, i, accepted);
+  if (keeper_ != nullptr && accepted > 0) keeper_->grown(seq, step, i, accepted);
   for (std::size_t g = layout_.groups.size(); g-- > 0;) {
-    table_entries_ += groups_[g].keep(seq.tables[g], seq.length, accepted, i, step.rooms[g]);
+    const std::int64_t rows = rows_in(g, seq, accepted);
+    table_entries_ += groups_[g].keep(seq.tables[g], length_in(g, seq), rows, i, step.rooms[g],
+                                      seq.holds_rows && !groups_[g].rule().is_tail());
+    rows_encoded_ += rows * layout_.groups[g].coded_buffers;
   }
+  if (accepted > 0) seq.coded = coded_at(seq, seq.length + accepted);
   seq.length += accepted;
   seq.step = nullptr;
+  if (accepted == 0 && !seq.holds_rows) let_go(seq);  // what was held when the step began
 }
 
 void PagedStore::end_step() noexcept {
@@ -273,7 +305,8 @@ void PagedStore::end_step() noexcept {
   settle_tables();
 }
 
-Status PagedStore::commit(PagedStep& step, std::span<const std::int64_t> accepted) {
+Status PagedStore::check_commit(const PagedStep& step,
+                                std::span<const std::int64_t> accepted) const {
   if (!accepted.empty() && accepted.size() != step.seqs.size()) {
     return refusal("accepted", std::to_string(accepted.size()) + " counts",
                    "none or " + std::to_string(step.seqs.size()));
@@ -288,6 +321,11 @@ Status PagedStore::commit(PagedStep& step, std::span<const std::int64_t> accepte
     return refusal("layer", std::to_string(layer) + " not written",
                    "all of " + std::to_string(step.written.size()));
   }
+  return {};
+}
+
+Status PagedStore::commit(PagedStep& step, std::span<const std::int64_t> accepted) {
+  KVC_RETURN_IF_ERROR(check_commit(step, accepted));
   // From the last to the first, so that room goes back in the reverse order of taking it.
   for (std::size_t i = step.seqs.size(); i-- > 0;) {
     keep(step, i, accepted.empty() ? step.seqs[i].count : accepted[i]);

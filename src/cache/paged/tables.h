@@ -18,8 +18,12 @@ namespace kvcache::internal {
 struct PagedTables {
   std::vector<std::int32_t> block_table;  // [num_seqs, stride] page ids, -1 unused; stride >= 1
   std::int64_t stride = 1;
-  std::vector<std::int32_t> lengths;  // [num_seqs]
-  std::vector<KvPart> parts;          // one, or one for each layer of the group
+  std::vector<std::int32_t> lengths;                             // [num_seqs]
+  std::vector<std::int32_t> hole_begin, hole_pages, first_held;  // [num_seqs]; none: all are kept
+  // Of codes, the part of the plain tails: where its rows begin, and which of them do not exist.
+  std::vector<std::int32_t> first_position, first_visible;  // [num_seqs]
+  std::shared_ptr<const PagedTables> tail;
+  std::vector<KvPart> parts;  // those of one layer, or of each layer of the group
 };
 
 using Sequences = std::span<const PagedSequence* const>;

@@ -9,15 +9,18 @@
 // (attention_few.inl) are bound by memory: each step is done for the whole cut before the next.
 // Many rows (attention_many.inl) are bound by arithmetic: blocks of 64 keys go through all steps in
 // turn, with the running m and l of Milakov and Gimelshein (2018); what is accumulated is rescaled
-// only when m moves. Many bf16 rows take the dot product of pairs where there is one
-// (attention_dot.inl), unless the tile is exact. All query rows of a KV head share the pass.
+// only when m moves. Many bf16 rows take the dot product of pairs where there is one, four blocks
+// to a step (attention_dot.inl), unless the tile is exact. All query rows of a KV head share the
+// pass.
 //
 // Determinism: within a path a score and an output element are sums in an order that depends on
 // nothing but the row's own keys, whatever the shape of the register tile that computes it. So a
 // row's bits do not depend on the rows beside it. Hidden keys are left out of both, not multiplied
 // by zero: what they hold, a NaN even, reaches nobody.
 #include "kernels/cpu/cpu_kernels.h"
-#include "kernels/kernel_table.h"
+#include "kernels/cpu/cut.h"
+
+#include "kernels/cpu/codes.inl"
 
 #include "kernels/cpu/attention_keys.inl"
 
@@ -34,19 +37,31 @@
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
+// Blocks that the softmax of many rows takes together, at most.
+#if KVC_SIMD_DOT
+constexpr int kMostStep = kStepBlocks;
+#else
+constexpr int kMostStep = 1;
+#endif
+
 // Memory of one call, carved from the caller's.
 struct Scratch {
   float* zeros;  // [dims padded] stands for rows that are not there
   FewScratch few;
 
   // Many rows.
-  uint64_t* query_bits;  // [rows] keys of the block that each query sees by the rules
-  uint64_t* row_bits;    // [rows] the same for each row, the mask's -inf left out
-  float* scores;         // [rows, 64]; then the weights
-  float* keys;           // a packed block
-  float* values;         // a packed panel
+  BlockRows* blocks;     // [stretch] before they are packed
+  BlockRows* decoded;    // one of them, of coded rows
+  uint64_t* query_bits;  // [stretch, rows] keys of a block that each query sees by the rules
+  uint64_t* row_bits;    // [step, kBandRows] the same for each row, the mask's -inf left out
+  float* scores;         // [rows of a band, step * 64]; then the weights
+  float* rows;           // [64, dims padded] of a block, decoded
+  float* key_scales;     // [stretch, 64]
+  float* value_scales;   // [stretch, 64]
+  float* keys;           // packed, [stretch, k_dim padded * 64]
+  float* values;         // packed, [stretch, v_dim padded * 64]
   uint32_t* q_pairs;     // by pairs: [rows, pairs of k_dim padded]
-  uint32_t* weights;     // by pairs: [rows, 32]
+  uint32_t* weights;     // by pairs: [rows of a band, step * 32]
 };
 
 // Bytes taken of `memory`, which is null when only they are asked for.
@@ -62,108 +77,297 @@ int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch*
   // A tile takes one of the paths.
   const int64_t before = used;
   const int64_t chunk = min_of(rows, kFewChunk);
-  scratch->few.q = static_cast<float*>(take(rows * pad(k_dim) * 4));
+  scratch->few.q = static_cast<float*>(take(chunk * pad(k_dim) * 4));
   scratch->few.bits = static_cast<uint64_t*>(take(chunk * kCutBlocks * 8));
-  scratch->few.scores = static_cast<float*>(take(chunk * kCutKeys * 4));
+  scratch->few.scores = static_cast<float*>(take(chunk * kScores * 4));
+  scratch->few.rows = static_cast<float*>(take(kStep * pad(max_of(k_dim, v_dim)) * 4));
+#if KVC_SIMD_BYTE_DOT
+  scratch->few.q_bytes =
+      static_cast<int8_t*>(take(chunk * (pad_bytes(k_dim) / 16) * int64_t{kPlanes * 64}));
+  scratch->few.q_info = static_cast<ByteRow*>(take(chunk * int64_t{sizeof(ByteRow)}));
+  scratch->few.lines = static_cast<float*>(take(chunk * pad_lines(v_dim) * 4));
+#endif
   const int64_t few = used;
   used = before;
-  scratch->query_bits = static_cast<uint64_t*>(take(rows * 8));
-  scratch->row_bits = static_cast<uint64_t*>(take(rows * 8));
-  scratch->scores = static_cast<float*>(take(rows * kBlock * 4));
-  scratch->keys = static_cast<float*>(take(pad(k_dim) * kBlock * 4));
-  scratch->values = static_cast<float*>(take(kPanel * kBlock * 4));
+  const int64_t band = min_of(rows, kBandRows);
+  const int64_t stretch = max_of(stretch_of(rows), kMostStep);
+  scratch->blocks = static_cast<BlockRows*>(take(stretch * int64_t{sizeof(BlockRows)}));
+  scratch->decoded = static_cast<BlockRows*>(take(int64_t{sizeof(BlockRows)}));
+  scratch->query_bits = static_cast<uint64_t*>(take(stretch * rows * 8));
+  scratch->row_bits = static_cast<uint64_t*>(take(kMostStep * kBandRows * 8));
+  scratch->scores = static_cast<float*>(take(band * kMostStep * kBlock * 4));
+  scratch->rows = static_cast<float*>(take(pad(max_of(k_dim, v_dim)) * kBlock * 4));
+  scratch->key_scales = static_cast<float*>(take(stretch * kBlock * 4));
+  scratch->value_scales = static_cast<float*>(take(stretch * kBlock * 4));
+  scratch->keys = static_cast<float*>(take(stretch * pad(k_dim) * kBlock * 4));
+  scratch->values = static_cast<float*>(take(stretch * pad(v_dim) * kBlock * 4));
 #if KVC_SIMD_DOT
   scratch->q_pairs = static_cast<uint32_t*>(take(rows * whole_pairs(k_dim) * 4));
-  scratch->weights = static_cast<uint32_t*>(take(rows * kBlockPairs * 4));
+  scratch->weights = static_cast<uint32_t*>(take(band * kStepPairs * 4));
 #endif
   used = max_of(used, few);
   return used;
 }
 
-// Many rows: a block after the other, the softmax as it goes.
-void attend_many(const CutTask& task, const Scratch& scratch) {
-  const QueryTile& tile = *task.tile;
-  const KvRows& kv = *task.rows;
-  const int rows = tile.num_queries * tile.group;
-  const int64_t v_stride = pad(tile.v_dim);
-  const PartialRows& partial = task.partial;
+// Keys or values of a cut as they are packed.
+struct Packing {
+  RowFormat format;
+  DType dtype;  // coded rows are decoded first, to bf16 where they are taken by pairs
+  int64_t dim;
+  bool pairs;
+  bool apart;  // the scale of a row is taken into scores, or weights
+
+  Packing(const RowsView& rows, int64_t elements, bool exact)
+      : format(rows.format),
+        dtype(format.is_coded() ? DType::kF32 : format.dtype),
+        dim(elements),
+        pairs(KVC_SIMD_DOT && !exact && (format.is_coded() || dtype == DType::kBF16)),
+        apart(pairs && format.num_scales(elements) == 1) {}
+
+  int64_t stride() const { return pad(dim); }  // of queries, of results
+  int64_t block_floats() const { return pad(dim) * kBlock; }
+  int64_t row_bytes() const { return format.code_bytes(dim); }
+};
+
+// Many rows: the stretches of a cut in turn.
+class ManyRows {
+ public:
+  ManyRows(const CutTask& task, const Scratch& scratch)
+      : task_(task),
+        tile_(*task.tile),
+        kv_(*task.rows),
+        scratch_(scratch),
+        rows_(tile_.num_queries * tile_.group),
+        keys_(kv_.k, tile_.k_dim, tile_.exact),
+        values_(kv_.v, tile_.v_dim, tile_.exact) {
 #if KVC_SIMD_DOT
-  const bool k_pairs = !tile.exact && kv.k.format.dtype == DType::kBF16;
-  const bool v_pairs = !tile.exact && kv.v.format.dtype == DType::kBF16;
-  if (k_pairs) round_rows(tile.q, rows, tile.k_dim, pad(tile.k_dim), scratch.q_pairs);
+    if (values_.pairs) step_ = kStepBlocks;
+    if (keys_.pairs) round_rows(tile_.q, rows_, keys_.dim, keys_.stride(), scratch.q_pairs);
 #endif
-
-  const auto score = [&](const BlockRows& here, const BlockRows& next) {
-#if KVC_SIMD_DOT
-    if (k_pairs) {
-      auto* keys = reinterpret_cast<uint32_t*>(scratch.keys);
-      return score_dot(scratch.q_pairs, tile, rows, here, next, keys, scratch.scores);
-    }
-#endif
-    for_dtype(kv.k.format.dtype, [&]<DType kType>() {
-      score_many<kType>(tile, rows, here, next, scratch.keys, scratch.scores);
-    });
-  };
-  const auto add_weighted = [&](const BlockRows& here, const BlockRows& next) {
-#if KVC_SIMD_DOT
-    if (v_pairs) {
-      auto* panel = reinterpret_cast<uint32_t*>(scratch.values);
-      return value_dot(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.weights,
-                       panel, partial.acc);
-    }
-#endif
-    for_dtype(kv.v.format.dtype, [&]<DType kType>() {
-      value_many<kType>(tile, rows, here, next, scratch.row_bits, scratch.scores, scratch.values,
-                        partial.acc);
-    });
-  };
-
-  const int64_t last = (kv.first_index + task.end - 1) / kBlock;
-  BlockRows blocks[2];
-  blocks[0].bits = blocks[1].bits = 0;
-  int at = 0;
-  for (int64_t block = (kv.first_index + task.begin) / kBlock; block <= last; ++block) {
-    const BlockKeys keys = keys_in_order(kv, block);
-    uint64_t any = 0;
-    for (int32_t query = 0; query < tile.num_queries; ++query) {
-      scratch.query_bits[query] = visible_keys(task, keys, query);
-      any |= scratch.query_bits[query];
-    }
-    BlockRows& here = blocks[at];
-    BlockRows& next = blocks[at ^ 1];
-    at ^= 1;
-    const uint64_t found = here.bits;  // by the block before this one
-    if (any == 0) {
-      next.bits = 0;
-      continue;
-    }
-    if (any != found) find_rows(kv, keys, any, scratch.zeros, &here);
-    const BlockKeys after = keys_in_order(kv, block + 1);
-    find_rows(kv, after, slots_of(after, 0, kv.num_rows), scratch.zeros, &next);
-
-    score(here, next);
-
-    for (int r = 0; r < rows; ++r) {
-      const int32_t query = r / tile.group;
-      uint64_t bits = scratch.query_bits[query];
-      float* scores = scratch.scores + r * kBlock;
-      if (adjusts_scores(tile) && bits != 0) {
-        bits = adjust_scores(task, keys, query, r % tile.group, bits, scores);
-      }
-      scratch.row_bits[r] = bits;
-      if (bits == 0) continue;
-      raise_max(scores, bits, partial.max + r, partial.sum + r, partial.acc + r * v_stride,
-                v_stride);
-    }
-    // A loop of its own: the exponentials of all rows wait for nothing.
-    for (int r = 0; r < rows; ++r) {
-      if (scratch.row_bits[r] == 0) continue;
-      weigh(scratch.scores + r * kBlock, scratch.row_bits[r], partial.max[r], partial.sum + r);
-    }
-
-    add_weighted(here, next);
   }
-}
+
+  void run() {
+    const int64_t stretch = max_of(stretch_of(rows_), step_);
+    const int64_t end = (kv_.first_index + task_.end - 1) / kBlock + 1;
+    for (int b = 0; b < stretch; ++b) scratch_.blocks[b].bits = 0;
+    const int64_t first = (kv_.first_index + task_.begin) / kBlock;
+    for (int64_t at = first / step_ * step_; at < end; at += stretch) {
+      const int blocks = static_cast<int>(min_of(stretch, (end - at + step_ - 1) / step_ * step_));
+      for (int b = 0; b < blocks; ++b) prepare(at + b, b, at + b + stretch);
+      NextRows next = rows_to_ask(blocks);
+      for (int row = 0; row < rows_; row += kBandRows) {
+        const int rows = static_cast<int>(min_of(kBandRows, rows_ - row));
+        for (int b = 0; b < blocks; b += step_) attend_band(at + b, b, row, rows, &next);
+      }
+    }
+  }
+
+ private:
+  // Packs a block as number `b` of the stretch, and finds the rows of block `after`.
+  void prepare(int64_t block, int b, int64_t after) {
+    const BlockKeys keys = keys_in_order(kv_, block);
+    uint64_t* query_bits = scratch_.query_bits + int64_t{b} * rows_;
+    uint64_t any = 0;
+    for (int32_t query = 0; query < tile_.num_queries; ++query) {
+      query_bits[query] = visible_keys(task_, keys, query);
+      any |= query_bits[query];
+    }
+    BlockRows& rows = scratch_.blocks[b];
+    if (any != 0) {
+      if (any != rows.bits) find_rows(kv_, keys, any, scratch_.zeros, &rows);
+      pack(rows, b);
+    }
+    const BlockKeys next = keys_in_order(kv_, after);
+    find_rows(kv_, next, slots_of(next, kv_.first_row, kv_.num_rows), scratch_.zeros, &rows);
+  }
+
+  // As number `b` of the stretch.
+  void pack(const BlockRows& block, int b) const {
+    float* keys = scratch_.keys + b * keys_.block_floats();
+    float* values = scratch_.values + b * values_.block_floats();
+    if (keys_.format.is_coded()) {
+      pack_keys_of(decoded(block, kv_.k, keys_, block.k, block.k_scales, block.k_zeros,
+                           scratch_.key_scales + b * kBlock),
+                   keys);
+    } else {
+      pack_keys_of(block, keys);
+    }
+    if (values_.format.is_coded()) {
+      pack_values_of(decoded(block, kv_.v, values_, block.v, block.v_scales, block.v_zeros,
+                             scratch_.value_scales + b * kBlock),
+                     values);
+    } else {
+      pack_values_of(block, values);
+    }
+  }
+
+  void pack_keys_of(const BlockRows& block, float* keys) const {
+#if KVC_SIMD_DOT
+    if (keys_.pairs) {
+      return pack_key_pairs(block, keys_.dim, reinterpret_cast<uint32_t*>(keys));
+    }
+#endif
+    for_dtype(keys_.dtype, [&]<DType kType>() { pack_keys<kType>(block, keys_.dim, keys); });
+  }
+
+  void pack_values_of(const BlockRows& block, float* values) const {
+#if KVC_SIMD_DOT
+    if (values_.pairs) {
+      return pack_value_pairs(block, values_.dim, reinterpret_cast<uint32_t*>(values));
+    }
+#endif
+    for_dtype(values_.dtype,
+              [&]<DType kType>() { pack_values<kType>(block, values_.dim, values); });
+  }
+
+  // The block with its coded rows decoded, which are both its keys and its values then. Their
+  // scales go to `apart` [kBlock] where they stay outside of the products.
+  const BlockRows& decoded(const BlockRows& block, const RowsView& view, const Packing& packing,
+                           const char* const* codes, const char* const* scales,
+                           const char* const* zeros, float* apart) const {
+    static constexpr uint16_t kOne = 0x3c00;
+    const int64_t stride = packing.stride();
+    BlockRows& result = *scratch_.decoded;
+    result.bits = block.bits;
+    for (int key = 0; key < kBlock; ++key) {
+      result.k[key] = result.v[key] = reinterpret_cast<const char*>(scratch_.zeros);
+      if (packing.apart) apart[key] = 0;
+    }
+    for_codes(packing.format.kind, [&]<RowFormat::Kind kKind>() {
+      for (uint64_t bits = block.bits; bits != 0; bits &= bits - 1) {
+        const int key = __builtin_ctzll(bits);
+        float* to = scratch_.rows + key * stride;
+        if (packing.apart) apart[key] = f16_at(scales[key]);
+        const char* scale = packing.apart ? reinterpret_cast<const char*>(&kOne) : scales[key];
+        decode_row<kKind>({codes[key], scale, zeros[key]}, view.scale_group_stride, packing.dim,
+                          to);
+        if (packing.pairs) round_in_place(to, stride);
+        result.k[key] = result.v[key] = reinterpret_cast<const char*>(to);
+      }
+    });
+    return result;
+  }
+
+  // Floats become bf16 at the beginning of their memory.
+  static void round_in_place(float* row, int64_t n) {
+    auto* to = reinterpret_cast<char*>(row);
+    for (int64_t d = 0; d < n; d += kLanes) {
+      uint16_t halves[kLanes];
+      store_bf16(halves, load(row + d));
+      __builtin_memcpy(to + d * 2, halves, sizeof(halves));
+    }
+  }
+
+  // For the rows found last, as many blocks as are worked on now.
+  NextRows rows_to_ask(int blocks) const {
+    int slots = 0;
+    while (slots < blocks * kBlock && scratch_.blocks[slots / kBlock].bits != 0) slots += kBlock;
+    const int64_t tiles = (rows_ + kTileRows - 1) / kTileRows * int64_t{blocks} * (kBlock / kPanel);
+    return {scratch_.blocks, slots, static_cast<int>((slots + tiles - 1) / tiles),
+            keys_.row_bytes(), values_.row_bytes()};
+  }
+
+  // Rows `row` .. row + rows of the tile and the step that begins with block `b` of the stretch.
+  void attend_band(int64_t block, int b, int row, int rows, NextRows* next) const {
+    uint64_t seen = 0;
+    for (int i = 0; i < step_; ++i) {
+      const uint64_t* query_bits = scratch_.query_bits + int64_t{b + i} * rows_;
+      uint64_t* row_bits = scratch_.row_bits + i * kBandRows;
+      uint64_t any = 0;
+      for (int r = 0; r < rows; ++r) {
+        row_bits[r] = query_bits[(row + r) / tile_.group];
+        any |= row_bits[r];
+      }
+      if (any == 0) continue;
+      seen |= any;
+      score(row, rows, any, b + i, i, next);
+      if (adjusts_scores(tile_)) adjust(block + i, i, row, rows);
+    }
+    if (seen == 0) return;
+    const int64_t stride = values_.stride();
+    for (int r = 0; r < rows; r += kLanes) {
+      const PartialRows partial = {task_.partial.max + row + r, task_.partial.sum + row + r,
+                                   task_.partial.acc + (row + r) * stride};
+      soften(r, static_cast<int>(min_of(kLanes, rows - r)), b, partial);
+    }
+    add_weighted(rows, scratch_.values + b * values_.block_floats(),
+                 task_.partial.acc + row * stride);
+  }
+
+  // Scores of block `i` of the step, number `b` of the stretch.
+  void score(int row, int rows, uint64_t any, int b, int i, NextRows* next) const {
+    const float* keys = scratch_.keys + b * keys_.block_floats();
+    float* scores = scratch_.scores + i * kBlock;
+    const int64_t score_stride = int64_t{step_} * kBlock;
+#if KVC_SIMD_DOT
+    if (keys_.pairs) {
+      const uint32_t* q = scratch_.q_pairs + row * whole_pairs(keys_.dim);
+      score_block_pairs(q, keys_.dim, rows, any, reinterpret_cast<const uint32_t*>(keys), scores,
+                        score_stride, next);
+      if (keys_.apart) scale_scores(rows, scratch_.key_scales + b * kBlock, scores, score_stride);
+      return;
+    }
+#endif
+    const int64_t stride = keys_.stride();
+    score_block(tile_.q + row * stride, stride, keys_.dim, rows, any, keys, scores, score_stride,
+                next);
+  }
+
+  void adjust(int64_t block, int i, int row, int rows) const {
+    const BlockKeys keys = keys_in_order(kv_, block);
+    for (int r = 0; r < rows; ++r) {
+      uint64_t& bits = scratch_.row_bits[i * kBandRows + r];
+      if (bits == 0) continue;
+      bits = adjust_scores(task_, keys, (row + r) / tile_.group, (row + r) % tile_.group, bits,
+                           scratch_.scores + (int64_t{r} * step_ + i) * kBlock);
+    }
+  }
+
+  static void scale_scores(int rows, const float* scales, float* scores, int64_t score_stride) {
+    for (int r = 0; r < rows; ++r, scores += score_stride) {
+      for (int v = 0; v < kBlock; v += kLanes)
+        store(scores + v, load(scores + v) * load(scales + v));
+    }
+  }
+
+  // The rows of a band from `r` on, over the step that begins with block `b` of the stretch.
+  void soften(int r, int rows, [[maybe_unused]] int b, const PartialRows& partial) const {
+    float* scores = scratch_.scores + int64_t{r} * step_ * kBlock;
+    const uint64_t* bits = scratch_.row_bits + r;
+    const int64_t stride = values_.stride();
+#if KVC_SIMD_DOT
+    if (values_.pairs) {
+      uint32_t* weights = scratch_.weights + r * kStepPairs;
+      const float* scales = values_.apart ? scratch_.value_scales + b * kBlock : nullptr;
+      return soften_rows<kStepBlocks>(rows, bits, kBandRows, scores, partial, stride,
+                                      [&](int i, float m) {
+                                        return weigh_row_pairs(scores + i * kStepBlocks * kBlock, m,
+                                                               scales, weights + i * kStepPairs);
+                                      });
+    }
+#endif
+    soften_rows<1>(rows, bits, kBandRows, scores, partial, stride,
+                   [&](int i, float m) { return weigh_row(scores + i * kBlock, m); });
+  }
+
+  void add_weighted(int rows, const float* values, float* acc) const {
+#if KVC_SIMD_DOT
+    if (values_.pairs) {
+      return add_step_pairs(rows, values_.dim, scratch_.row_bits, kBandRows, scratch_.weights,
+                            reinterpret_cast<const uint32_t*>(values), values_.block_floats(), acc);
+    }
+#endif
+    add_block(rows, values_.dim, scratch_.row_bits, scratch_.scores, values, acc);
+  }
+
+  const CutTask& task_;
+  const QueryTile& tile_;
+  const KvRows& kv_;
+  const Scratch& scratch_;
+  const int rows_;
+  const Packing keys_, values_;
+  int step_ = 1;  // blocks that the softmax takes together
+};
 
 // --- The functions of the table. ---
 
@@ -180,9 +384,9 @@ void attend_cut(const CutTask& task) {
   }
   for (int64_t i = 0; i < rows * pad(tile.v_dim); ++i) partial.acc[i] = 0;
   if (tile.path == Path::kDecode) {
-    attend_few(task, scratch.zeros, scratch.few);
+    attend_few(task, scratch.few);
   } else {
-    attend_many(task, scratch);
+    ManyRows(task, scratch).run();
   }
 }
 

@@ -5,6 +5,10 @@
 // is the rounding: 2^-9 of each query element and weight, so results lie within 5e-3 of exact ones,
 // and the instruction takes denormals for 0. An exact tile goes through attention_many.inl.
 //
+// Coded rows go the same way. Codes of a byte, and the levels of lm4, are exact in bf16: where a
+// row has one scale, it stays outside of the products, with the score of a key and with the weight
+// of a value. Forms of several scales a row are rounded with them.
+//
 // A word holds two neighbours of a sum, the first in its low half: elements d, d + 1 of queries and
 // keys, keys j, j + 1 of weights and values. Packed keys are [pairs][keys of the panel], packed
 // values [pairs of keys][elements of the panel].
@@ -12,6 +16,12 @@ namespace kvcache::internal::KVC_SIMD {
 namespace {
 
 constexpr int kBlockPairs = kBlock / 2;
+
+// Blocks of a step, which the softmax takes together. Steps lie at multiples of their length in the
+// sequence, so that a row's bits depend on its own keys alone.
+constexpr int kStepBlocks = 4;
+constexpr int kStepPairs = kStepBlocks * kBlockPairs;
+static_assert(kStretch % kStepBlocks == 0 && kCutBlocks % kStepBlocks == 0);
 
 // Pairs of a row, padded with zeros to whole vectors of words.
 KVC_SIMD_FN int64_t whole_pairs(int64_t dim) {
@@ -22,8 +32,10 @@ KVC_SIMD_FN int64_t whole_pairs(int64_t dim) {
 void round_rows(const float* x, int64_t rows, int64_t dim, int64_t stride, uint32_t* to) {
   const int64_t pairs = whole_pairs(dim);
   for (int64_t r = 0; r < rows; ++r, x += stride, to += pairs) {
-    for (int64_t p = 0; p < pairs; ++p) {
-      to[p] = 2 * p < stride ? round_pair(x[2 * p], x[2 * p + 1]) : 0;
+    for (int64_t p = 0; p < pairs; p += kLanes) {
+      const F32 low = load(x + 2 * p);
+      const bool ends = 2 * p + kLanes >= stride;
+      store_u32(to + p, round_pairs(low, ends ? zero() : load(x + 2 * p + kLanes)));
     }
   }
 }
@@ -41,10 +53,9 @@ KVC_SIMD_FN U32 load_pairs(const char* row, int64_t at, int64_t dim) {
 }
 
 // keys [kBlock / kPanel][whole_pairs(dim)][kPanel].
-void pack_key_pairs(const BlockRows& block, const BlockRows& next, int64_t dim, uint32_t* keys) {
+void pack_key_pairs(const BlockRows& block, int64_t dim, uint32_t* keys) {
   for (int key = 0; key < kBlock; key += kLanes) {
     uint32_t* panel = keys + key / kPanel * whole_pairs(dim) * kPanel + key % kPanel;
-    for (int i = key; i < key + kLanes; ++i) prefetch(next.k[i], dim * 2);
     for (int64_t p = 0; p < whole_pairs(dim); p += kLanes) {
       F32 x[kLanes];
 #pragma GCC unroll 16
@@ -57,7 +68,8 @@ void pack_key_pairs(const BlockRows& block, const BlockRows& next, int64_t dim, 
 }
 
 template <int kRows>
-void score_pairs(const uint32_t* q, int64_t pairs, const uint32_t* panel, float* scores) {
+void score_pairs(const uint32_t* q, int64_t pairs, const uint32_t* panel, float* scores,
+                 int64_t score_stride) {
   F32 sum[kRows][kTileVecs];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -78,21 +90,22 @@ void score_pairs(const uint32_t* q, int64_t pairs, const uint32_t* panel, float*
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kTileVecs; ++i) store(scores + r * kBlock + i * kLanes, sum[r][i]);
+    for (int i = 0; i < kTileVecs; ++i) store(scores + r * score_stride + i * kLanes, sum[r][i]);
   }
 }
 
-// q [rows, whole_pairs(k_dim)].
-void score_dot(const uint32_t* q, const QueryTile& tile, int rows, const BlockRows& block,
-               const BlockRows& next, uint32_t* keys, float* scores) {
-  pack_key_pairs(block, next, tile.k_dim, keys);
-  const int64_t pairs = whole_pairs(tile.k_dim);
+// q [rows, whole_pairs(dim)], scores [rows, score_stride]; `any`: the keys that a row sees.
+void score_block_pairs(const uint32_t* q, int64_t dim, int rows, uint64_t any, const uint32_t* keys,
+                       float* scores, int64_t score_stride, NextRows* next) {
+  const int64_t pairs = whole_pairs(dim);
   for (int key = 0; key < kBlock; key += kPanel) {
-    if (((block.bits >> key) & (kAllKeys >> (kBlock - kPanel))) == 0) continue;
+    if (((any >> key) & (kAllKeys >> (kBlock - kPanel))) == 0) continue;
     for (int r = 0; r < rows; r += kTileRows) {
       for_tile(static_cast<int>(min_of(kTileRows, rows - r)), [&]<int kRows>() {
-        score_pairs<kRows>(q + r * pairs, pairs, keys + key * pairs, scores + r * kBlock + key);
+        score_pairs<kRows>(q + r * pairs, pairs, keys + key * pairs,
+                           scores + r * score_stride + key, score_stride);
       });
+      next->ask();
     }
   }
 }
@@ -100,7 +113,7 @@ void score_dot(const uint32_t* q, const QueryTile& tile, int rows, const BlockRo
 // Elements at .. at + kWidth of all values of the block, [pair of keys][kWidth]; `n` < kLanes
 // elements if the row ends there.
 template <int kWidth>
-KVC_SIMD_FN void pack_value_pairs(const BlockRows& block, int64_t at, int n, uint32_t* panel) {
+KVC_SIMD_FN void pack_pair_panel(const BlockRows& block, int64_t at, int n, uint32_t* panel) {
   for (int pair = 0; pair < kBlockPairs; ++pair) {
     const char* first = block.v[2 * pair];
     const char* second = block.v[2 * pair + 1];
@@ -115,9 +128,24 @@ KVC_SIMD_FN void pack_value_pairs(const BlockRows& block, int64_t at, int n, uin
   }
 }
 
-// A hidden key has weight 0 and may hold a NaN: its half of a pair is left out by a mask.
+// values: panels of kPanel elements, then of kLanes for the rest of a row.
+void pack_value_pairs(const BlockRows& block, int64_t dim, uint32_t* values) {
+  int64_t at = 0;
+  for (; at + kPanel <= dim; at += kPanel) {
+    pack_pair_panel<kPanel>(block, at, kLanes, values + at * kBlockPairs);
+  }
+  for (; at < dim; at += kLanes) {
+    const int n = static_cast<int>(min_of(kLanes, dim - at));
+    pack_pair_panel<kLanes>(block, at, n, values + at * kBlockPairs);
+  }
+}
+
+// The values of `blocks` blocks, `block_words` apart, for rows that see the same keys: bits
+// [blocks], `bits_stride` apart. A hidden key has weight 0 and may hold a NaN: its half of a pair
+// is left out by a mask.
 template <int kRows, int kVecs>
-KVC_SIMD_FN void add_value_pairs(const uint32_t* weights, uint64_t bits, const uint32_t* panel,
+KVC_SIMD_FN void add_value_pairs(const uint32_t* weights, int blocks, const uint64_t* bits,
+                                 int64_t bits_stride, const uint32_t* panel, int64_t block_words,
                                  float* acc, int64_t stride) {
   F32 sum[kRows][kVecs];
 #pragma GCC unroll 8
@@ -125,25 +153,28 @@ KVC_SIMD_FN void add_value_pairs(const uint32_t* weights, uint64_t bits, const u
 #pragma GCC unroll 4
     for (int i = 0; i < kVecs; ++i) sum[r][i] = load(acc + r * stride + i * kLanes);
   }
-  const auto add = [&](int pair, uint32_t mask) __attribute__((always_inline)) {
-    U32 x[kVecs];
+  for (int b = 0; b < blocks; ++b, panel += block_words, weights += kBlockPairs) {
+    const auto add = [&](int pair, uint32_t mask) __attribute__((always_inline)) {
+      U32 x[kVecs];
 #pragma GCC unroll 4
-    for (int i = 0; i < kVecs; ++i) {
-      x[i] = load_u32(panel + (pair * kVecs + i) * kLanes) & set1_u32(mask);
-    }
+      for (int i = 0; i < kVecs; ++i) {
+        x[i] = load_u32(panel + (pair * kVecs + i) * kLanes) & set1_u32(mask);
+      }
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const U32 weight = set1_u32(weights[r * kBlockPairs + pair]);
+      for (int r = 0; r < kRows; ++r) {
+        const U32 weight = set1_u32(weights[r * kStepPairs + pair]);
 #pragma GCC unroll 4
-      for (int i = 0; i < kVecs; ++i) sum[r][i] = dot_bf16(sum[r][i], weight, x[i]);
-    }
-  };
-  if (bits == kAllKeys) {
-    for (int pair = 0; pair < kBlockPairs; ++pair) add(pair, 0xffffffffu);
-  } else {
-    for (int pair = 0; pair < kBlockPairs; ++pair, bits >>= 2) {
-      if ((bits & 3) == 0) continue;
-      add(pair, ((bits & 1) != 0 ? 0x0000ffffu : 0) | ((bits & 2) != 0 ? 0xffff0000u : 0));
+        for (int i = 0; i < kVecs; ++i) sum[r][i] = dot_bf16(sum[r][i], weight, x[i]);
+      }
+    };
+    uint64_t seen = bits[b * bits_stride];
+    if (seen == kAllKeys) {
+      for (int pair = 0; pair < kBlockPairs; ++pair) add(pair, 0xffffffffu);
+    } else {
+      for (int pair = 0; seen != 0; ++pair, seen >>= 2) {
+        if ((seen & 3) == 0) continue;
+        add(pair, ((seen & 1) != 0 ? 0x0000ffffu : 0) | ((seen & 2) != 0 ? 0xffff0000u : 0));
+      }
     }
   }
 #pragma GCC unroll 8
@@ -153,47 +184,101 @@ KVC_SIMD_FN void add_value_pairs(const uint32_t* weights, uint64_t bits, const u
   }
 }
 
+// Rows r .. r + result see the same keys of a block, at most `n` of them.
+KVC_SIMD_FN int rows_alike(const uint64_t* row_bits, int n) {
+  int same = 1;
+  while (same < n && row_bits[same] == row_bits[0]) ++same;
+  return same;
+}
+
+// bits [kStepBlocks, bits_stride]. Blocks that the rows of a register tile see alike are added in
+// one pass; another one by fewer rows at a time.
 template <int kVecs>
-void value_pair_panel(int rows, const uint64_t* row_bits, const uint32_t* weights,
-                      const uint32_t* panel, float* acc, int64_t stride) {
-  for (int r = 0; r < rows;) {
-    const uint64_t bits = row_bits[r];
-    int n = 1;
-    while (n < kTileRows && r + n < rows && row_bits[r + n] == bits) ++n;
-    if (bits != 0) {
-      for_tile(n, [&]<int kRows>() {
-        add_value_pairs<kRows, kVecs>(weights + r * kBlockPairs, bits, panel, acc + r * stride,
-                                      stride);
-      });
+void value_pair_panel(int rows, const uint64_t* bits, int64_t bits_stride, const uint32_t* weights,
+                      const uint32_t* panel, int64_t block_words, float* acc, int64_t stride) {
+  const auto add = [&](int r, int n, int b, int blocks) {
+    for_tile(n, [&]<int kRows>() {
+      add_value_pairs<kRows, kVecs>(weights + r * kStepPairs + b * kBlockPairs, blocks,
+                                    bits + b * bits_stride + r, bits_stride,
+                                    panel + b * block_words, block_words, acc + r * stride, stride);
+    });
+  };
+  for (int r = 0; r < rows; r += kTileRows) {
+    const int n = static_cast<int>(min_of(kTileRows, rows - r));
+    for (int b = 0; b < kStepBlocks;) {
+      const auto alike = [&](int block) {
+        return rows_alike(bits + block * bits_stride + r, n) == n;
+      };
+      int end = b;
+      while (end < kStepBlocks && alike(end)) ++end;
+      if (end > b) {
+        add(r, n, b, end - b);
+        b = end;
+        continue;
+      }
+      const uint64_t* here = bits + b * bits_stride;
+      for (int i = 0; i < n;) {
+        const int same = rows_alike(here + r + i, n - i);
+        if (here[r + i] != 0) add(r + i, same, b, 1);
+        i += same;
+      }
+      ++b;
     }
-    r += n;
   }
 }
 
-// weights [rows, kBlock]; `rounded` [rows, kBlockPairs] and `panel` [kBlockPairs, kPanel] are
-// written.
-void value_dot(const QueryTile& tile, int rows, const BlockRows& block, const BlockRows& next,
-               const uint64_t* row_bits, const float* weights, uint32_t* rounded, uint32_t* panel,
-               float* acc) {
-  const int64_t stride = pad(tile.v_dim);
-  const int64_t dim = tile.v_dim;
-  for (int key = 0; key < kBlock; ++key) prefetch(next.v[key], dim * 2);
-  for (int r = 0; r < rows; ++r) {
-    if (row_bits[r] == 0) continue;
-    for (int pair = 0; pair < kBlockPairs; ++pair) {
-      const float* two = weights + r * kBlock + 2 * pair;
-      rounded[r * kBlockPairs + pair] = round_pair(two[0], two[1]);
-    }
-  }
+// weights [rows, kStepPairs]; bits [kStepBlocks, bits_stride].
+void add_step_pairs(int rows, int64_t dim, const uint64_t* bits, int64_t bits_stride,
+                    const uint32_t* weights, const uint32_t* values, int64_t block_words,
+                    float* acc) {
+  const int64_t stride = pad(dim);
   int64_t at = 0;
   for (; at + kPanel <= dim; at += kPanel) {
-    pack_value_pairs<kPanel>(block, at, kLanes, panel);
-    value_pair_panel<kTileVecs>(rows, row_bits, rounded, panel, acc + at, stride);
+    value_pair_panel<kTileVecs>(rows, bits, bits_stride, weights, values + at * kBlockPairs,
+                                block_words, acc + at, stride);
   }
   for (; at < dim; at += kLanes) {
-    pack_value_pairs<kLanes>(block, at, static_cast<int>(min_of(kLanes, dim - at)), panel);
-    value_pair_panel<1>(rows, row_bits, rounded, panel, acc + at, stride);
+    value_pair_panel<1>(rows, bits, bits_stride, weights, values + at * kBlockPairs, block_words,
+                        acc + at, stride);
   }
+}
+
+// e^(s - m) as a power of two: relative error below 3e-06, far below that of the rounding to come.
+// Minimax polynomial of 2^f, |f| <= 1/2; e^0 is exactly 1.
+KVC_SIMD_FN F32 weight_of(F32 s, F32 minus_m) {
+  const F32 log2e = set1(1.44269504088896341f);
+  // 0 from 2^-150 on, which -inf becomes as well; a NaN stays.
+  const F32 t = max(set1(-200.0f), fma(s, log2e, minus_m));
+  const F32 shift = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const F32 n = (t + shift) - shift;
+  const F32 f = t - n;
+  F32 p = set1(0.00958285317f);
+  p = fma(p, f, set1(0.055906425f));
+  p = fma(p, f, set1(0.240240986f));
+  p = fma(p, f, set1(0.693124193f));
+  p = fma(p, f, set1(1.0f));
+  return scale(p, n);
+}
+
+// Scores of one row over a step become weights e^(s - m), rounded [kStepPairs]. Returns the sums of
+// the unrounded ones by lanes. `scales` [kStepBlocks * kBlock] of the values, which the rounded
+// weights take in; null: none.
+KVC_SIMD_FN F32 weigh_row_pairs(const float* scores, float m, const float* scales,
+                                uint32_t* weights) {
+  const F32 minus_m = set1(-m * 1.44269504088896341f);
+  F32 sum = zero();
+#pragma GCC unroll 16
+  for (int v = 0; v < kStepBlocks * kBlockVecs; v += 2) {
+    F32 low = weight_of(load(scores + v * kLanes), minus_m);
+    F32 high = weight_of(load(scores + (v + 1) * kLanes), minus_m);
+    sum = sum + (low + high);
+    if (scales != nullptr) {
+      low = low * load(scales + v * kLanes);
+      high = high * load(scales + (v + 1) * kLanes);
+    }
+    store_u32(weights + v * kLanes / 2, round_pairs(low, high));
+  }
+  return sum;
 }
 
 }  // namespace

@@ -2,57 +2,39 @@
 // attention.inl.
 //
 // Lanes are elements of a row, for keys as for values: rows are read as they are stored, and
-// nothing is transposed. A score is the sum of kLanes sums, each over elements in ascending order,
-// folded in a fixed order; the sums of a step (rows by keys) are folded together. bf16 rows are
-// widened by pairs of elements, two operations for two vectors: lanes of the first hold the even
-// elements, of the second the odd ones. Queries are brought into that order before, results are
-// brought out of it after a cut.
+// nothing is transposed. bf16 rows are widened by pairs of elements, two operations for two
+// vectors: lanes of the first hold the even elements, of the second the odd ones. Queries are
+// brought into that order before, results are brought out of it after a cut.
 //
-// All scores of a cut come first, then the softmax of each row, then all values: the maximum is
-// known before the first exponential, nothing is rescaled, and keys and values are streams of 128
-// rows.
+// All scores of a cut come first (attention_few_scores.inl), with the maximum of each row, then all
+// values (attention_few_values.inl): nothing is rescaled, and keys and values are streams of a
+// quarter of a cut. The exponentials of a block stand just before the values they weigh, so that
+// reading never pauses.
 //
 // Memory: the processor's own prefetching follows rows that are read in order and restarts at
 // every page of memory; several such streams at once, crossing pages together, reach more of the
-// memory than one. So kStreams quarters of the cut are read side by side, a key of each in turn.
-// Where keys are missing, the next that are there take their place. Where the processor needs help
-// (QueryTile::prefetch), the next block's rows are asked for while one is computed; where it does
-// not, such instructions take the place of its own (Zen 3: a tenth to a third slower), but for the
-// first lines of pages that lie apart.
+// memory than one. So kStreams quarters of the cut are read side by side, a key of each in turn
+// (attention_few_steps.inl). Where the processor needs help (QueryTile::prefetch), each line that
+// is loaded is accompanied by a request for one about 10 KiB ahead: requests at once, for many
+// rows, fill the buffers for misses, and the loads behind them wait. Where it does not need it,
+// such instructions take the place of its own (Zen 3: a tenth to a third slower), but for the first
+// lines of pages that lie apart.
 //
 // Cost per key and row: k_dim + v_dim multiply-adds. Four rows read and widen a key once, two to
-// four a value; kFewChunk rows take a cut before the others do, who have it from the second cache.
+// four a value; kFewChunk rows take a cut before the others do.
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
-// Rows of a pass over the cut: their scores stay in the first cache.
-constexpr int kFewChunk = 8;
+// Rows of a pass over the cut: a step goes through all of them while it is in the first cache.
+constexpr int kFewChunk = 32;
 
-// Keys that kRows rows score side by side: the sums fill the registers.
-template <int kRows>
-constexpr int kFewKeys = kRows == 1 ? 8 : (kRegisters == 32 ? 16 : 8) / (kRows == 3 ? 4 : kRows);
-
-// Keys of a step: scored, or their values added, between two requests for rows of a whole block.
-constexpr int kFewStep = 16;
+// Floats from a row's scores to the next row's: a line apart, so that rows do not meet in a cache.
+constexpr int kScores = static_cast<int>(kLongCutKeys) + 16;
 
 // Elements that are widened as pairs: whole pairs of vectors of bf16 rows.
 template <DType kType>
 KVC_SIMD_FN int64_t paired(int64_t dim) {
   return kType == DType::kBF16 ? dim / (2 * kLanes) * (2 * kLanes) : 0;
-}
-
-// x [rows, dim padded], elements paired(dim) in the order of load_bf16_pairs.
-void to_pairs(const float* x, int64_t rows, int64_t dim, int64_t stride, float* to) {
-  const int64_t end = paired<DType::kBF16>(dim);
-  for (int64_t r = 0; r < rows; ++r, x += stride, to += stride) {
-    for (int64_t d = 0; d < end; d += 2 * kLanes) {
-      for (int i = 0; i < kLanes; ++i) {
-        to[d + i] = x[d + 2 * i];
-        to[d + kLanes + i] = x[d + 2 * i + 1];
-      }
-    }
-    for (int64_t d = end; d < stride; ++d) to[d] = x[d];
-  }
 }
 
 // The way back, in place.
@@ -87,390 +69,333 @@ KVC_SIMD_FN void for_twos(int rows, F f) {
   for (; r < rows; r += 2) f.template operator()<2>(r);
 }
 
-// Rows that are read after those of a block, and the bytes of each.
-struct Ahead {
-  const char* const* rows;  // [kBlock]
-  int64_t bytes;
-};
-
-// Asks for rows ahead while the step at `slot` of the block `here` is computed. kRuns: for the
-// first lines of those that do not follow the rows here, as finding their page takes long.
-KVC_SIMD_FN void ask_for(const Ahead& ahead, const char* const* here, int slot, Prefetch level) {
-  if (level == Prefetch::kRuns && slot == 0) {
-    for (int i = 0; i < kStreams; ++i) {
-      const char* last = here[kBlock - kStreams + i];
-      if (ahead.rows[i] != last + (here[kStreams + i] - here[i])) {
-        __builtin_prefetch(ahead.rows[i], 0, 3);
-      }
-    }
-  }
-  const auto each_line = [&](auto ask) __attribute__((always_inline)) {
-    for (int i = slot; i < slot + kFewStep; ++i) {
-      for (int64_t byte = 0; byte < ahead.bytes; byte += 64) ask(ahead.rows[i] + byte);
-    }
-  };
-  if (level == Prefetch::kL1) each_line([](const char* at) { __builtin_prefetch(at, 0, 3); });
-  if (level == Prefetch::kL2) each_line([](const char* at) { __builtin_prefetch(at, 0, 2); });
-  if (level == Prefetch::kL3) each_line([](const char* at) { __builtin_prefetch(at, 0, 1); });
-}
-
-// All requests at once, where a block is not taken whole. Its runs may end elsewhere: some first
-// lines are asked for in vain.
-void ask_for_all(const Ahead& ahead, const char* const* here, Prefetch level) {
-  for (int slot = 0; slot < kBlock; slot += kFewStep) ask_for(ahead, here, slot, level);
-}
-
-// Elements at, at + kLanes of a row: two vectors, in the order of load_bf16_pairs if bf16.
-template <DType kType>
-KVC_SIMD_FN void load_two(const char* row, int64_t at, F32* a, F32* b) {
-  if constexpr (kType == DType::kBF16) {
-    load_bf16_pairs(reinterpret_cast<const uint16_t*>(row) + at, a, b);
-  } else {
-    *a = load_as<kType>(row, at);
-    *b = load_as<kType>(row, at + kLanes);
-  }
-}
-
-// Elements at .. at + kLanes of a row; `tail` of them if not 0.
-template <DType kType>
-KVC_SIMD_FN F32 load_one(const char* row, int64_t at, int tail) {
-  return tail != 0 ? load_n_as<kType>(row, at, tail) : load_as<kType>(row, at);
-}
-
-// Scores of kRows rows with the keys of a step: scores[row * kCutKeys + key]. A function of its
-// own, as add_values: their loops need all registers. The lanes of a sum are added only when those
-// of the whole step are there: as an end of each sum they would hold up the next one.
-template <DType kType, int kRows>
-[[gnu::noinline]] void score_step(const float* q, int64_t stride, int64_t dim,
-                                  const char* const* k_rows, float* scores) {
-  constexpr int kKeys = kFewKeys<kRows>;
-  static_assert(kFewStep % kKeys == 0 && kFewStep % kLanes == 0);
-  F32 lanes[kRows][kFewStep];
-  for (int key = 0; key < kFewStep; key += kKeys) {
-    const char* row[kKeys];
-    F32 sums[kRows][kKeys];
-#pragma GCC unroll 8
-    for (int i = 0; i < kKeys; ++i) {
-      row[i] = k_rows[key + i];
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) sums[r][i] = zero();
-    }
+// Queries [rows, dim padded] in the order in which scores take them: for each four rows, two
+// vectors of the first, two of the second and so on, then the next two vectors of the first; what
+// is left beyond whole pairs by single vectors. bf16: elements paired(dim) in the order of
+// load_bf16_pairs.
+void pack_queries(const float* q, int rows, int64_t dim, bool bf16, float* to) {
+  const int64_t stride = pad(dim);
+  for_fours(rows, [&]<int kRows>(int r) {
+    const float* from = q + r * stride;
     int64_t d = 0;
     for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-      F32 x[kKeys];
-      F32 y[kKeys];
-#pragma GCC unroll 8
-      for (int i = 0; i < kKeys; ++i) load_two<kType>(row[i], d, &x[i], &y[i]);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const F32 a = in_register(load(q + r * stride + d));
-#pragma GCC unroll 8
-        for (int i = 0; i < kKeys; ++i) sums[r][i] = fma(a, x[i], sums[r][i]);
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const F32 b = in_register(load(q + r * stride + d + kLanes));
-#pragma GCC unroll 8
-        for (int i = 0; i < kKeys; ++i) sums[r][i] = fma(b, y[i], sums[r][i]);
+      for (int i = 0; i < kRows; ++i, to += 2 * kLanes) {
+        const F32 a = load(from + i * stride + d);
+        const F32 b = load(from + i * stride + d + kLanes);
+        store(to, bf16 ? unzip_even(a, b) : a);
+        store(to + kLanes, bf16 ? unzip_odd(a, b) : b);
       }
     }
     for (; d < dim; d += kLanes) {
-      const int tail = dim - d < kLanes ? static_cast<int>(dim - d) : 0;
-#pragma GCC unroll 8
-      for (int i = 0; i < kKeys; ++i) {
-        const F32 x = load_one<kType>(row[i], d, tail);
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sums[r][i] = fma(load(q + r * stride + d), x, sums[r][i]);
-      }
+      for (int i = 0; i < kRows; ++i, to += kLanes) store(to, load(from + i * stride + d));
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int i = 0; i < kKeys; ++i) lanes[r][key + i] = sums[r][i];
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int key = 0; key < kFewStep; key += kLanes) {
-      store(scores + r * kCutKeys + key, fold(lanes[r] + key));
-    }
-  }
-}
-
-// A block of which some rows of a chunk see keys. Where all keys are seen, rows are in their slots.
-// Otherwise those that are seen lie close together, in the order of their slots, and the last of
-// them stands in the places behind it.
-struct SeenBlock {
-  BlockRows rows;
-  int64_t number;  // in the cut
-  int count;
-  uint8_t slots[kBlock];
-};
-
-// From rows in their slots. REQUIRES: there are some.
-KVC_SIMD_FN void close_up(SeenBlock* block) {
-  int n = 0;
-  for (uint64_t bits = block->rows.bits; bits != 0; bits &= bits - 1, ++n) {
-    const int slot = __builtin_ctzll(bits);
-    block->slots[n] = static_cast<uint8_t>(slot);
-    block->rows.k[n] = block->rows.k[slot];
-    block->rows.v[n] = block->rows.v[slot];
-  }
-  block->count = n;
-  for (int i = n; i < kBlock; ++i) {
-    block->rows.k[i] = block->rows.k[n - 1];
-    block->rows.v[i] = block->rows.v[n - 1];
-  }
-}
-
-// Scores of `rows` rows with the keys of a block: scores[row * kCutKeys + slot].
-template <DType kType>
-void score_few(const float* q, const QueryTile& tile, int rows, const SeenBlock& block,
-               const Ahead& ahead, float* scores) {
-  const int64_t stride = pad(tile.k_dim);
-  const char* const* k_rows = block.rows.k;
-  if (block.rows.bits == kAllKeys) {
-    for (int slot = 0; slot < kBlock; slot += kFewStep) {
-      ask_for(ahead, k_rows, slot, tile.prefetch);
-      for_fours(rows, [&]<int kRows>(int r) {
-        score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, k_rows + slot,
-                                 scores + r * kCutKeys + slot);
-      });
-    }
-    return;
-  }
-  ask_for_all(ahead, k_rows, tile.prefetch);
-  for_fours(rows, [&]<int kRows>(int r) {
-    for (int key = 0; key < block.count; key += kFewStep) {
-      float step[kRows * kCutKeys];
-      score_step<kType, kRows>(q + r * stride, stride, tile.k_dim, k_rows + key, step);
-      const int n = static_cast<int>(min_of(block.count - key, kFewStep));
-      for (int i = 0; i < n; ++i) {
-        for (int row = 0; row < kRows; ++row) {
-          scores[(r + row) * kCutKeys + block.slots[key + i]] = step[row * kCutKeys + i];
-        }
-      }
-    }
+    // Each row takes its padded size, so that rows are found by their number.
+    to += kRows * (stride - d);
   });
 }
 
-// acc += weights * values for kRows rows and n keys, kKeys at a time: weights[row * kCutKeys +
-// key]. REQUIRES: n is a multiple of kKeys.
-template <DType kType, int kRows, int kKeys>
-[[gnu::noinline]] void add_values(const float* weights, const char* const* v_rows, int n,
-                                  int64_t dim, float* acc, int64_t stride) {
-  // Vectors of a row that are summed side by side.
-  constexpr int kWide = kRegisters == 16 && kRows == 3 ? 1 : 2;
-  for (int key = 0; key < n; key += kKeys) {
-    // Copies stay in registers; the originals might be what is stored to, for all that is known.
-    const char* row[kKeys];
-    F32 weight[kRows][kKeys];
-#pragma GCC unroll 4
-    for (int i = 0; i < kKeys; ++i) {
-      row[i] = v_rows[key + i];
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) weight[r][i] = set1(weights[r * kCutKeys + key + i]);
-    }
-    int64_t d = 0;
-    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-#pragma GCC unroll 2
-      for (int first = 0; first < 2; first += kWide) {
-        F32 sums[kRows][kWide];
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-          for (int w = 0; w < kWide; ++w) {
-            sums[r][w] = load(acc + r * stride + d + (first + w) * kLanes);
-          }
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < kKeys; ++i) {
-          F32 x[2];
-          load_two<kType>(row[i], d, &x[0], &x[1]);
-#pragma GCC unroll 4
-          for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-            for (int w = 0; w < kWide; ++w)
-              sums[r][w] = fma(weight[r][i], x[first + w], sums[r][w]);
-          }
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-          for (int w = 0; w < kWide; ++w) {
-            store(acc + r * stride + d + (first + w) * kLanes, sums[r][w]);
-          }
-        }
-      }
-    }
-    for (; d < dim; d += kLanes) {
-      const int tail = dim - d < kLanes ? static_cast<int>(dim - d) : 0;
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        F32 a = load(acc + r * stride + d);
-#pragma GCC unroll 4
-        for (int i = 0; i < kKeys; ++i) a = fma(weight[r][i], load_one<kType>(row[i], d, tail), a);
-        store(acc + r * stride + d, a);
-      }
-    }
-  }
-}
+}  // namespace
+}  // namespace kvcache::internal::KVC_SIMD
 
-// The same for `rows` rows and any n.
-template <DType kType>
-KVC_SIMD_FN void add_step(const float* weights, const char* const* v_rows, int n, int rows,
-                          int64_t dim, float* acc, int64_t stride) {
-  const int whole = n / 4 * 4;
-  const auto add = [&]<int kRows>(int r) __attribute__((always_inline)) {
-    const float* w = weights + r * kCutKeys;
-    float* to = acc + r * stride;
-    add_values<kType, kRows, 4>(w, v_rows, whole, dim, to, stride);
-    if (whole < n) {
-      add_values<kType, kRows, 1>(w + whole, v_rows + whole, n - whole, dim, to, stride);
-    }
-  };
-  if constexpr (kRegisters == 32) {
-    for_fours(rows, add);
-  } else {
-    for_twos(rows, add);
-  }
-}
+#include "kernels/cpu/attention_few_steps.inl"
 
-// acc += weights * values of a block for `rows` rows: weights[row * kCutKeys + slot]. Row r sees
-// the keys row_bits[r * kCutBlocks].
-template <DType kType>
-void value_few(const QueryTile& tile, int rows, const SeenBlock& block, const Ahead& ahead,
-               const uint64_t* row_bits, const float* weights, float* acc) {
-  const int64_t stride = pad(tile.v_dim);
-  for (int r = 0; r < rows;) {
-    // Rows that see the same keys.
-    const uint64_t bits = row_bits[r * kCutBlocks];
-    int end = r + 1;
-    while (end < rows && row_bits[end * kCutBlocks] == bits) ++end;
-    if (bits == kAllKeys) {
-      for (int slot = 0; slot < kBlock; slot += kFewStep) {
-        if (r == 0) ask_for(ahead, block.rows.v, slot, tile.prefetch);
-        add_step<kType>(weights + r * kCutKeys + slot, block.rows.v + slot, kFewStep, end - r,
-                        tile.v_dim, acc + r * stride, stride);
-      }
-    } else if (bits != 0) {
-      if (r == 0) ask_for_all(ahead, block.rows.v, tile.prefetch);
-      // Of these keys, those that the rows see.
-      const bool whole = block.rows.bits == kAllKeys;
-      const char* v_rows[kBlock];
-      float close[kFewChunk * kCutKeys];
-      int n = 0;
-      for (int i = 0; i < (whole ? kBlock : block.count); ++i) {
-        const int slot = whole ? i : block.slots[i];
-        v_rows[n] = block.rows.v[i];
-        for (int row = r; row < end; ++row) {
-          close[(row - r) * kCutKeys + n] = weights[row * kCutKeys + slot];
-        }
-        n += static_cast<int>(bits >> slot & 1);
-      }
-      add_step<kType>(close, v_rows, n, end - r, tile.v_dim, acc + r * stride, stride);
-    }
-    r = end;
-  }
-}
+#include "kernels/cpu/attention_few_scores.inl"
 
-// The blocks of a cut of which a chunk of rows sees keys: count of them, in order.
-struct SeenBlocks {
-  int count;
-  SeenBlock blocks[kCutBlocks + 1];  // the last: after the cut, rows to ask for
-};
+#include "kernels/cpu/attention_few_values.inl"
 
-// Finds them for rows row0 .. row0 + n of the tile, and what each row sees: bits[n][kCutBlocks].
-// Behind the first rows `seen` holds the blocks of those before, and most are the same.
-void find_blocks(const CutTask& task, int64_t cut, int row0, int n, const float* zeros,
-                 uint64_t* bits, SeenBlocks* seen) {
-  const KvRows& kv = *task.rows;
+#if KVC_SIMD_BYTE_DOT
+#include "kernels/cpu/attention_few_codes.inl"
+#endif
+
+namespace kvcache::internal::KVC_SIMD {
+namespace {
+
+// What rows row0 .. row0 + n of the tile see of a cut: bits [n, kCutBlocks] of each, and `any`
+// [kCutBlocks] of them all.
+void find_keys(const CutTask& task, int row0, int n, uint64_t* bits, uint64_t* any) {
   const int group = task.tile->group;
-  const int before = row0 == 0 ? -1 : seen->count;
-  seen->count = 0;
-  for (int b = 0; b < kCutBlocks; ++b) {
-    const BlockKeys keys = keys_of_parts(kv, cut, b);
-    uint64_t any = 0;
+  const int blocks = static_cast<int>(task.cut.keys / kBlockKeys);
+  for (int b = 0; b < blocks; ++b) {
+    const BlockKeys keys = keys_of_parts(*task.rows, task.cut, b);
+    any[b] = 0;
     for (int r = 0; r < n; ++r) {
       const bool same_query = r > 0 && (row0 + r) % group != 0;
       uint64_t& row_bits = bits[r * kCutBlocks + b];
       row_bits = same_query ? bits[(r - 1) * kCutBlocks + b]
                             : visible_keys(task, keys, (row0 + r) / group);
-      any |= row_bits;
+      any[b] |= row_bits;
     }
-    if (any == 0) continue;
-    const int at = seen->count++;
-    SeenBlock& block = seen->blocks[at];
-    if (at < before && block.number == b && block.rows.bits == any) continue;
-    find_rows(kv, keys, any, nullptr, &block.rows);
-    if (any != kAllKeys) close_up(&block);
-    block.number = b;
   }
-  if (task.tile->prefetch == Prefetch::kNone || seen->count == before) return;
-  const BlockKeys keys = keys_of_parts(kv, cut + 1, 0);
-  find_rows(kv, keys, slots_of(keys, 0, kv.num_rows), zeros, &seen->blocks[seen->count].rows);
 }
 
 // Memory of one call.
 struct FewScratch {
-  float* q;        // [rows, k_dim padded] in the order of load_bf16_pairs
-  uint64_t* bits;  // [chunk, blocks of the cut] keys that each row sees
-  float* scores;   // [chunk, 512]; then the weights
+  float* q;        // [chunk, k_dim padded] by pack_queries
+  uint64_t* bits;  // [chunk, kCutBlocks] keys that each row sees
+  float* scores;   // [chunk, kScores]
+  float* rows;     // [kStep, dims padded] of coded rows
+#if KVC_SIMD_BYTE_DOT
+  int8_t* q_bytes;  // [chunk, pad_bytes(k_dim) / 16, kPlanes, 64]
+  ByteRow* q_info;  // [chunk]
+  float* lines;     // [chunk, pad_lines(v_dim)]
+#endif
 };
 
-void attend_few(const CutTask& task, const float* zeros, const FewScratch& scratch) {
+// A chunk of rows at a cut.
+struct FewRows {
+  int row0, count;
+  float* scores;
+  uint64_t* bits;
+  F32 top[kFewChunk];  // the largest scores, lane by lane
+};
+
+// A step of coded rows, decoded to floats [kStep, dim padded]; the lines of `ahead` are asked for
+// row by row.
+template <RowFormat::Kind kKind, Prefetch kAsk>
+[[gnu::noinline]] void decode_step(const RowsView& view, const Step& here, const Step& ahead,
+                                   int64_t dim, float* floats, Step* decoded) {
+  const int64_t stride = pad(dim);
+  const int64_t bytes = view.format.code_bytes(dim);
+  for (int i = 0; i < here.count; ++i) {
+    for (int64_t byte = 0; byte < bytes; byte += 64) ask<kAsk>(ahead.rows[i] + byte);
+    decode_row<kKind>({here.rows[i], here.scales_of(i), here.zeros_of(i)}, view.scale_group_stride,
+                      dim, floats + i * stride);
+  }
+  decoded->slots = here.slots;
+  decoded->block = here.block;
+  decoded->count = here.count;
+  decoded->stretch = here.stretch;
+  decoded->whole = here.whole;
+  for (int i = 0; i < kStep; ++i) {
+    decoded->rows[i] = reinterpret_cast<const char*>(floats + min_of(i, here.count - 1) * stride);
+  }
+}
+
+// Scores of the cut, -inf for keys that a row does not see, and the largest of them.
+// `score(here, ahead, scores)` fills in those of a step, in the slots of its block.
+template <typename Score>
+KVC_SIMD_FN void score_cut(const CutTask& task, FewRows* chunk, Steps* steps, Score score) {
+  const QueryTile& tile = *task.tile;
+  for (int r = 0; r < chunk->count; ++r) chunk->top[r] = set1(-__builtin_inff());
+  for (; steps->here().stretch == Stretch::kKeys; steps->advance()) {
+    const Step& here = steps->here();
+    const int b = here.block;
+    score(here, steps->ahead(), chunk->scores + b * kBlock);
+    if (steps->block_goes_on()) continue;
+    const BlockKeys keys = keys_of_parts(*task.rows, task.cut, b);
+    for (int r = 0; r < chunk->count; ++r) {
+      uint64_t& bits = chunk->bits[r * kCutBlocks + b];
+      float* scores = chunk->scores + r * kScores + b * kBlock;
+      if (bits == 0) continue;
+      if (adjusts_scores(tile)) {
+        const int row = chunk->row0 + r;
+        bits = adjust_scores(task, keys, row / tile.group, row % tile.group, bits, scores);
+      }
+      chunk->top[r] = max_of_block(scores, bits, chunk->top[r]);
+    }
+  }
+}
+
+// The softmax of a chunk of rows over a cut whose scores are there: weights exp(score - max) block
+// by block, and their sums. Partials get the maxima at once, the sums at the end.
+class Softmax {
+ public:
+  Softmax(const FewRows& chunk, const PartialRows& partial) : chunk_(chunk), partial_(partial) {
+    for (int r = 0; r < chunk.count; ++r) {
+      // Where every score is -inf (or NaN), weights are 0 (or NaN) and there is no maximum.
+      const float m = reduce_max(chunk.top[r]);
+      const bool any = m > -__builtin_inff();
+      partial.max[chunk.row0 + r] = any ? m : -__builtin_inff();
+      origin_[r] = set1(any ? m : 0.0f);
+      sums_[r] = zero();
+    }
+  }
+
+  // Rows that see nothing of block `b` get no weights.
+  [[gnu::always_inline]] void weigh(int b, BlockWeights* to) {
+    for (int r = 0; r < chunk_.count; ++r) {
+      to->seen[r] = chunk_.bits[r * kCutBlocks + b];
+      if (to->seen[r] == 0) continue;
+      const float* scores = chunk_.scores + r * kScores + b * kBlock;
+#pragma GCC unroll 4
+      for (int v = 0; v < kBlockVecs; ++v) {
+        const F32 weight = exp(load(scores + v * kLanes) - origin_[r]);
+        store(to->weights + r * kBlock + v * kLanes, weight);
+        sums_[r] = sums_[r] + weight;
+      }
+    }
+  }
+
+  void finish() const {
+    for (int r = 0; r < chunk_.count; ++r) {
+      partial_.sum[chunk_.row0 + r] = reduce_add(sums_[r]);
+    }
+  }
+
+ private:
+  const FewRows& chunk_;
+  const PartialRows& partial_;
+  F32 origin_[kFewChunk];
+  F32 sums_[kFewChunk];
+};
+
+// What the weights of a cut weigh: `add(here, ahead, weights, acc)` adds the values of a step.
+template <typename Add>
+KVC_SIMD_FN void add_cut(const CutTask& task, const FewRows& chunk, Steps* steps, Add add) {
+  const PartialRows& partial = task.partial;
+  Softmax softmax(chunk, partial);
+  float* acc = partial.acc + chunk.row0 * pad(task.tile->v_dim);
+  BlockWeights block;
+  for (bool weighed = false; steps->here().stretch == Stretch::kValues; steps->advance()) {
+    const Step& here = steps->here();
+    if (!weighed) softmax.weigh(here.block, &block);
+    add(here, steps->ahead(), block, acc);
+    weighed = steps->block_goes_on();
+  }
+  softmax.finish();
+}
+
+#if KVC_SIMD_BYTE_DOT
+// The same over coded values in whole numbers, block by block.
+template <RowFormat::Kind kKind, Prefetch kAsk>
+void add_cut_bytes(const CutTask& task, const FewRows& chunk, Steps* steps, float* lines) {
+  const int64_t dim = task.tile->v_dim;
+  const int64_t stride = pad_lines(dim);
+  for (int64_t i = 0; i < chunk.count * stride; i += kLanes) store(lines + i, zero());
+  Softmax softmax(chunk, task.partial);
+  BlockWeights weights;
+  while (steps->here().stretch == Stretch::kValues) {
+    softmax.weigh(steps->here().block, &weights);
+    ByteBlock block;
+    BlockOrder order;
+    for (bool more = true; more;) {
+      more = steps->block_goes_on();
+      order.add(steps->here(), steps->ahead(), &block);
+      steps->advance();
+    }
+    for_fours(
+        chunk.count, [&]<int kRows>(int r) __attribute__((always_inline)) {
+          for (int i = 0; i < kRows; ++i) {
+            float close[kBlock];
+            round_weights(order.weights_of(weights, r + i, close), order.scales, block.keys,
+                          block.weights[i], &block.factors[i]);
+          }
+          // The lines ahead are asked for once.
+          if (r == 0) {
+            add_block_bytes<kKind, kRows, kAsk>(block, dim, lines, stride);
+          } else {
+            add_block_bytes<kKind, kRows, Prefetch::kNone>(block, dim, lines + r * stride, stride);
+          }
+        });
+  }
+  softmax.finish();
+  from_lines<kKind>(lines, chunk.count, stride, dim, task.partial.acc + chunk.row0 * pad(dim));
+}
+#endif
+
+bool is_bf16(const RowFormat& format) { return !format.is_coded() && format.dtype == DType::kBF16; }
+
+// Queries of a chunk in the order in which scores of such keys take them.
+void pack(const float* q, int rows, int64_t dim, const RowFormat& keys, const FewScratch& scratch) {
+#if KVC_SIMD_BYTE_DOT
+  if (by_bytes(keys, dim)) return pack_query_bytes(q, rows, dim, scratch.q_bytes, scratch.q_info);
+#endif
+  pack_queries(q, rows, dim, is_bf16(keys), scratch.q);
+}
+
+// The keys of a cut, however they are stored.
+template <Prefetch kAsk>
+void score_rows(const CutTask& task, const FewScratch& scratch, FewRows* chunk, Steps* steps) {
+  const RowsView& view = task.rows->k;
+  const int64_t dim = task.tile->k_dim;
+  const float* q = scratch.q;
+  if (!view.format.is_coded()) {
+    return for_dtype(view.format.dtype, [&]<DType kType>() {
+      score_cut(
+          task, chunk, steps,
+          [&](const Step& here, const Step& ahead, float* scores) __attribute__((always_inline)) {
+            score_few<kType, kAsk>(q, chunk->count, dim, here, ahead, scores);
+          });
+    });
+  }
+#if KVC_SIMD_BYTE_DOT
+  if (by_bytes(view.format, dim)) {
+    return for_byte_codes(view.format.kind, [&]<RowFormat::Kind kKind>() {
+      score_cut(
+          task, chunk, steps,
+          [&](const Step& here, const Step& ahead, float* scores) __attribute__((always_inline)) {
+            score_few_bytes<kKind, kAsk>(scratch.q_bytes, scratch.q_info, chunk->count, dim, here,
+                                         ahead, scores);
+          });
+    });
+  }
+#endif
+  score_cut(task, chunk, steps, [&](const Step& here, const Step& ahead, float* scores) {
+    Step decoded;
+    for_codes(view.format.kind, [&]<RowFormat::Kind kKind>() {
+      decode_step<kKind, kAsk>(view, here, ahead, dim, scratch.rows, &decoded);
+    });
+    score_few<DType::kF32, Prefetch::kNone>(q, chunk->count, dim, decoded, decoded, scores);
+  });
+}
+
+// The values of a cut, likewise.
+template <Prefetch kAsk>
+void add_rows(const CutTask& task, const FewScratch& scratch, const FewRows& chunk, Steps* steps) {
+  const RowsView& view = task.rows->v;
+  const int64_t dim = task.tile->v_dim;
+  if (!view.format.is_coded()) {
+    return for_dtype(view.format.dtype, [&]<DType kType>() {
+      add_cut(
+          task, chunk, steps,
+          [&](const Step& here, const Step& ahead, const BlockWeights& block, float* acc)
+              __attribute__((always_inline)) {
+                value_few<kType, kAsk>(chunk.count, dim, here, ahead, block, acc);
+              });
+    });
+  }
+#if KVC_SIMD_BYTE_DOT
+  if (by_bytes(view.format, dim)) {
+    return for_byte_codes(view.format.kind, [&]<RowFormat::Kind kKind>() {
+      add_cut_bytes<kKind, kAsk>(task, chunk, steps, scratch.lines);
+    });
+  }
+#endif
+  add_cut(task, chunk, steps,
+          [&](const Step& here, const Step& ahead, const BlockWeights& block, float* acc) {
+            Step decoded;
+            for_codes(view.format.kind, [&]<RowFormat::Kind kKind>() {
+              decode_step<kKind, kAsk>(view, here, ahead, dim, scratch.rows, &decoded);
+            });
+            value_few<DType::kF32, Prefetch::kNone>(chunk.count, dim, decoded, decoded, block, acc);
+          });
+}
+
+void attend_few(const CutTask& task, const FewScratch& scratch) {
   const QueryTile& tile = *task.tile;
   const KvRows& kv = *task.rows;
-  const PartialRows& partial = task.partial;
   const int rows = tile.num_queries * tile.group;
-  const int64_t q_stride = pad(tile.k_dim);
-  const int64_t v_stride = pad(tile.v_dim);
-  const int64_t cut = (kv.first_index + task.begin) / kCutKeys;
-  const int64_t k_bytes = tile.k_dim * (kv.k.format.dtype == DType::kF32 ? 4 : 2);
-  const int64_t v_bytes = tile.v_dim * (kv.v.format.dtype == DType::kF32 ? 4 : 2);
-  const float* q = tile.q;
-  if (kv.k.format.dtype == DType::kBF16) {
-    to_pairs(tile.q, rows, tile.k_dim, q_stride, scratch.q);
-    q = scratch.q;
-  }
-  SeenBlocks seen;
+  const int64_t k_bytes = kv.k.format.code_bytes(tile.k_dim);
+  const int64_t v_bytes = kv.v.format.code_bytes(tile.v_dim);
+  const int ahead = steps_ahead(tile.prefetch, max_of(k_bytes, v_bytes));
   for (int row0 = 0; row0 < rows; row0 += kFewChunk) {
-    const int n = static_cast<int>(min_of(rows - row0, kFewChunk));
-    find_blocks(task, cut, row0, n, zeros, scratch.bits, &seen);
-    for_dtype(kv.k.format.dtype, [&]<DType kType>() {
-      for (int i = 0; i < seen.count; ++i) {
-        const bool last = i + 1 == seen.count;
-        const Ahead ahead = last ? Ahead{seen.blocks[0].rows.v, v_bytes}
-                                 : Ahead{seen.blocks[i + 1].rows.k, k_bytes};
-        score_few<kType>(q + row0 * q_stride, tile, n, seen.blocks[i], ahead,
-                         scratch.scores + seen.blocks[i].number * kBlock);
-      }
-    });
-    for (int r = 0; r < n; ++r) {
-      float* scores = scratch.scores + r * kCutKeys;
-      uint64_t* bits = scratch.bits + r * kCutBlocks;
-      const int row = row0 + r;
-      if (adjusts_scores(tile)) {
-        for (int i = 0; i < seen.count; ++i) {
-          const int64_t b = seen.blocks[i].number;
-          if (bits[b] == 0) continue;
-          bits[b] = adjust_scores(task, keys_of_parts(kv, cut, b), row / tile.group,
-                                  row % tile.group, bits[b], scores + b * kBlock);
-        }
-      }
-      soften(scores, bits, partial.max + row, partial.sum + row);
-    }
-    for_dtype(kv.v.format.dtype, [&]<DType kType>() {
-      for (int i = 0; i < seen.count; ++i) {
-        const bool last = i + 1 == seen.count;
-        const BlockRows& next = seen.blocks[i + 1].rows;
-        const Ahead ahead = last ? Ahead{next.k, k_bytes} : Ahead{next.v, v_bytes};
-        const int64_t b = seen.blocks[i].number;
-        value_few<kType>(tile, n, seen.blocks[i], ahead, scratch.bits + b,
-                         scratch.scores + b * kBlock, partial.acc + row0 * v_stride);
-      }
+    FewRows chunk;
+    chunk.row0 = row0;
+    chunk.count = static_cast<int>(min_of(rows - row0, kFewChunk));
+    chunk.scores = scratch.scores;
+    chunk.bits = scratch.bits;
+    uint64_t any[kCutBlocks];
+    pack(tile.q + row0 * pad(tile.k_dim), chunk.count, tile.k_dim, kv.k.format, scratch);
+    find_keys(task, row0, chunk.count, scratch.bits, any);
+    Steps steps(task, any, ahead);
+    for_prefetch(tile.prefetch, [&]<Prefetch kAsk>() {
+      score_rows<kAsk>(task, scratch, &chunk, &steps);
+      add_rows<kAsk>(task, scratch, chunk, &steps);
     });
   }
-  if (kv.v.format.dtype == DType::kBF16) from_pairs(partial.acc, rows, tile.v_dim, v_stride);
+  if (is_bf16(kv.v.format)) {
+    from_pairs(task.partial.acc, rows, tile.v_dim, pad(tile.v_dim));
+  }
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ using std::uint8_t;
 
 constexpr int kBlock = static_cast<int>(kBlockKeys);
 constexpr int kBlockVecs = kBlock / kLanes;
-constexpr int kCutBlocks = static_cast<int>(kCutKeys / kBlockKeys);
+constexpr int kCutBlocks = static_cast<int>(kLongCutKeys / kBlockKeys);  // at most
 
 constexpr uint64_t kAllKeys = ~uint64_t{0};
 
@@ -67,14 +67,14 @@ KVC_SIMD_FN int64_t position_of(const KvRows& rows, int64_t row) {
 // The keys of a block, slot by slot: of `runs` runs of rows in turn. Few query rows take them from
 // the kStreams parts of a cut, which are read side by side; many take 64 rows in order, one run.
 constexpr int kStreams = 4;
-constexpr int kStreamKeys = static_cast<int>(kCutKeys) / kStreams;
 
 struct BlockKeys {
-  int64_t row0;  // of the part: the first row of the first run; negative before the part's first
-  int runs;      // 1 or kStreams, kStreamKeys rows apart
+  int64_t row0;  // of the part: the first row of the first run; negative before its first
+  int runs;      // 1 or kStreams
+  int64_t stream_keys = 0;  // from a run to the next
 
   int64_t row(int slot) const {
-    return runs == 1 ? row0 + slot : row0 + slot % kStreams * kStreamKeys + slot / kStreams;
+    return runs == 1 ? row0 + slot : row0 + slot % kStreams * stream_keys + slot / kStreams;
   }
 };
 
@@ -84,8 +84,9 @@ KVC_SIMD_FN BlockKeys keys_in_order(const KvRows& rows, int64_t block) {
 }
 
 // Block number `block` of the cut: its keys from all parts of the cut.
-KVC_SIMD_FN BlockKeys keys_of_parts(const KvRows& rows, int64_t cut, int64_t block) {
-  return {cut * kCutKeys + block * (kBlock / kStreams) - rows.first_index, kStreams};
+KVC_SIMD_FN BlockKeys keys_of_parts(const KvRows& rows, const Cut& cut, int64_t block) {
+  return {cut.first + block * (kBlock / kStreams) - rows.first_index, kStreams,
+          cut.keys / kStreams};
 }
 
 // The slots of a run: bit i of `bits`, of 16, becomes bit kStreams * i.
@@ -115,36 +116,73 @@ uint64_t visible_keys(const CutTask& task, const BlockKeys& keys, int32_t query)
   const QueryTile& tile = *task.tile;
   const KvRows& rows = *task.rows;
   uint64_t bits = slots_of(keys, task.begin, min_of(task.end, task.causal_end + query));
-  if (tile.window == 0 || bits == 0) return bits;
-  const int64_t oldest = tile.position[query] - tile.window + 1;
+  if ((tile.window == 0 && tile.chunk == 0) || bits == 0) return bits;
+  int64_t oldest = tile.position[query] - tile.window + 1;
+  int64_t past = INT64_MAX;
+  if (tile.chunk > 0) {
+    const int64_t within = (tile.position[query] - tile.chunk_origin) % tile.chunk;
+    oldest = tile.position[query] - (within < 0 ? within + tile.chunk : within);
+    past = oldest + tile.chunk;
+  }
   if (rows.positions == nullptr) {
     const int64_t first = rows.first_index;
-    return bits & (slots_of(keys, oldest - first, task.end) |
+    return bits & (slots_of(keys, oldest - first, min_of(task.end, past - first)) |
                    slots_of(keys, task.begin, tile.sink_tokens - first));
   }
   for (uint64_t rest = bits; rest != 0; rest &= rest - 1) {
     const int slot = __builtin_ctzll(rest);
     const int64_t position = rows.positions[keys.row(slot)];
-    if (position < oldest && position >= tile.sink_tokens) bits &= ~(uint64_t{1} << slot);
+    const bool near = position >= oldest && position < past;
+    const bool sink = tile.window > 0 && position < tile.sink_tokens;
+    if (!near && !sink) bits &= ~(uint64_t{1} << slot);
   }
   return bits;
 }
 
-// Where the rows of a block's slots are. `bits` says which are there.
+// Where the rows of a block's slots are. `bits` says which are there. Scales and zeros: of coded
+// rows.
 struct BlockRows {
   const char* k[kBlock];
   const char* v[kBlock];
+  const char* k_scales[kBlock];
+  const char* k_zeros[kBlock];
+  const char* v_scales[kBlock];
+  const char* v_zeros[kBlock];
   uint64_t bits;
 };
 
-// Where page `page` starts, for this head.
-KVC_SIMD_FN const char* page_start(const RowsView& rows, int64_t page) {
+// Where page `page` starts, of those that lie `stride` bytes apart.
+KVC_SIMD_FN const char* page_start(const RowsView& rows, int64_t page, int64_t stride) {
   const char* data = static_cast<const char*>(rows.data);
   if (rows.chunks != nullptr) {
     data = reinterpret_cast<const char*>(rows.chunks[page >> rows.chunk_shift]);
     page &= (int64_t{1} << rows.chunk_shift) - 1;
   }
-  return data + page * rows.page_stride + rows.offset;
+  return data + page * stride;
+}
+
+// Where the codes or elements of page `page` start, for this head.
+KVC_SIMD_FN const char* page_start(const RowsView& rows, int64_t page) {
+  return page_start(rows, page, rows.page_stride) + rows.offset;
+}
+
+// The scales and zeros of rows at .. at + n of a page, in slots `slot`, `slot` + step and so on.
+KVC_SIMD_FN void find_scales(const RowsView& rows, int64_t page, int64_t at, int64_t n, int slot,
+                             int step, const char** scales, const char** zeros) {
+  if (rows.scale_page_stride == 0) return;
+  const char* start = page_start(rows, page, rows.scale_page_stride);
+  const char* scale = start + rows.scale_offset + at * 2;
+  const char* zero = start + rows.zero_offset + at;
+  for (int64_t i = 0; i < n; ++i, slot += step) {
+    scales[slot] = scale + i * 2;
+    zeros[slot] = zero + i;
+  }
+}
+
+// Which entry of the table is page `page` of the part. Those of the hole, which stand between
+// wanted rows, count as the one behind it.
+KVC_SIMD_FN int64_t entry_of(const KvRows& rows, int64_t page) {
+  return page < rows.hole_begin ? page : max_of(page - rows.hole_pages, rows.hole_begin);
 }
 
 // Rows `row0` .. row0 + n of the part, in slots `slot`, `slot` + step and so on.
@@ -160,11 +198,13 @@ KVC_SIMD_FN void find_run(const KvRows& rows, int64_t row0, int64_t n, int slot,
     if (rows.block_table != nullptr) {
       page = row0 / rows.page_size;
       at -= page * rows.page_size;
-      page = rows.block_table[page];
+      page = rows.block_table[entry_of(rows, page)];
       here = min_of(n, rows.page_size - at);
     }
     const char* k = page_start(rows.k, page) + at * k_step;
     const char* v = page_start(rows.v, page) + at * v_step;
+    find_scales(rows.k, page, at, here, slot, step, block->k_scales, block->k_zeros);
+    find_scales(rows.v, page, at, here, slot, step, block->v_scales, block->v_zeros);
     row0 += here;
     n -= here;
     for (; here > 0; --here, slot += step, k += k_step, v += v_step) {

@@ -1,4 +1,4 @@
-// Softmax of scores: of a block after the others (many rows), or of a whole cut (few). Part of
+// Softmax of scores: what is added to them, which keys are hidden, maxima and weights. Part of
 // attention.inl.
 namespace kvcache::internal::KVC_SIMD {
 namespace {
@@ -45,95 +45,19 @@ KVC_SIMD_FN uint32_t lanes_of(uint64_t bits, int v) {
   return static_cast<uint32_t>(bits >> (v * kLanes) & kAll);
 }
 
-// The scores of one row against the maximum so far: raised, and what is accumulated rescaled, if
-// they hold a larger one. Hidden keys get -inf. REQUIRES: bits != 0.
-KVC_SIMD_FN void raise_max(float* scores, uint64_t bits, float* max_inout, float* sum_inout,
-                           float* acc, int64_t v_stride) {
-  const F32 hidden = set1(-__builtin_inff());
-  F32 top = hidden;
-#pragma GCC unroll 16
-  for (int v = 0; v < kBlockVecs; ++v) {
-    F32 s = load(scores + v * kLanes);
-    if (bits != kAllKeys) {
-      if (lanes_of(bits, v) == 0) continue;
-      s = choose(lanes_of(bits, v), s, hidden);
-      store(scores + v * kLanes, s);
-    }
-    top = max(top, s);
-  }
-  const float block_max = reduce_max(top);
-  const float m = *max_inout;
-  if (!(block_max > m)) return;
-  if (m != -__builtin_inff() || *sum_inout != 0) {
-    const float factor = exp1(m - block_max);
-    *sum_inout *= factor;
-    const F32 scale = set1(factor);
-    for (int64_t d = 0; d < v_stride; d += kLanes) store(acc + d, load(acc + d) * scale);
-  }
-  *max_inout = block_max;
-}
-
-// Scores of one row become weights exp(s - m), 0 for hidden keys; their sum is added to `sum`.
-// Hidden are those of -inf, and vectors without a bit.
-KVC_SIMD_FN void weigh(float* scores, uint64_t bits, float m, float* sum_inout) {
-  // Every score so far is -inf: weights are 0.
-  const F32 origin = set1(m == -__builtin_inff() ? 0.0f : m);
-  F32 sum = zero();
-#pragma GCC unroll 16
-  for (int v = 0; v < kBlockVecs; ++v) {
-    if (lanes_of(bits, v) == 0) {
-      store(scores + v * kLanes, zero());
-      continue;
-    }
-    const F32 weight = exp(load(scores + v * kLanes) - origin);
-    store(scores + v * kLanes, weight);
-    sum = sum + weight;
-  }
-  *sum_inout += reduce_add(sum);
-}
-
-// Softmax of a row over a cut: scores[kCutKeys] become weights exp(s - m). Hidden are the keys
-// without a bit; theirs stay undefined in vectors without any, and are 0 beside others.
-void soften(float* scores, const uint64_t* bits, float* max_out, float* sum_out) {
-  const F32 hidden = set1(-__builtin_inff());
-  F32 top = hidden;
-  for (int b = 0; b < kCutBlocks; ++b) {
-    float* s = scores + b * kBlock;
-    if (bits[b] == kAllKeys) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kBlockVecs; ++v) top = max(top, load(s + v * kLanes));
-      continue;
-    }
-    for (int v = 0; v < kBlockVecs; ++v) {
-      if (lanes_of(bits[b], v) == 0) continue;
-      const F32 x = choose(lanes_of(bits[b], v), load(s + v * kLanes), hidden);
-      store(s + v * kLanes, x);
-      top = max(top, x);
-    }
-  }
-  // Where every score is -inf (or NaN), weights are 0 (or NaN) and there is no maximum.
-  const float m = reduce_max(top);
-  const bool any = m > -__builtin_inff();
-  const F32 origin = set1(any ? m : 0.0f);
-  F32 sum = zero();
-  const auto weigh_vector = [&](float* at) __attribute__((always_inline)) {
-    const F32 weight = exp(load(at) - origin);
-    store(at, weight);
-    sum = sum + weight;
-  };
-  for (int b = 0; b < kCutBlocks; ++b) {
-    float* s = scores + b * kBlock;
-    if (bits[b] == kAllKeys) {
+// The largest scores of a row so far, lane by lane, with those of a block: scores[kBlock]. Hidden
+// keys, those without a bit, get -inf.
+KVC_SIMD_FN F32 max_of_block(float* scores, uint64_t bits, F32 top) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kBlockVecs; ++v) weigh_vector(s + v * kLanes);
-      continue;
+  for (int v = 0; v < kBlockVecs; ++v) {
+    F32 x = load(scores + v * kLanes);
+    if (bits != kAllKeys) {
+      x = choose(lanes_of(bits, v), x, set1(-__builtin_inff()));
+      store(scores + v * kLanes, x);
     }
-    for (int v = 0; v < kBlockVecs; ++v) {
-      if (lanes_of(bits[b], v) != 0) weigh_vector(s + v * kLanes);
-    }
+    top = max(top, x);
   }
-  *max_out = any ? m : -__builtin_inff();
-  *sum_out = reduce_add(sum);
+  return top;
 }
 
 }  // namespace

@@ -62,5 +62,23 @@ TEST(PagePool, CachedPagesAreHeldAgainOrEvictedAfterAllOthers) {
   EXPECT_FALSE(pool.is_cached(page));
 }
 
+TEST(PagePool, BarePagesAreTakenAfterFreeOnesAndBeforeFreshOnes) {
+  std::vector<std::int32_t> tables(10, 99);  // nothing is read before it is written
+  PagePool pool(5, tables.data());
+  for (std::int32_t page = 0; page < 3; ++page) EXPECT_EQ(pool.take(), page);
+  for (std::int32_t page = 0; page < 3; ++page) pool.give_back(page);
+  EXPECT_EQ(pool.strip(), 2);
+  EXPECT_EQ(pool.strip(), 1);
+  EXPECT_EQ(pool.bare(), 2);
+  EXPECT_EQ(pool.available(), 5);
+  EXPECT_EQ(pool.bare_among(2), 1);
+  EXPECT_EQ(pool.bare_among(4), 2);
+  EXPECT_EQ(pool.fresh_among(4), 1);
+  EXPECT_EQ(pool.bare_page(0), 1);
+  EXPECT_EQ(pool.bare_page(1), 2);
+  for (const std::int32_t page : {0, 1, 2, 3}) EXPECT_EQ(pool.take(), page);
+  EXPECT_EQ(pool.bare(), 0);
+}
+
 }  // namespace
 }  // namespace kvcache::internal

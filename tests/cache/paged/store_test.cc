@@ -68,8 +68,30 @@ TEST_F(PagedStoreTest, OneAppendWithoutIdsEndsWhatIsKnownUntilItIsCutOff) {
   EXPECT_EQ(tokens(a), (Ids{1, 2, 5}));
 }
 
+// The blocks of ids are as many as the pages of a group, and a window goes on for ever.
+TEST(PagedStoreWindows, IdsEndWhereTheirBlocksAreTakenAndTheSequenceGoesOn) {
+  PagedLayout layout =
+      make_paged_layout(std::vector<LayerSpec>{LayerSpec::kv(1, 1, 1).living({4})}, 2, Layout::kHND)
+          .value();
+  const auto store = PagedStore::create(std::move(layout), 4, 0, system_memory()).value();
+  const SequenceId a = store->open().value();
+  const auto append = [&](std::int32_t id) {
+    const Append one{a, 1, {&id, 1}};
+    auto step = store->reserve({&one, 1});
+    ASSERT_TRUE(step.ok()) << step.status().to_string();
+    (*step)->written[0] = 1;
+    ASSERT_TRUE(store->commit(**step, {}).ok());
+  };
+  for (std::int32_t id = 0; id < 40; ++id) append(id);
+  EXPECT_EQ(store->find(a).value()->length, 40);
+  EXPECT_EQ(store->tokens(*store->find(a).value()), (Ids{0, 1, 2, 3, 4, 5, 6, 7}));
+  EXPECT_TRUE(store->check_invariants().ok()) << store->check_invariants().to_string();
+  ASSERT_TRUE(store->release(a).ok());
+  EXPECT_EQ(store->nbytes(), 0);
+}
+
 TEST_F(PagedStoreTest, NbytesCountsASharedRowOnceAndATailByItsLongestSharer) {
-  const std::int64_t row = store_->layout().row_bytes();
+  const std::int64_t row = store_->layout().groups[0].row_bytes;
   const SequenceId a = store_->open().value();
   append(a, 6, {});
   EXPECT_EQ(store_->nbytes(), 6 * row);
@@ -165,8 +187,8 @@ TEST(PagedStoreMemory, PagesStayWhereTheyAreWhileThePoolGrowsByRegions) {
 TEST_F(PagedStoreTest, BuffersOfLayersDoNotOverlap) {
   PagedLayout layout =
       make_paged_layout(std::vector<LayerSpec>(3, LayerSpec::kv(3, 5, 7)), 4, Layout::kNHD).value();
-  const std::int64_t bytes[] = {8 * layout.groups[0].buffers[0].page_bytes,
-                                8 * layout.groups[0].buffers[1].page_bytes};
+  const std::int64_t bytes[] = {8 * layout.groups[0].layers[0].buffers[0].page_bytes,
+                                8 * layout.groups[0].layers[0].buffers[1].page_bytes};
   const auto store = PagedStore::create(std::move(layout), 8, 0, system_memory()).value();
   const PageGroup& group = store->group_of(0);
   std::int64_t end = 0;

@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/cut.h"
 
 namespace kvcache::internal {
 namespace {
@@ -17,7 +18,8 @@ std::vector<std::string> kernel_backends() {
   std::int32_t count = 0;
   const Backend* all = all_backends(&count);
   for (std::int32_t i = 0; i < count; ++i) {
-    if (all[i].available && all[i].attention != nullptr) names.push_back(all[i].name);
+    if (all[i].availability.here && all[i].attends == Attends::kByCuts)
+      names.push_back(all[i].name);
   }
   return names;
 }
@@ -38,7 +40,7 @@ class AttentionKernelsTest : public ::testing::TestWithParam<std::string> {
     PartialRows rows() { return {max, sum, acc}; }
   };
 
-  const AttentionKernels& kernels() const { return *find_backend(GetParam().c_str())->attention; }
+  const AttentionKernels& kernels() const { return *find_backend(GetParam().c_str())->cuts; }
 };
 
 TEST_P(AttentionKernelsTest, MergeWithAnEmptyPartKeepsTheBits) {

@@ -4,3 +4,5 @@
 #include "kernels/cpu/simd/portable.h"
 
 #include "kernels/cpu/attention.inl"
+
+#include "kernels/cpu/rows.inl"

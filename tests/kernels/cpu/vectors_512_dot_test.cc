@@ -13,6 +13,19 @@ KVC_SIMD_FN F32 dot_bf16(F32 sum, U32 a, U32 b) {
   return sum + from_bits(a << 16) * from_bits(b << 16);
 }
 
+KVC_SIMD_FN U32 round_pairs(F32 low, F32 high) {
+  float x[2 * kLanes];
+  store(x, low);
+  store(x + kLanes, high);
+  U32 pairs;
+  for (int i = 0; i < kLanes; ++i) pairs[i] = round_pair(x[2 * i], x[2 * i + 1]);
+  return pairs;
+}
+KVC_SIMD_FN F32 scale(F32 x, F32 n) {
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_ldexpf(x[i], static_cast<int>(n[i]));
+  return x;
+}
+
 }  // namespace kvcache::internal::KVC_SIMD
 
 #include "kernels/cpu/attention.inl"

@@ -31,6 +31,10 @@ KVC_SIMD_FN F32 load_f16(const std::uint16_t* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
+KVC_SIMD_FN void store_f16(std::uint16_t* to, F32 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 KVC_SIMD_FN F32 load_n(const float* from, int n) {
   return _mm256_maskload_ps(from, lane_mask((1u << n) - 1));
 }
@@ -43,6 +47,16 @@ KVC_SIMD_FN F32 load_bf16_n(const std::uint16_t* from, int n) {
   std::uint16_t lanes[kLanes] = {};
   __builtin_memcpy(lanes, from, static_cast<unsigned long>(n) * sizeof(std::uint16_t));
   return load_bf16(lanes);
+}
+
+KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
+  const __m128i x = reinterpret_cast<__m128i>(codes);
+  to[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
+  to[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)));
+}
+KVC_SIMD_FN Codes look_up(Codes table, Codes codes) {
+  return reinterpret_cast<Codes>(
+      _mm_shuffle_epi8(reinterpret_cast<__m128i>(table), reinterpret_cast<__m128i>(codes)));
 }
 
 }  // namespace kvcache::internal::KVC_SIMD

@@ -30,6 +30,11 @@ KVC_SIMD_FN F32 load_f16(const std::uint16_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
+KVC_SIMD_FN void store_f16(std::uint16_t* to, F32 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 KVC_SIMD_FN F32 load_n(const float* from, int n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), from);
 }
@@ -38,6 +43,14 @@ KVC_SIMD_FN F32 load_f16_n(const std::uint16_t* from, int n) {
 }
 KVC_SIMD_FN F32 load_bf16_n(const std::uint16_t* from, int n) {
   return widen_bf16(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), from));
+}
+
+KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
+  to[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
+}
+KVC_SIMD_FN Codes look_up(Codes table, Codes codes) {
+  return reinterpret_cast<Codes>(
+      _mm_shuffle_epi8(reinterpret_cast<__m128i>(table), reinterpret_cast<__m128i>(codes)));
 }
 
 }  // namespace kvcache::internal::KVC_SIMD

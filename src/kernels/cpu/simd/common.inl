@@ -6,22 +6,40 @@
 // What a header offers (F32 holds kLanes floats, U32 as many std::uint32_t; both take + - * / ):
 //   load, store, set1, zero             unaligned memory
 //   load_f16, load_bf16                 widening loads of kLanes 16-bit floats, exact
+//   store_f16, store_bf16               rounded to nearest even, bit for bit as tensor/half.h
 //   load_n, load_f16_n, load_bf16_n     the first n < kLanes elements, the others 0; reads no more
 //   fma(a, b, c)                        a * b + c: one rounding where the instructions exist
 //   max(a, b)                           b where one is NaN
 //   choose(bits, a, b)                  lane i of a if bit i is set, else of b
 //   reduce_add                          in a fixed order
 //   load_bf16_pairs                     2 kLanes elements, the even and the odd ones
-//   fold(x)                             lane i: the sum of x[i], i < kLanes
+//   fold(x)                             lane i: the sum of x[i], i < kLanes; in two halves,
+//   fold_four(x), fold_fours(quads)     the first over four vectors
 //   in_register(x)                      x, kept from being read from memory at each use
 //   transpose(x)                        kLanes vectors as a matrix
 //   round_pair(low, high)               two floats as bf16, to nearest even
-//   dot_bf16(sum, a, b)                 sum + a0 b0 + a1 b1 of pairs of bf16; where KVC_SIMD_DOT
-//   exp, tanh, reduce_max               math.inl
+//   widen_codes(codes, x)               16 whole numbers of a byte as floats: 16 / kLanes vectors
+//   look_up(table, codes)               table[code], code = 0 .. 15
+// and where KVC_SIMD_DOT:
+//   dot_bf16(sum, a, b)                 sum + a0 b0 + a1 b1 of pairs of bf16
+//   round_pairs(low, high)              neighbours as bf16 pairs, to nearest even
+//   scale(x, n)                         x * 2^n for a whole n, also where that is 0
+// where KVC_SIMD_BYTE_DOT, Bytes holds 64 bytes and S32 kLanes whole numbers:
+//   dot_bytes(sum, a, b)                sum + a0 b0 + .. + a3 b3 of unsigned a and signed b
+//   load_bytes(from, n)                 the first n, the others 0
+//   exchange_lanes(x, to)               16-byte lane j of x[i] becomes lane i of to[j], i, j < 4
+//   interleave<half>(x, to)             within each lane, bytes i of x[0] .. x[3] side by side:
+//                                       those of i = 0 .. 7 or 8 .. 15, in two vectors of four
+//   add_neighbours(a, b)                within a lane: a0 + a2, b0 + b2, a1 + a3, b1 + b3
+// and all, by math.inl:
+//   exp, tanh, reduce_max
 #include <cstdint>
 
 #ifndef KVC_SIMD_DOT
 #define KVC_SIMD_DOT 0
+#endif
+#ifndef KVC_SIMD_BYTE_DOT
+#define KVC_SIMD_BYTE_DOT 0
 #endif
 
 #define KVC_SIMD_FN [[gnu::always_inline]] static inline
@@ -30,6 +48,8 @@ namespace kvcache::internal::KVC_SIMD {
 
 using F32 = float __attribute__((vector_size(KVC_SIMD_BYTES)));
 using U32 = std::uint32_t __attribute__((vector_size(KVC_SIMD_BYTES)));
+using U16 = std::uint16_t __attribute__((vector_size(KVC_SIMD_BYTES / 2)));
+using Codes = signed char __attribute__((vector_size(16)));
 
 inline constexpr int kLanes = KVC_SIMD_BYTES / 4;
 
@@ -68,6 +88,20 @@ KVC_SIMD_FN U32 load_u32(const std::uint32_t* from) {
   return x;
 }
 KVC_SIMD_FN void store_u32(std::uint32_t* to, U32 x) { __builtin_memcpy(to, &x, sizeof(x)); }
+
+// The low halves.
+KVC_SIMD_FN void store_u16(std::uint16_t* to, U32 x) {
+  const U16 halves = __builtin_convertvector(x, U16);
+  __builtin_memcpy(to, &halves, sizeof(halves));
+}
+// See f32_to_bf16 in tensor/half.h, lane by lane. Not vcvtneps2bf16, which flushes denormals.
+KVC_SIMD_FN void store_bf16(std::uint16_t* to, F32 x) {
+  const U32 bits = bits_of(x);
+  const U32 rounded = (bits + set1_u32(0x7fffu) + ((bits >> 16) & set1_u32(1))) >> 16;
+  const U32 quiet = (bits >> 16) | set1_u32(0x40u);
+  const U32 magnitude = bits & set1_u32(0x7fffffffu);
+  store_u16(to, magnitude > set1_u32(0x7f800000u) ? quiet : rounded);
+}
 
 // `low` in the low half. See f32_to_bf16 in tensor/half.h.
 KVC_SIMD_FN std::uint32_t round_bf16(float x) {
@@ -123,6 +157,10 @@ KVC_SIMD_FN F32 upper(F32 x) {
 #endif
 }
 
+// The two runs of 16 elements that 16 bytes of 4 bits hold.
+KVC_SIMD_FN Codes low_halves(Codes bytes) { return bytes & (Codes{} + 15); }
+KVC_SIMD_FN Codes high_halves(Codes bytes) { return (bytes >> 4) & (Codes{} + 15); }
+
 // Halves are folded onto each other.
 KVC_SIMD_FN float reduce_add(F32 x) {
 #if KVC_SIMD_BYTES >= 64
@@ -156,7 +194,27 @@ KVC_SIMD_FN F32 zip_high(F32 a, F32 b) {
 }
 #endif
 
-// The same within each 16 bytes.
+// The way back: elements 0, 2, 4 .. of a and b; 1, 3, 5 ...
+#if KVC_SIMD_BYTES == 16
+KVC_SIMD_FN F32 unzip_even(F32 a, F32 b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+KVC_SIMD_FN F32 unzip_odd(F32 a, F32 b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+#elif KVC_SIMD_BYTES == 32
+KVC_SIMD_FN F32 unzip_even(F32 a, F32 b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+KVC_SIMD_FN F32 unzip_odd(F32 a, F32 b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#else
+KVC_SIMD_FN F32 unzip_even(F32 a, F32 b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+KVC_SIMD_FN F32 unzip_odd(F32 a, F32 b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+#endif
+
+// As zip_low and zip_high, within each 16 bytes.
 #if KVC_SIMD_BYTES == 16
 KVC_SIMD_FN F32 quad_low(F32 a, F32 b) { return zip_low(a, b); }
 KVC_SIMD_FN F32 quad_high(F32 a, F32 b) { return zip_high(a, b); }
@@ -192,16 +250,16 @@ KVC_SIMD_FN void transpose(F32 (&x)[kLanes]) {
   }
 }
 
-// Lane i of the result is the sum of the lanes of x[i], in the same order for every i.
-KVC_SIMD_FN F32 fold(const F32* x) {
-  // Within 16 bytes: four vectors become one, x[4 i + j] in the lanes j.
-  F32 quads[kLanes / 4];
-#pragma GCC unroll 4
-  for (int i = 0; i < kLanes / 4; ++i) {
-    const F32 a = quad_low(x[4 * i], x[4 * i + 2]) + quad_high(x[4 * i], x[4 * i + 2]);
-    const F32 b = quad_low(x[4 * i + 1], x[4 * i + 3]) + quad_high(x[4 * i + 1], x[4 * i + 3]);
-    quads[i] = quad_low(a, b) + quad_high(a, b);
-  }
+// Four vectors become one: within 16 bytes, lane j holds what is left to add of x[j].
+KVC_SIMD_FN F32 fold_four(const F32* x) {
+  const F32 a = quad_low(x[0], x[2]) + quad_high(x[0], x[2]);
+  const F32 b = quad_low(x[1], x[3]) + quad_high(x[1], x[3]);
+  return quad_low(a, b) + quad_high(a, b);
+}
+
+// Lane i of the result is the sum of the lanes of x[i], of which x[4 j] .. x[4 j + 3] were folded
+// to quads[j].
+KVC_SIMD_FN F32 fold_fours(const F32* quads) {
 #if KVC_SIMD_BYTES == 16
   return quads[0];
 #elif KVC_SIMD_BYTES == 32
@@ -221,6 +279,14 @@ KVC_SIMD_FN F32 fold(const F32* x) {
          __builtin_shufflevector(pairs[0], pairs[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27,
                                  28, 29, 30, 31);
 #endif
+}
+
+// Lane i of the result is the sum of the lanes of x[i], in the same order for every i.
+KVC_SIMD_FN F32 fold(const F32* x) {
+  F32 quads[kLanes / 4];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes / 4; ++i) quads[i] = fold_four(x + 4 * i);
+  return fold_fours(quads);
 }
 
 }  // namespace kvcache::internal::KVC_SIMD

@@ -27,6 +27,10 @@ KVC_SIMD_FN F32 load_f16(const std::uint16_t* from) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
 }
 
+KVC_SIMD_FN void store_f16(std::uint16_t* to, F32 x) {
+  vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32(x)));
+}
+
 KVC_SIMD_FN F32 load_n(const float* from, int n) {
   float lanes[kLanes] = {};
   __builtin_memcpy(lanes, from, static_cast<unsigned long>(n) * sizeof(float));
@@ -41,6 +45,20 @@ KVC_SIMD_FN F32 load_bf16_n(const std::uint16_t* from, int n) {
   std::uint16_t lanes[kLanes] = {};
   __builtin_memcpy(lanes, from, static_cast<unsigned long>(n) * sizeof(std::uint16_t));
   return load_bf16(lanes);
+}
+
+KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
+  const int8x16_t x = reinterpret_cast<int8x16_t>(codes);
+  const int16x8_t low = vmovl_s8(vget_low_s8(x));
+  const int16x8_t high = vmovl_s8(vget_high_s8(x));
+  to[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+  to[1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
+  to[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+  to[3] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
+}
+KVC_SIMD_FN Codes look_up(Codes table, Codes codes) {
+  return reinterpret_cast<Codes>(
+      vqtbl1q_s8(reinterpret_cast<int8x16_t>(table), reinterpret_cast<uint8x16_t>(codes)));
 }
 
 }  // namespace kvcache::internal::KVC_SIMD

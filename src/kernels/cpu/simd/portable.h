@@ -17,8 +17,6 @@
 
 namespace kvcache::internal::KVC_SIMD {
 
-using U16 = std::uint16_t __attribute__((vector_size(KVC_SIMD_BYTES / 2)));
-
 KVC_SIMD_FN F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 KVC_SIMD_FN F32 max(F32 a, F32 b) { return a > b ? a : b; }
 
@@ -51,6 +49,20 @@ KVC_SIMD_FN F32 widen_f16(U32 half) {
 }
 KVC_SIMD_FN F32 load_f16(const std::uint16_t* from) { return widen_f16(load_u16(from)); }
 
+// See f32_to_f16 in tensor/half.h, lane by lane.
+KVC_SIMD_FN void store_f16(std::uint16_t* to, F32 x) {
+  const U32 magnitude = bits_of(x) & set1_u32(0x7fffffffu);
+  const U32 sign = (bits_of(x) >> 16) & set1_u32(0x8000u);
+  const U32 odd = (magnitude >> 13) & set1_u32(1);
+  const U32 normal = (magnitude - set1_u32(112u << 23) + set1_u32(0x0fffu) + odd) >> 13;
+  const U32 denormal = bits_of(from_bits(magnitude) + set1(0.5f)) - set1_u32(0x3f000000u);
+  const U32 nan = set1_u32(0x7e00u) | ((magnitude >> 13) & set1_u32(0x3ffu));
+  const U32 special = magnitude > set1_u32(0x7f800000u) ? nan : set1_u32(0x7c00u);
+  U32 half = magnitude < set1_u32(113u << 23) ? denormal : normal;
+  half = magnitude >= set1_u32(143u << 23) ? special : half;
+  store_u16(to, half | sign);
+}
+
 KVC_SIMD_FN F32 load_n(const float* from, int n) {
   float lanes[kLanes] = {};
   __builtin_memcpy(lanes, from, static_cast<unsigned long>(n) * sizeof(float));
@@ -66,6 +78,17 @@ KVC_SIMD_FN F32 load_f16_n(const std::uint16_t* from, int n) {
 }
 KVC_SIMD_FN F32 load_bf16_n(const std::uint16_t* from, int n) {
   return from_bits(load_u16_n(from, n) << 16);
+}
+
+KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
+  float x[16];
+  for (int i = 0; i < 16; ++i) x[i] = static_cast<float>(codes[i]);
+  for (int i = 0; i < 16 / kLanes; ++i) to[i] = load(x + i * kLanes);
+}
+KVC_SIMD_FN Codes look_up(Codes table, Codes codes) {
+  Codes found;
+  for (int i = 0; i < 16; ++i) found[i] = table[codes[i]];
+  return found;
 }
 
 }  // namespace kvcache::internal::KVC_SIMD

@@ -1,0 +1,148 @@
+"""The composability matrix from Python: tests/matrix/capabilities.json, the naive model that faces are
+compared with, and what came of a call by the names of that list."""
+
+import functools
+import itertools
+import json
+import pathlib
+import re
+
+import numpy
+
+LIST = pathlib.Path(__file__).resolve().parents[2] / "tests" / "matrix" / "capabilities.json"
+HEADS, KEY_DIM, VALUE_DIM, ODD_DIM, QUERY_HEADS = 2, 32, 64, 24, 4
+# What comes back is within this of what was given, of the largest of a row. See forms() of list.h.
+ERRORS = {"f32": 0, "f16": 2.0 ** -11, "bf16": 2.0 ** -8}
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+CODES = {"kOutOfRange": IndexError, "kInvalidArgument": ValueError, "kUnsupported": NotImplementedError}
+
+
+@functools.cache
+def capabilities():
+    return json.loads(LIST.read_text(encoding="utf-8"))
+
+
+def entry(name, wanted):
+    return next(each for each in capabilities()[name] if each["name"] == wanted)
+
+
+def operations():
+    return [each["name"] for each in capabilities()["operations"]]
+
+
+def kinds(face):
+    lacks = entry("faces", face).get("lacks_kinds", ())
+    return [each for each in capabilities()["kinds"] if each["name"] not in lacks]
+
+
+def life_of(kind):
+    """The keywords of a LayerSpec and of attend()."""
+    return {name: kind[name] for name in ("window", "chunk", "sink_tokens") if name in kind}
+
+
+def expected(operation, face, *pair):
+    """What may come of an operation where layers are of these kinds."""
+    found = set()
+    cell = entry("operations", operation)["cells"][face]
+    for kind in pair:
+        outcomes = {cell} if isinstance(cell, str) else set(cell)
+        for refusal in capabilities()["refusals"]:
+            if kind["name"] not in refusal.get("kinds", [kind["name"]]):
+                outcomes.discard(refusal["name"])
+        found |= outcomes
+    return found
+
+
+def outcome_of(error, also=()):
+    """The name of the one refusal that an exception is, or its text; "passes" for None. `also`: types
+    beside those of the codes, with which a face says the same."""
+    if error is None:
+        return "passes"
+    for refusal in capabilities()["refusals"]:
+        types = (*(CODES[code] for code in refusal["codes"]), *also)
+        if isinstance(error, types) and any(re.search(pattern, str(error))
+                                            for pattern in refusal["patterns"]):
+            return refusal["name"]
+    return f"{type(error).__name__}: {error}"
+
+
+def every_case(face):
+    """(first kind, second kind, form, layout, page_size, rewind_tokens): each pair of kinds with each
+    form, and the rest in turn. All combinations are what the C++ faces are tried on."""
+    known = capabilities()
+    forms = [each["name"] for each in known["forms"]]
+    turns = itertools.cycle(itertools.product(known["layouts"], known["page_sizes"],
+                                              known["rewind_tokens"]))
+    for first, second in itertools.product(kinds(face), repeat=2):
+        for form in forms:
+            yield first, second, form, *next(turns)
+
+
+def sees(life, position, other):
+    """Whether a query sees an earlier position."""
+    if life.get("window"):
+        return position - other < life["window"] or other < life.get("sink_tokens", 0)
+    return not life.get("chunk") or position // life["chunk"] == other // life["chunk"]
+
+
+class Sequence:
+    """All tokens of a sequence, and for each layer the first that it holds beside the sinks."""
+
+    def __init__(self, lives, rewind_tokens):
+        self.lives, self.rewind_tokens = lives, rewind_tokens
+        self.tokens, self.first = [], [0] * len(lives)
+
+    def copy(self, length):
+        other = Sequence(self.lives, self.rewind_tokens)
+        other.tokens, other.first = self.tokens[:length], list(self.first)
+        return other
+
+    def oldest_seen(self, layer, position):
+        rest = {**self.lives[layer], "sink_tokens": 0}
+        return next(p for p in range(position + 1) if sees(rest, position, p))
+
+    def append(self, tokens):
+        if not tokens:
+            return
+        self.tokens += tokens
+        self.let_go()
+
+    def let_go(self):
+        back = max(0, len(self.tokens) - self.rewind_tokens)
+        self.first = [max(first, self.oldest_seen(layer, back))
+                      for layer, first in enumerate(self.first)]
+
+    def reaches(self, length):
+        return length == len(self.tokens) or all(
+            self.oldest_seen(layer, length) >= first for layer, first in enumerate(self.first))
+
+    def positions(self, layer):
+        sinks = self.lives[layer].get("sink_tokens", 0)
+        return [p for p in range(len(self.tokens)) if p < sinks or p >= self.first[layer]]
+
+
+@functools.cache
+def row_of(token, layer, dim, value):
+    """[HEADS, dim] numbers in -1 .. 1 that follow from token and layer."""
+    return numpy.random.default_rng((token, layer, value)).uniform(-1, 1, (HEADS, dim)).astype(
+        numpy.float32)
+
+
+def rows_of(tokens, layer, value, dim=None):
+    """[S, HEADS, dim]."""
+    dim = dim or (VALUE_DIM if value else KEY_DIM)
+    rows = [row_of(token, layer, dim, value) for token in tokens]
+    return numpy.stack(rows) if rows else numpy.zeros((0, HEADS, dim), numpy.float32)
+
+
+def by_formula(query, tokens, layer, life, first=0):
+    """What a query [QUERY_HEADS, KEY_DIM] gets of tokens, of which it is the last: [QUERY_HEADS,
+    VALUE_DIM] in float64. The first of them lies at position `first`."""
+    last = first + len(tokens) - 1
+    seen = [t for t, _ in enumerate(tokens) if sees(life, last, first + t)]
+    keys = rows_of(tokens, layer, False)[seen].astype(numpy.float64)
+    values = rows_of(tokens, layer, True)[seen].astype(numpy.float64)
+    group = QUERY_HEADS // HEADS
+    scores = numpy.einsum("hd,shd->hs", query, keys.repeat(group, 1)) / numpy.sqrt(KEY_DIM)
+    weights = numpy.exp(scores - scores.max(1, keepdims=True))
+    return numpy.einsum("hs,shd->hd", weights / weights.sum(1, keepdims=True), values.repeat(group, 1))

@@ -1,0 +1,365 @@
+// Few query rows over coded keys and values, in whole numbers: the decode path where the header has
+// a dot product of bytes (KVC_SIMD_BYTE_DOT). Part of attention.inl. For rows of int8 and lm4 with
+// one scale: codes, or the levels they stand for, are bytes.
+//
+// Scores. A query row is q = s (128 h + l), two planes of signed bytes: 15 bits of its largest
+// element. Keys are made unsigned by adding 128, and -128 sum(q) is where the sums begin. Four keys
+// lie side by side in the lanes of a vector, 16 elements each, so that a load of a plane serves
+// four keys, and few operations add up a score. The sum is exact; its scale is that of query times
+// key.
+//
+// Values. Of a block of up to 64 keys, the weights of a row times the scales of the values are
+// w = f (256 h + l), two planes of unsigned bytes: 16 bits of the block's largest. The bytes of
+// four values lie side by side, so that a dot product adds four keys. The sum is exact over the
+// block, and goes into the row's floats.
+//
+// Whole numbers know no order: the bits of a score, and of a block's sum, depend on its keys alone.
+// A key that a row does not see has weight 0. Errors: 2^-15 of a query's largest element, 2^-17 of
+// a block's largest weight.
+//
+// Cost per key and row, of k_dim + v_dim elements: 2 / 64 dot products an element, and for all rows
+// 2 / 64 shuffles and what unpacks 4 bits. Source of the idea of planes: our own; vpdpbusd
+// multiplies unsigned with signed bytes (Intel SDM, AVX512_VNNI).
+namespace kvcache::internal::KVC_SIMD {
+namespace {
+
+constexpr int kPlanes = 2;
+constexpr int kQueryMax = 127 * 128 + 63;  // the largest 128 h + l
+constexpr int kWeightMax = 65535;
+
+// Forms that go this way, with these dims.
+KVC_SIMD_FN bool by_bytes(const RowFormat& format, int64_t dim) {
+  if (format.num_scales(dim) != 1) return false;
+  return format.kind == RowFormat::kInt8 ||
+         (format.kind == RowFormat::kLm4 && dim % RowFormat::kGroup == 0);
+}
+
+// Floats of a row of results, of 4 bits two for each byte of a line.
+KVC_SIMD_FN int64_t pad_lines(int64_t dim) { return (dim + 127) / 128 * 128; }
+
+// Elements of a row up to whole vectors of bytes.
+KVC_SIMD_FN int64_t pad_bytes(int64_t dim) { return (dim + 63) / 64 * 64; }
+
+// Calls f.template operator()<kind>() for these.
+template <typename F>
+KVC_SIMD_FN void for_byte_codes(RowFormat::Kind kind, F f) {
+  if (kind == RowFormat::kInt8) return f.template operator()<RowFormat::kInt8>();
+  return f.template operator()<RowFormat::kLm4>();
+}
+
+// A query row of a chunk.
+struct ByteRow {
+  float scale;
+  int32_t start[kPlanes];  // of each of four sums
+};
+
+// Query planes of a chunk: for each four rows, of each 16 elements and row, both planes, repeated
+// in all lanes. [rows, pad_bytes(dim) / 16, kPlanes] vectors, rows of a four innermost but planes.
+void pack_query_bytes(const float* q, int rows, int64_t dim, int8_t* to, ByteRow* info) {
+  const int64_t chunks = pad_bytes(dim) / 16;
+  for_fours(rows, [&]<int kRows>(int r) {
+    for (int i = 0; i < kRows; ++i) {
+      const float* row = q + (r + i) * pad(dim);
+      F32 most = zero();
+      F32 check = zero();  // NaN where an element is not finite
+      for (int64_t d = 0; d < pad(dim); d += kLanes) {
+        const F32 x = load(row + d);
+        most = max(most, max(x, zero() - x));
+        check = check + x * zero();
+      }
+      const float largest = reduce_max(most);
+      const float finite = reduce_add(check);
+      // Below that, scores are 0 in all but name.
+      const bool some = largest > 1e-30f;
+      const float scale = some ? largest / kQueryMax : 0.0f;
+      const F32 by = set1(some ? kQueryMax / largest : 0.0f);
+      ByteRow& mine = info[r + i];
+      mine.scale = scale + finite;
+      int32_t sums[kPlanes] = {0, 0};
+      for (int64_t c = 0; c < chunks; ++c) {
+        int8_t planes[kPlanes][16] = {};
+        if (c * 16 < dim) {
+          float x[16];
+          for (int v = 0; v < 16 / kLanes; ++v) {
+            store(x + v * kLanes, load(row + c * 16 + v * kLanes) * by);
+          }
+          for (int d = 0; d < 16; ++d) {
+            // The largest may be rounded past its place. NaN becomes something: its scale is NaN.
+            float element = x[d] < kQueryMax ? x[d] : kQueryMax;
+            element = element > -kQueryMax ? element : -kQueryMax;
+            const auto whole = static_cast<int32_t>(__builtin_rintf(element));
+            const int32_t high = (whole + 64) >> 7;
+            planes[0][d] = static_cast<int8_t>(high);
+            planes[1][d] = static_cast<int8_t>(whole - high * 128);
+            sums[0] += planes[0][d];
+            sums[1] += planes[1][d];
+          }
+        }
+        int8_t* at = to + (r * chunks + c * kRows + i) * int64_t{kPlanes * 64};
+        for (int p = 0; p < kPlanes; ++p) {
+          for (int lane = 0; lane < 4; ++lane) {
+            __builtin_memcpy(at + p * 64 + lane * 16, planes[p], 16);
+          }
+        }
+      }
+      for (int p = 0; p < kPlanes; ++p) mine.start[p] = -128 * sums[p] / 4;
+    }
+  });
+}
+
+// The scales of the keys of a step, in their order.
+KVC_SIMD_FN F32 scales_of_step(const Step& step) {
+  if (step.runs) return widen_four_fours(step.scales);
+  uint16_t halves[kStep];
+  for (int i = 0; i < kStep; ++i) __builtin_memcpy(&halves[i], step.scales[i], 2);
+  return load_f16(halves);
+}
+
+// Sums of kRows rows with 16 elements of four keys each.
+template <int kRows>
+KVC_SIMD_FN void dot_chunk(Bytes keys, const int8_t* q, S32 (&sums)[kRows][kPlanes]) {
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kPlanes; ++p) {
+      sums[r][p] = dot_bytes(sums[r][p], keys,
+                             load_bytes(reinterpret_cast<const char*>(q + (r * kPlanes + p) * 64)));
+    }
+  }
+}
+
+// Scores of kRows rows with all 16 keys of a step: scores[row * to_stride + key].
+template <RowFormat::Kind kKind, int kRows, Prefetch kAsk>
+[[gnu::noinline]] void score_bytes(const int8_t* q, const ByteRow* info, int64_t dim,
+                                   const Step& here, const Step& ahead, F32 key_scales,
+                                   float* scores, int64_t to_stride) {
+  constexpr bool kHalves = kKind == RowFormat::kLm4;
+  constexpr int64_t kChunk = int64_t{kRows} * kPlanes * 64;
+  const Bytes levels = flip(repeat_table(lm4_levels()));
+  const int64_t bytes = kHalves ? dim / 2 : dim;
+  S32 parts[kStreams][kRows];
+#pragma GCC unroll 1
+  for (int s = 0; s < kStreams; ++s) {
+    S32 sums[kRows][kPlanes];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kPlanes; ++p) sums[r][p] = S32{} + info[r].start[p];
+    }
+    const int8_t* at = q;
+#pragma GCC unroll 1
+    for (int64_t line = 0; line < bytes; line += 64) {
+      Bytes x[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        x[i] = load_bytes(here.rows[i * kStreams + s] + line, bytes - line);
+        ask<kAsk>(ahead.rows[i * kStreams + s] + line);
+      }
+      Bytes lanes[4];
+      exchange_lanes(x, lanes);
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) {
+        if (c > 0 && line + c * 16 >= bytes) break;
+        if constexpr (kHalves) {
+          dot_chunk<kRows>(look_up(levels, low_halves(lanes[c])), at, sums);
+          dot_chunk<kRows>(look_up(levels, high_halves(lanes[c])), at + kChunk, sums);
+          at += 2 * kChunk;
+        } else {
+          dot_chunk<kRows>(flip(lanes[c]), at, sums);
+          at += kChunk;
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) parts[s][r] = (sums[r][0] << 7) + sums[r][1];
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    const S32 sum = add_neighbours(add_neighbours(parts[0][r], parts[2][r]),
+                                   add_neighbours(parts[1][r], parts[3][r]));
+    store(scores + r * to_stride, to_float(sum) * (key_scales * set1(info[r].scale)));
+  }
+}
+
+// Scores of a chunk of rows with a step, in the slots of its block: scores[row * kScores + slot].
+template <RowFormat::Kind kKind, Prefetch kAsk>
+void score_few_bytes(const int8_t* q, const ByteRow* info, int rows, int64_t dim, const Step& here,
+                     const Step& ahead, float* scores) {
+  const F32 key_scales = scales_of_step(here);
+  const int64_t row_bytes = pad_bytes(dim) / 16 * kPlanes * 64;
+  for_fours(
+      rows, [&]<int kRows>(int r) __attribute__((always_inline)) {
+        float close[kRows * kStep];
+        float* to = here.whole ? scores + r * kScores + here.first_slot() : close;
+        const int64_t to_stride = here.whole ? kScores : kStep;
+        // The lines ahead are asked for once.
+        if (r == 0) {
+          score_bytes<kKind, kRows, kAsk>(q, info, dim, here, ahead, key_scales, to, to_stride);
+        } else {
+          score_bytes<kKind, kRows, Prefetch::kNone>(q + r * row_bytes, info + r, dim, here, ahead,
+                                                     key_scales, to, to_stride);
+        }
+        if (here.whole) return;
+        int n = 0;
+        for (uint64_t slots = here.slots; slots != 0; slots &= slots - 1, ++n) {
+          for (int row = 0; row < kRows; ++row) {
+            scores[(r + row) * kScores + __builtin_ctzll(slots)] = close[row * kStep + n];
+          }
+        }
+      });
+}
+
+// The values of a block that some row of the chunk sees, in the order of the steps, up to a
+// multiple of 16: behind the last they are that again, with weight 0.
+struct ByteBlock {
+  const char* rows[kBlock];
+  const char* ahead[kBlock];
+  int keys;                             // a multiple of 16
+  uint8_t weights[4][kPlanes][kBlock];  // of up to four rows
+  float factors[4];
+};
+
+// The order of a block's keys, filled in step by step.
+struct BlockOrder {
+  float scales[kBlock];
+  uint64_t slots[kBlock / kStep];  // of each step
+  bool straight = true;            // key i has slot i
+  int steps = 0;
+
+  [[gnu::always_inline]] void add(const Step& step, const Step& next, ByteBlock* block) {
+    const int key = steps * kStep;
+    __builtin_memcpy(block->rows + key, step.rows, sizeof(step.rows));
+    __builtin_memcpy(block->ahead + key, next.rows, sizeof(next.rows));
+    store(scales + key, scales_of_step(step));
+    straight = straight && step.slots == kAllOfStep << key;
+    slots[steps++] = step.slots;
+    block->keys = key + kStep;
+  }
+
+  // The weights of row `r` of the chunk in this order, in `close` if they are not yet.
+  [[gnu::always_inline]] const float* weights_of(const BlockWeights& block, int r,
+                                                 float* close) const {
+    const float* weights = block.weights + r * kBlock;
+    const bool none = block.seen[r] == 0;
+    if (straight && !none) return weights;
+    for (int i = 0; i < steps * kStep; ++i) close[i] = 0;
+    for (int step = 0; !none && step < steps; ++step) {
+      float* to = close + step * kStep;
+      for (uint64_t rest = slots[step]; rest != 0; rest &= rest - 1) {
+        *to++ = weights[__builtin_ctzll(rest)];
+      }
+    }
+    return close;
+  }
+};
+
+// acc += weights * values for a line of 64 bytes of the block's rows, kRows rows: acc[row * stride
+// + d]. Lane l of vector 2 * kHalf + i of a line holds elements 16 l + 8 kHalf + 4 i .. + 4.
+template <RowFormat::Kind kKind, int kRows, int kHalf, Prefetch kAsk>
+KVC_SIMD_FN void add_half_line(const ByteBlock& block, int64_t line, int64_t bytes, bool high,
+                               float* acc, int64_t stride) {
+  const Bytes levels = repeat_table(lm4_levels());
+  S32 sums[kRows][kPlanes][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kPlanes; ++p) sums[r][p][0] = sums[r][p][1] = S32{};
+  }
+#pragma GCC unroll 1
+  for (int key = 0; key < block.keys; key += 4) {
+    Bytes x[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      x[i] = load_bytes(block.rows[key + i] + line, bytes - line);
+      ask<kAsk>(block.ahead[key + i] + line);
+      if constexpr (kKind == RowFormat::kLm4) {
+        x[i] = look_up(levels, high ? high_halves(x[i]) : low_halves(x[i]));
+      }
+    }
+    Bytes fours[2];
+    interleave<kHalf>(x, fours);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kPlanes; ++p) {
+        const Bytes weights = repeat_word(block.weights[r][p] + key);
+        sums[r][p][0] = dot_bytes(sums[r][p][0], weights, fours[0]);
+        sums[r][p][1] = dot_bytes(sums[r][p][1], weights, fours[1]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    float* to = acc + r * stride + kHalf * 2 * kLanes;
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const F32 sum = to_float((sums[r][0][i] << 8) + sums[r][1][i]);
+      store(to + i * kLanes, fma(set1(block.factors[r]), sum, load(to + i * kLanes)));
+    }
+  }
+}
+
+// acc += weights * values of a block for kRows rows, acc [kRows, stride] in the order of the lines.
+template <RowFormat::Kind kKind, int kRows, Prefetch kAsk>
+[[gnu::noinline]] void add_block_bytes(const ByteBlock& block, int64_t dim, float* acc,
+                                       int64_t stride) {
+  constexpr bool kHalves = kKind == RowFormat::kLm4;
+  const int64_t bytes = kHalves ? dim / 2 : dim;
+#pragma GCC unroll 1
+  for (int64_t line = 0; line < bytes; line += 64) {
+    add_half_line<kKind, kRows, 0, kAsk>(block, line, bytes, false, acc, stride);
+    add_half_line<kKind, kRows, 1, Prefetch::kNone>(block, line, bytes, false, acc, stride);
+    acc += 4 * kLanes;
+    if constexpr (kHalves) {
+      add_half_line<kKind, kRows, 0, Prefetch::kNone>(block, line, bytes, true, acc, stride);
+      add_half_line<kKind, kRows, 1, Prefetch::kNone>(block, line, bytes, true, acc, stride);
+      acc += 4 * kLanes;
+    }
+  }
+}
+
+// Results [rows, stride] in the order of add_block_bytes become elements: to[row * pad(dim)].
+template <RowFormat::Kind kKind>
+void from_lines(const float* acc, int rows, int64_t stride, int64_t dim, float* to) {
+  constexpr bool kHalves = kKind == RowFormat::kLm4;
+  for (int r = 0; r < rows; ++r) {
+    for (int64_t at = 0; at < stride; at += 64) {
+      for (int l = 0; l < 4; ++l) {
+        for (int v = 0; v < 4; ++v) {
+          const float* from = acc + r * stride + at + v * kLanes + l * 4;
+          // 4 bits: of a line, the lower halves first; a lane has 16 of each 32 elements.
+          const int64_t d =
+              kHalves ? at / 128 * 128 + l * 32 + at % 128 / 64 * 16 + v * 4 : at + l * 16 + v * 4;
+          if (d < dim) {
+            __builtin_memcpy(to + r * pad(dim) + d, from,
+                             static_cast<unsigned long>(min_of(4, dim - d)) * sizeof(float));
+          }
+        }
+      }
+    }
+  }
+}
+
+// The weights of a row times the scales of the values, both in the order of the block's keys.
+KVC_SIMD_FN void round_weights(const float* weights, const float* scales, int keys,
+                               uint8_t (*planes)[kBlock], float* factor) {
+  F32 x[kBlockVecs];
+  F32 most = zero();
+  const int vectors = keys / kLanes;
+  for (int v = 0; v < vectors; ++v) {
+    x[v] = load(weights + v * kLanes) * load(scales + v * kLanes);
+    most = max(most, x[v]);
+  }
+  const float largest = reduce_max(most);
+  const bool some = largest > 1e-30f;
+  const F32 by = set1(some ? kWeightMax / largest : 0.0f);
+  *factor = some ? largest / kWeightMax : 0.0f;
+  for (int v = 0; v < vectors; ++v) {
+    const S32 whole = to_nearest(x[v] * by);
+    store_low_bytes(planes[0] + v * kLanes, whole >> 8);
+    store_low_bytes(planes[1] + v * kLanes, whole);
+  }
+}
+
+}  // namespace
+}  // namespace kvcache::internal::KVC_SIMD

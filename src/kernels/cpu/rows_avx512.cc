@@ -1,0 +1,4 @@
+// See rows.inl.
+#include "kernels/cpu/simd/avx512.h"
+
+#include "kernels/cpu/rows.inl"

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kvcache/layer_spec.h"
+#include "support/coded.h"
 #include "support/paged_model.h"
 #include "support/tensors.h"
 
@@ -42,6 +43,26 @@ inline const std::vector<float>& token_row(const BufferSpec& spec, double token,
       row.push_back(
           static_cast<float>(row_element(token, layer, head, d, spec.role == Role::kValue)));
     }
+  }
+  return row;
+}
+
+// What is held of it: the row that its codes stand for, by the definition of its form; a plain row
+// is itself.
+inline const std::vector<float>& held_row(const BufferSpec& spec, double token,
+                                          std::int64_t layer) {
+  const std::vector<float>& given = token_row(spec, token, layer);
+  const RowFormat& format = spec.format;
+  if (!format.is_coded()) return given;
+  using Key = std::tuple<double, std::int64_t, Role, std::int64_t, std::int64_t, int, bool>;
+  static std::map<Key, std::vector<float>> known;
+  if (known.size() > 10000) known.clear();
+  std::vector<float>& row =
+      known[{token, layer, spec.role, spec.heads, spec.dim, format.kind, format.rotate}];
+  for (std::int64_t head = 0; row.size() < given.size(); ++head) {
+    const std::vector<float> back =
+        coded_and_back(format, given.data() + head * spec.dim, spec.dim);
+    row.insert(row.end(), back.begin(), back.end());
   }
   return row;
 }
@@ -97,15 +118,15 @@ inline HostTensor tokens_first(const HostTensor& rows, Layout layout) {
   return result;
 }
 
-// Whether the rows [S, heads, dim] are those of these tokens, but for `error` of what is largest in
-// a row.
+// Whether the rows [S, heads, dim] are what is held of these tokens, but for `error` of what is
+// largest in a row.
 inline bool are_rows_of(const HostTensor& rows, const BufferSpec& spec, const Tokens& tokens,
                         std::int64_t layer, double error) {
   if (rows.num_elements() != size_of_tokens(tokens) * spec.heads * spec.dim) return false;
   const std::vector<float> found = values(rows);
   std::size_t i = 0;
   for (const double token : tokens) {
-    for (const float expected : token_row(spec, token, layer)) {
+    for (const float expected : held_row(spec, token, layer)) {
       if (!(std::abs(found[i++] - expected) <= error)) return false;
     }
   }
@@ -132,8 +153,8 @@ inline std::vector<double> attention_by_formula(const float* query, const LayerS
   for (std::int64_t p = 0; p <= n; ++p) {
     if (!sees(spec.life, first + n, first + p)) continue;
     const double token = tokens[static_cast<std::size_t>(p)];
-    const std::vector<float>& keys = token_row(spec.key(), token, layer);
-    const std::vector<float>& rows = token_row(spec.value(), token, layer);
+    const std::vector<float>& keys = held_row(spec.key(), token, layer);
+    const std::vector<float>& rows = held_row(spec.value(), token, layer);
     for (std::int64_t head = 0; head < kQueryHeads; ++head) {
       const std::int64_t kv_head = head / (kQueryHeads / spec.key().heads);
       double score = 0;

@@ -29,9 +29,8 @@ inline double row_element(double token, std::int64_t layer, std::int64_t head, s
   return static_cast<double>(x >> 40) / (1 << 23) - 1;
 }
 
-// The row of one token, [heads, dim]; computed once.
-inline const std::vector<float>& token_row(const BufferSpec& spec, double token,
-                                           std::int64_t layer) {
+// The row of one token, [heads, dim]; computed once, or again after many others.
+inline std::vector<float> token_row(const BufferSpec& spec, double token, std::int64_t layer) {
   static std::map<std::tuple<double, std::int64_t, Role, std::int64_t, std::int64_t>,
                   std::vector<float>>
       known;
@@ -49,9 +48,8 @@ inline const std::vector<float>& token_row(const BufferSpec& spec, double token,
 
 // What is held of it: the row that its codes stand for, by the definition of its form; a plain row
 // is itself.
-inline const std::vector<float>& held_row(const BufferSpec& spec, double token,
-                                          std::int64_t layer) {
-  const std::vector<float>& given = token_row(spec, token, layer);
+inline std::vector<float> held_row(const BufferSpec& spec, double token, std::int64_t layer) {
+  std::vector<float> given = token_row(spec, token, layer);
   const RowFormat& format = spec.format;
   if (!format.is_coded()) return given;
   using Key = std::tuple<double, std::int64_t, Role, std::int64_t, std::int64_t, int, bool>;
@@ -74,7 +72,7 @@ inline HostTensor packed_tokens(const BufferSpec& spec, const Tokens& tokens, st
   HostTensor rows(DType::kF32, {size_of_tokens(tokens), spec.heads, spec.dim});
   float* to = floats(rows);
   for (const double token : tokens) {
-    const std::vector<float>& row = token_row(spec, token, layer);
+    const std::vector<float> row = token_row(spec, token, layer);
     to = std::copy(row.begin(), row.end(), to);
   }
   return rows;
@@ -92,7 +90,7 @@ inline HostTensor dense_tokens(const BufferSpec& spec, const std::vector<Tokens>
   for (std::int64_t b = 0; b < rows; ++b) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const double token = batch[static_cast<std::size_t>(b)][static_cast<std::size_t>(t)];
-      const std::vector<float>& row = token_row(spec, token, layer);
+      const std::vector<float> row = token_row(spec, token, layer);
       for (std::int64_t head = 0; head < spec.heads; ++head) {
         const std::int64_t at = head_first ? (b * spec.heads + head) * tokens + t
                                            : (b * tokens + t) * spec.heads + head;
@@ -153,8 +151,8 @@ inline std::vector<double> attention_by_formula(const float* query, const LayerS
   for (std::int64_t p = 0; p <= n; ++p) {
     if (!sees(spec.life, first + n, first + p)) continue;
     const double token = tokens[static_cast<std::size_t>(p)];
-    const std::vector<float>& keys = held_row(spec.key(), token, layer);
-    const std::vector<float>& rows = held_row(spec.value(), token, layer);
+    const std::vector<float> keys = held_row(spec.key(), token, layer);
+    const std::vector<float> rows = held_row(spec.value(), token, layer);
     for (std::int64_t head = 0; head < kQueryHeads; ++head) {
       const std::int64_t kv_head = head / (kQueryHeads / spec.key().heads);
       double score = 0;

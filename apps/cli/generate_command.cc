@@ -87,8 +87,8 @@ Status check_batch_flags(const Flags& flags, bool batch) {
 // Pages that outlive a text, for one that is continued by itself; none unless they are asked for.
 Result<std::shared_ptr<runner::PrefixStore>> open_prefixes(const Flags& flags,
                                                            const runner::Model& model) {
-  if (!flags.prefix.wanted()) return std::shared_ptr<runner::PrefixStore>();
   KVC_ASSIGN_OR_RETURN(const std::int64_t bytes, flags.prefix.bytes());
+  if (!flags.prefix.wanted()) return std::shared_ptr<runner::PrefixStore>();
   if (!flags.cache.empty() && flags.cache != "paged") {
     return Status(StatusCode::kInvalidArgument,
                   "prefix-cache: found cache " + flags.cache + ", expected paged or batching");
@@ -158,7 +158,6 @@ Status run(Flags& flags) {
     runner::EngineOptions together;
     together.max_active = flags.max_active.value_or(kMaxActive);
     KVC_ASSIGN_OR_RETURN(together.cached_bytes, flags.prefix.bytes());
-    if (flags.prefix.refused()) together.cached_bytes = 0;
     return generate_batch(loaded, prompts, flags.options, together, flags.json);
   }
   KVC_ASSIGN_OR_RETURN(flags.options.prefixes, open_prefixes(flags, loaded.model));

@@ -49,13 +49,23 @@ void PrefixFlags::add(CLI::App& app) {
                           "Keep what prompts computed, as much as takes BYTES, for others that "
                           "begin alike [1GiB]; by itself for several prompts")
                ->type_name("BYTES")
-               ->expected(0, 1);
-  app.add_flag("--no-prefix-cache", refused_, "Compute every prompt whole")->excludes(given_);
+               ->expected(0, 1)
+               ->check(CLI::Validator(
+                   [](const std::string& text) -> std::string {
+                     const auto bytes = parse_bytes("", text.empty() ? "1" : text);
+                     return bytes.ok() ? "" : bytes.status().message().substr(2);  // the name ": "
+                   },
+                   ""));
+  app.add_flag("--no-prefix-cache", refused_, "Compute every prompt whole");
 }
 
 Result<std::int64_t> PrefixFlags::bytes() const {
-  if (bytes_.empty()) return kBytes;
-  return parse_bytes("prefix-cache", bytes_);
+  if (wanted() && refused_) {
+    return Status(StatusCode::kInvalidArgument,
+                  "no-prefix-cache: found it beside --prefix-cache, expected one of them");
+  }
+  if (refused_) return 0;
+  return bytes_.empty() ? kBytes : parse_bytes("prefix-cache", bytes_);
 }
 
 void ModelFlags::add_model(CLI::App& app) {

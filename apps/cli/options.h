@@ -81,8 +81,8 @@ struct PrefixFlags {
 
   void add(CLI::App& app);
   bool wanted() const { return given_->count() > 0; }
-  bool refused() const { return refused_; }
-  Result<std::int64_t> bytes() const;  // kBytes where none are said
+  // kBytes where none are said; 0 with --no-prefix-cache. Errors: kInvalidArgument for both.
+  Result<std::int64_t> bytes() const;
 
  private:
   std::string bytes_;

@@ -204,7 +204,7 @@ TEST_F(CPrefix, BadInputIsNamed) {
   EXPECT_EQ(kvc_prefix_match(prefix_, text.data(), 4, nullptr, nullptr), KVC_INVALID_ARGUMENT);
   kvc_prefix_namespace space = named(1);
   space.reserved = 1;
-  EXPECT_EQ(kvc_prefix_match(prefix_, text.data(), 4, &space, &handle), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_prefix_match(prefix_, text.data(), 4, &space, &handle), KVC_UNSUPPORTED);
   std::int64_t seq = 0;
   EXPECT_EQ(kvc_prefix_open(prefix_, nullptr, &seq), KVC_INVALID_ARGUMENT);
   EXPECT_EQ(kvc_prefix_get_stats(prefix_, nullptr), KVC_INVALID_ARGUMENT);

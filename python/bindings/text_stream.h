@@ -6,10 +6,12 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvcache/executor.h"
@@ -28,6 +30,21 @@ struct Loaded {
   std::int64_t threads = 0;        // of the pool; 0: the default one
 
   ExecContext context() const { return {pool.get(), nullptr}; }
+};
+
+// The prefix cache of a model, and why calls went past it.
+class PrefixDoor {
+ public:
+  explicit PrefixDoor(std::shared_ptr<runner::PrefixStore> store) : store_(std::move(store)) {}
+
+  const std::shared_ptr<runner::PrefixStore>& store() const { return store_; }
+  void pass(const std::string& reason);
+  nanobind::dict stats();
+
+ private:
+  std::shared_ptr<runner::PrefixStore> store_;
+  std::mutex mutex_;
+  std::map<std::string, std::int64_t> passed_;
 };
 
 // GenerateOptions, and what keeps their memory alive.
@@ -51,7 +68,8 @@ class TextStream {
   TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
              const std::vector<std::int32_t>& prompt, bool keep_pieces);
 
-  // Several in one engine. Raises what Engine::add reports, with the index of the prompt.
+  // Several in one engine; past options.core.prefixes where they have no room. Raises what
+  // Engine::add reports, with the index of the prompt.
   TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options, const Prompts& prompts,
              std::int64_t max_active, bool keep_pieces);
 
@@ -73,20 +91,24 @@ class TextStream {
     std::string text;
   };
 
-  bool done() const { return one_ != nullptr ? one_->done() : engine_->done(); }
-  bool several() const { return engine_.has_value(); }
+  bool several() const { return prompts_ >= 0; }
+  // Keeps what came, unless it failed, and gives rows and room back: a stream may be held for long.
+  void close();
   // One step without the GIL, then signals. False if all is done, or was over before.
   bool advance();
   Status step();
+  Result<runner::Engine> open_engine(const Prompts& prompts, std::int64_t max_active);
 
   std::shared_ptr<const Loaded> loaded_;
   StreamOptions options_;
   std::unique_ptr<runner::Generation> one_;
   std::optional<runner::Engine> engine_;
+  std::int64_t prompts_ = -1;  // of several
   bool keep_pieces_;
   std::recursive_mutex mutex_;  // of all below, and of the two above once made
   std::deque<Piece> pieces_;
-  bool failed_ = false;
+  std::vector<runner::GenerateResult> results_;  // once it is over
+  bool over_ = false, failed_ = false;
 };
 
 // TextStream, GenerateResult, TokenTrace, KvUsage.

@@ -12,9 +12,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "kvcache/eviction.h"
 #include "kvcache/paged_cache.h"
@@ -32,6 +34,15 @@ struct PrefixNamespace {
 
   friend auto operator<=>(const PrefixNamespace&, const PrefixNamespace&) = default;
 };
+
+// The namespace of such a list of parts: their SHA-256, each with its length, so that lists that
+// differ have others. Parts are whatever decides: a digest of the weights, names, forms, a salt.
+KVC_API PrefixNamespace namespace_of(std::span<const std::string_view> parts,
+                                     std::int64_t tenant = 0) noexcept;
+inline PrefixNamespace namespace_of(std::initializer_list<std::string_view> parts,
+                                    std::int64_t tenant = 0) noexcept {
+  return namespace_of(std::span<const std::string_view>(parts.begin(), parts.size()), tenant);
+}
 
 // Why a match is not longer.
 enum class PrefixMiss : std::uint8_t {

@@ -6,11 +6,12 @@
 #include <atomic>
 #include <string>
 #include <utility>
+#include <vector>
 
-#include "api/cache_file_impl.h"
 #include "api/paged_cache_impl.h"
 #include "base/door.h"
 #include "base/expect.h"
+#include "base/file.h"
 #include "cache/paged/raw_rows.h"
 #include "formats/blocks.h"
 
@@ -122,6 +123,21 @@ void put_block(PagedStore& store, const PagedSequence& seq, const StoredSequence
 
 }  // namespace
 
+struct CacheFile::Impl {
+  std::unique_ptr<internal::File> file;
+  internal::FileHeader header;
+  CacheFileInfo info;
+
+  static Result<CacheFile> open(std::unique_ptr<internal::File> file);
+  Result<SequenceId> load(PagedCache& cache, const PrefixNamespace& space,
+                          const ExecContext& context) const;
+  Status check(const PagedCache& cache, const PrefixNamespace& space) const;
+
+  // Calls fn(block, its bytes), each block once, in tasks of the executor, as long as none fails.
+  template <typename Fn>
+  Status for_each_block(const ExecContext& context, Fn&& fn) const;
+};
+
 template <typename Fn>
 Status CacheFile::Impl::for_each_block(const ExecContext& context, Fn&& fn) const {
   const auto blocks = static_cast<std::int64_t>(header.sums.size());
@@ -188,14 +204,6 @@ Result<CacheFile> CacheFile::Impl::open(std::unique_ptr<File> file) {
   return CacheFile(std::move(impl));
 }
 
-Status CacheFile::Impl::save(internal::FileSystem& files, const PagedCache& cache, SequenceId seq,
-                             const std::string& path, const PrefixNamespace& space) {
-  const PagedStore& store = *cache.impl_->store;
-  KVC_ASSIGN_OR_RETURN(const PagedSequence* found, store.find(seq));
-  return internal::replace_file(files, path,
-                                [&](File& file) { return write_to(file, store, *found, space); });
-}
-
 // Whether the file is of such a cache.
 Status CacheFile::Impl::check(const PagedCache& cache, const PrefixNamespace& space) const {
   const PagedStore& store = *cache.impl_->store;
@@ -242,7 +250,12 @@ CacheFile::~CacheFile() = default;
 
 Status CacheFile::save(const PagedCache& cache, SequenceId seq, const std::string& path,
                        const PrefixNamespace& space) {
-  return at_door([&] { return Impl::save(internal::system_files(), cache, seq, path, space); });
+  return at_door([&]() -> Status {
+    const PagedStore& store = *cache.impl_->store;
+    KVC_ASSIGN_OR_RETURN(const PagedSequence* found, store.find(seq));
+    return internal::replace_file(internal::files(), path,
+                                  [&](File& file) { return write_to(file, store, *found, space); });
+  });
 }
 
 Result<SequenceId> CacheFile::load(PagedCache& cache, const std::string& path,
@@ -270,7 +283,7 @@ Result<CacheFile> CacheFile::over(std::span<const std::byte> bytes) {
 
 Result<CacheFile> CacheFile::open(const std::string& path) {
   return at_door([&]() -> Result<CacheFile> {
-    KVC_ASSIGN_OR_RETURN(auto file, internal::system_files().open(path));
+    KVC_ASSIGN_OR_RETURN(auto file, internal::files().open(path));
     Result<CacheFile> opened = Impl::open(std::move(file));
     const Status status = opened.status();
     if (status.ok() || status.message().starts_with(path)) return opened;

@@ -10,6 +10,7 @@
 #include "api/paged_cache_impl.h"
 #include "base/door.h"
 #include "base/expect.h"
+#include "base/sha256.h"
 
 namespace kvcache {
 inline namespace v1 {
@@ -19,6 +20,17 @@ using internal::PagedSequence;
 using internal::PrefixFound;
 using internal::PrefixIndex;
 using internal::refusal;
+
+PrefixNamespace namespace_of(std::span<const std::string_view> parts,
+                             std::int64_t tenant) noexcept {
+  internal::Sha256 sum;
+  for (const std::string_view part : parts) {
+    const std::uint64_t length = part.size();
+    sum.add(std::as_bytes(std::span(&length, 1)));
+    sum.add(std::as_bytes(std::span(part)));
+  }
+  return {sum.finish(), tenant};
+}
 
 const char* name_of(PrefixMiss reason) noexcept {
   switch (reason) {

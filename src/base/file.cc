@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -144,6 +145,18 @@ FileSystem& system_files() noexcept {
   static Immortal<SystemFiles> files;
   return *files;
 }
+
+namespace {
+std::atomic<FileSystem*> in_place{nullptr};
+}
+
+FileSystem& files() noexcept {
+  FileSystem* const others = in_place.load();
+  return others != nullptr ? *others : system_files();
+}
+
+FilesInPlace::FilesInPlace(FileSystem& others) noexcept { in_place = &others; }
+FilesInPlace::~FilesInPlace() { in_place = nullptr; }
 
 Status BytesFile::read_at(std::int64_t offset, std::span<std::byte> out) const {
   const auto at = static_cast<std::size_t>(offset);

@@ -43,6 +43,16 @@ class FileSystem {
 // The system's. Lives as long as the process.
 FileSystem& system_files() noexcept;
 
+// Those that the library uses: the system's, unless a test has put others in their place.
+FileSystem& files() noexcept;
+class FilesInPlace {
+ public:
+  explicit FilesInPlace(FileSystem& others) noexcept;
+  ~FilesInPlace();
+  FilesInPlace(const FilesInPlace&) = delete;
+  FilesInPlace& operator=(const FilesInPlace&) = delete;
+};
+
 // Bytes of the caller's as a file that can be read; they must outlive it.
 class BytesFile final : public File {
  public:

@@ -33,6 +33,7 @@ std::vector<Golden> goldens() {
   const auto kv = [](const RowFormat& k, const RowFormat& v) {
     return LayerSpec::kv(2, 32, 64, k, v);
   };
+  const auto small = [](const RowFormat& v) { return LayerSpec::kv(1, 16, 8, kF16, v); };
   std::vector<LayerSpec> every_form;
   for (const auto kind : {RowFormat::kInt8, RowFormat::kFp8E4M3, RowFormat::kInt4, RowFormat::kLm4,
                           RowFormat::kQ8_0, RowFormat::kQ4_0}) {
@@ -43,10 +44,10 @@ std::vector<Golden> goldens() {
        namespace_of({"a model", "a tokenizer"}, 3)},
       {"forms", stored_config(every_form, 4), 21, {}},
       {"windows",
-       stored_config({kv(kF16, kF16), kv(kF16, coded(RowFormat::kInt8)).living(window),
-                      kv(kF16, kF16).living(chunk)},
-                     4),
-       300,
+       stored_config(
+           {small(kF16), small(coded(RowFormat::kInt8)).living(window), small(kF16).living(chunk)},
+           4),
+       260,
        {}},
       {"tails", stored_config({kv(coded(RowFormat::kInt4), kF16)}, 4, Layout::kHND, 6), 23, {}}};
 }

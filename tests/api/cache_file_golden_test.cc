@@ -33,7 +33,7 @@ std::vector<Golden> goldens() {
   const auto kv = [](const RowFormat& k, const RowFormat& v) {
     return LayerSpec::kv(2, 32, 64, k, v);
   };
-  const auto small = [](const RowFormat& v) { return LayerSpec::kv(1, 16, 8, kF16, v); };
+  const auto small = [kF16](const RowFormat& v) { return LayerSpec::kv(1, 16, 8, kF16, v); };
   std::vector<LayerSpec> every_form;
   for (const auto kind : {RowFormat::kInt8, RowFormat::kFp8E4M3, RowFormat::kInt4, RowFormat::kLm4,
                           RowFormat::kQ8_0, RowFormat::kQ4_0}) {

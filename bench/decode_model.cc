@@ -111,7 +111,7 @@ class Subject {
           TensorView(rows.data(), DType::kF32, {tokens, heads, dim}),
           TensorView(k, DType::kF32, {tokens, kv_heads, dim}),
           TensorView(k + kv_heads * kPiece * dim, DType::kF32, {tokens, kv_heads, dim})};
-      KVC_RETURN_IF_ERROR(history.begin({&tokens, 1}));
+      KVC_RETURN_IF_ERROR(history.begin({&tokens, 1}, {}));
       for (std::int64_t layer = 0; layer < options_.config.num_layers; ++layer) {
         const Status attended = history.attend(
             layer, inputs, MutableTensorView(out.data(), DType::kF32, {tokens, heads, dim}),

@@ -242,6 +242,8 @@ typedef struct kvc_paged_config {
   const kvc_memory* memory; /* null: the system's */
   int64_t rewind_tokens;    /* how far back layers with a window or chunk can be taken */
   int64_t residual_tokens;  /* newest ones that stay plain in coded layers; 0: none */
+  int32_t prefixes;         /* 1: room for the index of a kvc_prefix; not beside residual_tokens */
+  int32_t reserved_too;     /* 0 */
 } kvc_paged_config;
 
 typedef struct kvc_append {
@@ -347,6 +349,7 @@ typedef struct kvc_paged_stats {
   int64_t reserved_bytes;
   /* Since 0.2.0. */
   int64_t rows_encoded;
+  int64_t pages_cached; /* kept by a kvc_prefix, held by no sequence */
 } kvc_paged_stats;
 KVC_API kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats);
 
@@ -393,6 +396,9 @@ KVC_API int64_t kvc_batch_num_rows(const kvc_batch* batch); /* 0 for null */
  * becomes what row indices[i] was; rows a, b become a, a, b, b for n = 2; a fork shares pages.
  * rewind drops the newest counts[b] tokens of row b, truncate keeps the first n of each. */
 KVC_API kvc_status kvc_batch_add(kvc_batch* batch, int64_t count);
+/* The row becomes a sequence of the same cache with the tokens it has (kvc_prefix_open,
+ * kvc_paged_fork), which is the batch's from here on; what it was goes back. */
+KVC_API kvc_status kvc_batch_replace(kvc_batch* batch, int64_t row, int64_t seq);
 KVC_API kvc_status kvc_batch_release(kvc_batch* batch, int64_t row);
 KVC_API void kvc_batch_reset(kvc_batch* batch);
 KVC_API kvc_status kvc_batch_select(kvc_batch* batch, const int64_t* indices, int64_t num_indices);
@@ -400,6 +406,124 @@ KVC_API kvc_status kvc_batch_repeat(kvc_batch* batch, int64_t n);
 KVC_API kvc_status kvc_batch_fork(kvc_batch* batch, kvc_batch** forked); /* kvc_batch_free */
 KVC_API kvc_status kvc_batch_rewind(kvc_batch* batch, const int64_t* counts, int64_t num_rows);
 KVC_API kvc_status kvc_batch_truncate(kvc_batch* batch, int64_t n);
+
+/* ---- PrefixCache: what was computed once is found again, see prefix.h ---- */
+
+typedef struct kvc_prefix kvc_prefix;
+typedef struct kvc_prefix_handle kvc_prefix_handle;
+
+enum { KVC_LRU = 0, KVC_S3FIFO = 1, KVC_ARC = 2, KVC_ADAPTIVE = 3 }; /* eviction */
+
+/* Why a match is not longer. */
+enum {
+  KVC_MISS_NONE = 0,            /* nothing was asked for */
+  KVC_MISS_LAST_TOKEN = 1,      /* the last token is always computed: all others were found */
+  KVC_MISS_COLD = 2,            /* the next page was never stored */
+  KVC_MISS_EVICTED = 3,         /* it was, and left */
+  KVC_MISS_EXPIRED = 4,         /* its time to live is over */
+  KVC_MISS_OTHER_NAMESPACE = 5, /* nothing is stored in this namespace, but in others */
+  KVC_MISS_WINDOW = 6           /* a layer's last window before a longer one is gone */
+};
+
+typedef struct kvc_prefix_options {
+  uint32_t struct_size;
+  int32_t eviction;
+  int64_t ttl;            /* milliseconds that a page is found after it was stored; 0: ever */
+  int64_t event_capacity; /* events that are kept until taken */
+} kvc_prefix_options;
+
+/* Texts of different namespaces and tenants never meet. The bits stand for all that decides what
+ * rows a token gets: weights, tokenizer, stored form, RoPE, adapter, a salt of the caller's. */
+typedef struct kvc_prefix_namespace {
+  uint32_t struct_size;
+  int32_t reserved; /* 0 */
+  uint8_t bits[32];
+  int64_t tenant;
+} kvc_prefix_namespace;
+
+/* Over a cache of kvc_paged_config.prefixes, one at a time; options null: the defaults. The cache
+ * lives until it is freed. Freed by kvc_prefix_free; calls come one at a time, together with those
+ * of the cache. */
+KVC_API kvc_status kvc_prefix_create(kvc_paged* cache, const kvc_prefix_options* options,
+                                     kvc_prefix** prefix);
+KVC_API void kvc_prefix_free(kvc_prefix* prefix);
+
+/* The longest stored beginning of `tokens`, at most all but the last; nothing found is a handle of
+ * length 0. space null: zeros. Its pages stay until kvc_prefix_handle_free, which may also come
+ * after kvc_prefix_free. */
+KVC_API kvc_status kvc_prefix_match(kvc_prefix* prefix, const int32_t* tokens, int64_t num_tokens,
+                                    const kvc_prefix_namespace* space, kvc_prefix_handle** handle);
+KVC_API int64_t kvc_prefix_handle_length(const kvc_prefix_handle* handle); /* 0 for null */
+KVC_API int32_t kvc_prefix_handle_reason(const kvc_prefix_handle* handle); /* KVC_MISS_... */
+KVC_API void kvc_prefix_handle_free(kvc_prefix_handle* handle);
+
+/* A sequence of the handle's tokens, in its namespace, that shares its pages: what is appended to
+ * it with ids (kvc_append.tokens) becomes findable. */
+KVC_API kvc_status kvc_prefix_open(kvc_prefix* prefix, const kvc_prefix_handle* handle,
+                                   int64_t* seq);
+
+/* What a match would find; nothing is held or counted. */
+typedef struct kvc_prefix_explanation {
+  uint32_t struct_size;
+  int32_t reason; /* KVC_MISS_... */
+  int64_t length; /* that a match would find */
+  int64_t stored; /* tokens that are stored, whether every layer can serve them or not */
+  int64_t layer;  /* the first of the group that was the limit; -1: none was */
+} kvc_prefix_explanation;
+KVC_API kvc_status kvc_prefix_explain(const kvc_prefix* prefix, const int32_t* tokens,
+                                      int64_t num_tokens, const kvc_prefix_namespace* space,
+                                      kvc_prefix_explanation* explanation);
+
+/* Keeps pages also without the handle, until as many unpins; of all its pages the priority (0 ..
+ * 100, 50 is usual, lower ones leave first) and the time to live from now (0: for ever). */
+KVC_API kvc_status kvc_prefix_pin(kvc_prefix* prefix, const kvc_prefix_handle* handle);
+KVC_API kvc_status kvc_prefix_unpin(kvc_prefix* prefix, const kvc_prefix_handle* handle);
+KVC_API kvc_status kvc_prefix_set_priority(kvc_prefix* prefix, const kvc_prefix_handle* handle,
+                                           int64_t priority);
+KVC_API kvc_status kvc_prefix_set_ttl(kvc_prefix* prefix, const kvc_prefix_handle* handle,
+                                      int64_t milliseconds);
+
+/* Bytes of pages that others leave a tenant, -1: no quota; what it has, 0 without one. */
+KVC_API kvc_status kvc_prefix_set_quota(kvc_prefix* prefix, int64_t tenant, int64_t bytes);
+KVC_API int64_t kvc_prefix_tenant_bytes(const kvc_prefix* prefix, int64_t tenant);
+
+/* How many pages are free now: at most `pages` that no sequence holds, or those past their time. */
+KVC_API int64_t kvc_prefix_evict(kvc_prefix* prefix, int64_t pages);
+KVC_API int64_t kvc_prefix_remove_expired(kvc_prefix* prefix);
+
+/* PrefixStats; misses by KVC_MISS_... The caller sets struct_size. */
+typedef struct kvc_prefix_stats {
+  uint32_t struct_size;
+  int64_t matches;
+  int64_t hits;
+  int64_t tokens_asked;
+  int64_t tokens_found;
+  int64_t tokens_reused;
+  int64_t misses[7];
+  int64_t pages_stored;
+  int64_t pages_evicted;
+  int64_t pages_removed;
+  int64_t pages;
+  int64_t pages_unheld;
+  int64_t bytes;
+  int64_t namespaces;
+} kvc_prefix_stats;
+KVC_API kvc_status kvc_prefix_get_stats(const kvc_prefix* prefix, kvc_prefix_stats* stats);
+
+/* kind 0: a page was stored, 1: removed, 2: `lost` events up to `number` were lost. `key` is of a
+ * page's tokens and all before them, `parent` that of the page before. */
+typedef struct kvc_prefix_event {
+  uint32_t struct_size;
+  int32_t kind;
+  int64_t number;
+  int64_t lost;
+  uint64_t key;
+  uint64_t parent;
+  int64_t position;
+} kvc_prefix_event;
+/* The oldest events, at most `capacity`: *taken of them. The caller sets struct_size of each. */
+KVC_API kvc_status kvc_prefix_take_events(kvc_prefix* prefix, kvc_prefix_event* events,
+                                          int64_t capacity, int64_t* taken);
 
 #ifdef __cplusplus
 }

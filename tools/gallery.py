@@ -4,6 +4,7 @@
   gallery.py memory PICTURE   bytes held against length, for each cache and for concatenation
   gallery.py time PICTURE     time per token against position, for a model and for one layer
   gallery.py forks PICTURE    pages that forks of one prompt share
+  gallery.py prefixes PICTURE pages that texts, one after another, found
 
 The ending of PICTURE names its format (png, svg). Needs the package kvcache, built with the runner
 for `time`, NumPy and matplotlib.
@@ -209,6 +210,77 @@ def draw_forks(plt, picture):
     finish(figure, [held], picture)
 
 
+# --- Pages that texts find, one after another. ---
+
+
+def measure_prefixes(page_size=8):
+    """Texts one after another over a PrefixCache: a system prompt of 40 tokens with a question each, and
+    two more turns of the first chat. Gives (name, tokens found, tokens in all, pages) of each."""
+    cache = kvcache.PagedCache(kvcache.CacheConfig.uniform(1, 1, 8, page_size=page_size, num_pages=64,
+                                                           prefixes=True))
+    prefixes = kvcache.PrefixCache(cache)
+    random = numpy.random.default_rng(1)
+
+    def words(count):
+        return random.integers(0, 30000, count).tolist()
+
+    def run(name, prompt, reply):
+        handle = prefixes.match(prompt)
+        seq, found = prefixes.open(handle), handle.length
+        text = prompt + reply
+        # What was found and all the reply but its last token, which is never stored.
+        with cache.reserve([kvcache.Append(seq, len(text) - 1 - found, text[found:-1])]) as step:
+            rows = numpy.ones((step.num_new_tokens, 1, 8), numpy.float32)
+            step.write(0, rows, rows)
+        pages = cache.block_table(0, [seq])[0].tolist()
+        cache.release(seq)
+        texts.append((name, found, len(text) - 1, pages))
+        return text
+
+    texts = []
+    system, second = words(40), words(18)
+    chat = run("a question", system + words(13), words(16))
+    run("another", system + second, words(14))
+    chat = run("the first again, turn 2", chat + words(9), words(17))
+    run("like the second up to its 6th token", system + second[:6] + words(9), words(12))
+    run("the first again, turn 3", chat + words(8), words(15))
+    run("without the system prompt", words(20), words(12))
+    return texts
+
+
+def owners_of(texts):
+    """For each text, which text each of its pages was written by: the first that had it."""
+    first = {}
+    for number, (_, _, _, pages) in enumerate(texts):
+        for page in pages:
+            first.setdefault(page, number)
+    return [[first[page] for page in pages] for _, _, _, pages in texts]
+
+
+def draw_prefixes(plt, picture):
+    texts = measure_prefixes()
+    figure, axes = plt.subplots(figsize=(11, 3.8))
+    colours = ["#2471a3", "#1e8449", "#8e44ad", "#b9770e", "#c0392b", "#566573"]
+    for row, ((_, found, length, pages), owners) in enumerate(zip(texts, owners_of(texts))):
+        for place, (page, owner) in enumerate(zip(pages, owners)):
+            axes.add_patch(plt.Rectangle((place, row + 0.08), 0.94, 0.84, color=colours[owner],
+                                         alpha=1 if owner == row else 0.45, linewidth=0))
+            axes.text(place + 0.47, row + 0.5, page, ha="center", va="center", fontsize=8,
+                      color="white" if owner == row else "black")
+        axes.text(len(pages) + 0.2, row + 0.5, f"{found} of {length} tokens found", va="center",
+                  fontsize=8)
+    axes.set_xlim(0, max(len(pages) for _, _, _, pages in texts) + 3.2)
+    axes.set_ylim(len(texts), 0)
+    axes.set_yticks([row + 0.5 for row in range(len(texts))], [name for name, _, _, _ in texts])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.set_xlabel("pages of 8 tokens of each text, by number; in the colour of the text that wrote them, "
+                    "pale where they were found")
+    axes.spines[:].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100, metadata={"Date": None} if str(picture).endswith(".svg") else {})
+
+
 def finish(figure, charts, picture):
     for axes in charts:
         axes.set_ylim(bottom=0)
@@ -224,10 +296,11 @@ def finish(figure, charts, picture):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["memory", "time", "forks"])
+    parser.add_argument("kind", choices=["memory", "time", "forks", "prefixes"])
     parser.add_argument("picture", help="the file to write; its ending names the format")
     arguments = parser.parse_args()
-    draw = {"memory": draw_memory, "time": draw_time, "forks": draw_forks}[arguments.kind]
+    draw = {"memory": draw_memory, "time": draw_time, "forks": draw_forks,
+            "prefixes": draw_prefixes}[arguments.kind]
     draw(import_pyplot(), arguments.picture)
 
 

@@ -7,7 +7,6 @@
 
 #include "apps/cli/console.h"
 #include "apps/cli/generate_json.h"
-#include "runner/engine/engine.h"
 
 namespace kvcache::cli {
 namespace {
@@ -43,15 +42,26 @@ class LinePrinter {
 
 void print_summary(const runner::Engine& engine) {
   std::int64_t prompt_tokens = 0;
+  std::int64_t reused = 0;
   std::int64_t decoded = 0;
   for (std::int64_t i = 0; i < engine.size(); ++i) {
-    prompt_tokens += engine.result(i).prompt_tokens;
-    decoded += engine.result(i).decode_steps;
+    const runner::GenerateResult& result = engine.result(i);
+    prompt_tokens += result.prompt_tokens;
+    reused += result.reused_tokens;
+    decoded += result.decode_steps;
+    if (result.reused_tokens == 0) continue;
+    say("[{}] {} of {} prompt tokens reused\n", i + 1, result.reused_tokens, result.prompt_tokens);
   }
-  say("{} prompts of {} tokens and {} decoded ones in {} steps; {:.1f} tokens/s, ", engine.size(),
-      prompt_tokens, decoded, engine.steps(),
-      per_second(prompt_tokens + decoded, engine.seconds()));
-  say("decode {:.1f} tokens/s\n", per_second(decoded, engine.decode_seconds()));
+  say("{} prompts of {} tokens, {} of them reused, and {} decoded ones in {} steps; ",
+      engine.size(), prompt_tokens, reused, decoded, engine.steps());
+  say("{:.1f} tokens/s, decode {:.1f} tokens/s\n",
+      per_second(prompt_tokens - reused + decoded, engine.seconds()),
+      per_second(decoded, engine.decode_seconds()));
+  const PrefixStats kept = engine.prefix_stats();
+  if (kept.pages > 0) {
+    say("prefix cache: {} in {} pages, {} evicted\n", human_bytes(kept.bytes), kept.pages,
+        kept.pages_evicted);
+  }
 }
 
 // What failed, one line each; an error if anything did.
@@ -86,9 +96,8 @@ std::vector<std::string> lines_with_text(std::string_view text) {
 
 Status generate_batch(const runner::LoadedModel& loaded,
                       const std::vector<std::vector<std::int32_t>>& prompts,
-                      const runner::GenerateOptions& options, std::int64_t max_active, bool json) {
-  runner::EngineOptions together;
-  together.max_active = max_active;
+                      const runner::GenerateOptions& options, const runner::EngineOptions& together,
+                      bool json) {
   KVC_ASSIGN_OR_RETURN(runner::Engine engine,
                        runner::Engine::create(loaded.model, loaded.tokenizer, options, together));
   for (std::size_t i = 0; i < prompts.size(); ++i) {

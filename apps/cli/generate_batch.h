@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "apps/cli/options.h"
+#include "runner/engine/engine.h"
 #include "runner/generate/generate.h"
 
 namespace kvcache::cli {
@@ -15,13 +16,14 @@ namespace kvcache::cli {
 // The lines of a file of prompts, without their ends and without empty ones.
 std::vector<std::string> lines_with_text(std::string_view text);
 
-// Continues all prompts, as tokens, together, at most max_active of them at a time. Every line of
+// Continues all prompts, as tokens, together. Every line of
 // text is printed whole, behind the number of its prompt from 1 ("[2] ..."); with `json` one array,
 // an object a prompt in their order. A prompt that fails ends alone: the others are printed, then
 // the error is returned.
 Status generate_batch(const runner::LoadedModel& loaded,
                       const std::vector<std::vector<std::int32_t>>& prompts,
-                      const runner::GenerateOptions& options, std::int64_t max_active, bool json);
+                      const runner::GenerateOptions& options, const runner::EngineOptions& together,
+                      bool json);
 
 }  // namespace kvcache::cli
 

@@ -19,7 +19,10 @@ inline nlohmann::ordered_json to_json(const runner::GenerateResult& result,
   json["tokens"] = result.tokens;
   json["stop_reason"] = name_of(result.stop_reason);
   if (!result.status.ok()) json["error"] = result.status.to_string();
-  json["prefill_tokens_per_s"] = per_second(result.prompt_tokens, result.prefill_seconds);
+  json["prompt_tokens"] = result.prompt_tokens;
+  json["reused_tokens"] = result.reused_tokens;
+  json["prefill_tokens_per_s"] =
+      per_second(result.prompt_tokens - result.reused_tokens, result.prefill_seconds);
   json["decode_tokens_per_s"] = per_second(result.decode_steps, result.decode_seconds);
   json["kv_bytes"] = result.usage.nbytes;
   for (const runner::Hypothesis& beam : result.beams) {

@@ -1,5 +1,6 @@
 #include "apps/cli/options.h"
 
+#include <charconv>
 #include <filesystem>
 #include <string_view>
 
@@ -12,6 +13,60 @@ namespace {
 constexpr std::string_view kFetchedModels[] = {"smollm2"};
 
 }  // namespace
+
+Result<std::int64_t> parse_bytes(const std::string& name, std::string_view text) {
+  double number = 0;
+  const char* const end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, number, std::chars_format::fixed);
+  std::string unit(parsed.ptr, end);
+  for (char& c : unit) {
+    if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
+  }
+  if (const auto word = unit.find_first_not_of(' '); word != std::string::npos) {
+    unit.erase(0, word);
+  }
+  double scale = unit.empty() || unit == "B" ? 1 : 0;
+  double thousands = 1;
+  double binary = 1;
+  for (const char prefix : {'K', 'M', 'G', 'T'}) {
+    thousands *= 1000;
+    binary *= 1024;
+    const std::string letter(1, prefix);
+    if (unit == letter + "B") scale = thousands;
+    if (unit == letter + "IB" || unit == letter) scale = binary;
+  }
+  const double bytes = number * scale;
+  if (parsed.ec != std::errc() || !(bytes >= 1 && bytes <= 0x1p62)) {
+    return Status(StatusCode::kInvalidArgument,
+                  name + ": found " + std::string(text) +
+                      ", expected at least 1 byte, as 1073741824, 512MiB or 1.5GB");
+  }
+  return static_cast<std::int64_t>(bytes);
+}
+
+void PrefixFlags::add(CLI::App& app) {
+  given_ = app.add_option("--prefix-cache", bytes_,
+                          "Keep what prompts computed, as much as takes BYTES, for others that "
+                          "begin alike [1GiB]; by itself for several prompts")
+               ->type_name("BYTES")
+               ->expected(0, 1)
+               ->check(CLI::Validator(
+                   [](const std::string& text) -> std::string {
+                     const auto bytes = parse_bytes("", text.empty() ? "1" : text);
+                     return bytes.ok() ? "" : bytes.status().message().substr(2);  // the name ": "
+                   },
+                   ""));
+  app.add_flag("--no-prefix-cache", refused_, "Compute every prompt whole");
+}
+
+Result<std::int64_t> PrefixFlags::bytes() const {
+  if (wanted() && refused_) {
+    return Status(StatusCode::kInvalidArgument,
+                  "no-prefix-cache: found it beside --prefix-cache, expected one of them");
+  }
+  if (refused_) return 0;
+  return bytes_.empty() ? kBytes : parse_bytes("prefix-cache", bytes_);
+}
 
 void ModelFlags::add_model(CLI::App& app) {
   app.add_option("--model", model,

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <type_traits>
 #include <vector>
@@ -69,6 +70,25 @@ CLI::Option* add_number(CLI::App& app, const std::string& name, T& variable,
   return app.add_option(name, variable, description)
       ->transform(decimal<typename NumberOf<T>::type>());
 }
+
+// What an amount of memory says: a number, with KB, MB, GB, TB (by thousands) or KiB, MiB, GiB, TiB
+// behind it. Errors: kInvalidArgument, naming `name`, for what is none or not 1 .. 2^62.
+Result<std::int64_t> parse_bytes(const std::string& name, std::string_view text);
+
+// --prefix-cache [BYTES], --no-prefix-cache.
+struct PrefixFlags {
+  static constexpr std::int64_t kBytes = std::int64_t{1} << 30;
+
+  void add(CLI::App& app);
+  bool wanted() const { return given_->count() > 0; }
+  // kBytes where none are said; 0 with --no-prefix-cache. Errors: kInvalidArgument for both.
+  Result<std::int64_t> bytes() const;
+
+ private:
+  std::string bytes_;
+  bool refused_ = false;
+  CLI::Option* given_ = nullptr;
+};
 
 // --model, --weights, --activations, --threads.
 struct ModelFlags {

@@ -36,11 +36,15 @@ constexpr char kTexts[] = "kvcache.typing.Texts";
 constexpr char kTokens[] = "kvcache.typing.Tokens";
 constexpr char kPrompt[] = "kvcache.typing.Tokens | kvcache.typing.Prompts";
 constexpr char kGenerated[] = "kvcache.typing.Generated";
+constexpr char kPrefixBytes[] = "bool | int | str | None";
+constexpr char kPrefixStats[] = "kvcache.typing.ModelPrefixStats | None";
 constexpr char kKvDtype[] = "kvcache.typing.KvDType";
 using GivenKvDtype = Given<kKvDtype>;
 
 struct PyModel {
   std::shared_ptr<const Loaded> loaded;
+  runner::KvDtype kv_dtype;              // of calls that name none
+  std::shared_ptr<PrefixDoor> prefixes;  // null: none
 };
 
 struct PyTokenizer {
@@ -139,20 +143,34 @@ runner::KvDtype kv_dtype_from(nb::handle object) {
 }
 
 // Where rows are kept: the arguments that generate(), session() and logits() share.
-StreamOptions storage_from(const Loaded& loaded, const std::optional<std::string>& cache,
+StreamOptions storage_from(const PyModel& self, const std::optional<std::string>& cache,
                            nb::handle kv_dtype, nb::handle layout, std::int64_t page_size,
                            std::int64_t prefill_chunk, std::shared_ptr<LimitedMemory> memory) {
   StreamOptions options;
-  options.core.kv_dtype = kv_dtype_from(kv_dtype);
+  options.core.kv_dtype = kv_dtype.is_none() ? self.kv_dtype : kv_dtype_from(kv_dtype);
   options.core.cache = take(runner::parse_history_kind(
       cache.value_or(options.core.kv_dtype.needs_pages() ? "paged" : "dynamic")));
   options.core.layout = layout_from(layout);
   options.core.page_size = page_size;
   options.core.prefill_chunk = prefill_chunk;
-  options.core.context = loaded.context();
+  options.core.context = self.loaded->context();
   options.memory = std::move(memory);
   options.core.memory = options.memory.get();
   return options;
+}
+
+// Why a call to generate() goes past the model's prefix cache; null: it does not.
+const char* past_prefixes(const PyModel& self, const std::optional<std::string>& cache,
+                          bool several, const StreamOptions& options) {
+  const runner::Model& model = self.loaded->files.model;
+  if (!several && cache.has_value() && *cache != "paged") return "cache";
+  if (options.memory != nullptr) return "memory";
+  if (options.core.layout != Layout::kHND) return "layout";
+  if (options.core.page_size != self.prefixes->store()->page_size()) return "page_size";
+  const auto rows = options.core.kv_dtype.layers(model.config(), model.default_kv_dtype());
+  const auto kept = self.kv_dtype.layers(model.config(), model.default_kv_dtype());
+  if (!rows.ok() || !kept.ok() || *rows != *kept) return "kv_dtype";
+  return nullptr;
 }
 
 // --- Sessions: logits of tokens that follow one another. ---
@@ -241,8 +259,12 @@ class Session {
 // --- Model. ---
 
 void load(PyModel* self, Given<kPath> path, const std::string& weights,
-          std::optional<std::int32_t> threads) {
+          std::optional<std::int32_t> threads, Given<kPrefixBytes> prefix_cache,
+          GivenKvDtype kv_dtype) {
   const std::string directory = path_from(path);
+  const auto prefix_bytes = nb::cast<std::optional<std::int64_t>>(
+      nb::module_::import_("kvcache._bytes").attr("prefix_bytes")(prefix_cache));
+  const runner::KvDtype rows = kv_dtype_from(kv_dtype);
   const runner::WeightMode mode = take(runner::parse_weight_mode(weights));
   std::unique_ptr<Executor> pool;
   if (threads.has_value()) pool = take(make_thread_pool(*threads));
@@ -260,7 +282,17 @@ void load(PyModel* self, Given<kPath> path, const std::string& weights,
   for (const std::string& note : loaded->files.notes) {
     if (PyErr_WarnEx(PyExc_UserWarning, note.c_str(), 1) != 0) throw nb::python_error();
   }
-  new (self) PyModel{std::move(loaded)};
+  const runner::Model& model = loaded->files.model;
+  (void)take(rows.layers(model.config(), model.default_kv_dtype()));
+  std::shared_ptr<PrefixDoor> prefixes;
+  if (prefix_bytes.has_value()) {
+    runner::HistoryOptions kept;
+    kept.rows = rows;
+    kept.dtype = model.default_kv_dtype();
+    prefixes = std::make_shared<PrefixDoor>(
+        take(runner::PrefixStore::create(model.config(), kept, 0, *prefix_bytes)));
+  }
+  new (self) PyModel{std::move(loaded), rows, std::move(prefixes)};
 }
 
 Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64_t max_tokens,
@@ -271,9 +303,8 @@ Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64
                           std::int64_t prefill_chunk, std::int64_t max_active,
                           std::shared_ptr<LimitedMemory> memory) {
   const bool several = is_several(prompt);
-  StreamOptions options =
-      storage_from(*self.loaded, several ? cache.value_or("batching") : cache, kv_dtype, layout,
-                   page_size, prefill_chunk, std::move(memory));
+  StreamOptions options = storage_from(self, several ? cache.value_or("batching") : cache, kv_dtype,
+                                       layout, page_size, prefill_chunk, std::move(memory));
   if (several && options.core.cache != runner::HistoryKind::kBatching) {
     raise(PyExc_ValueError, "cache: found " + *cache +
                                 " for a list of prompts, expected batching (or one prompt a call)");
@@ -282,6 +313,13 @@ Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64
   options.core.sampler = sampler_from(temperature, top_k, top_p, min_p, repetition_penalty, seed);
   options.core.stop = stop_from(stop);
   options.core.stop_at_eos = stop_at_eos;
+  if (self.prefixes != nullptr) {
+    if (const char* reason = past_prefixes(self, cache, several, options); reason != nullptr) {
+      self.prefixes->pass(reason);
+    } else {
+      options.core.prefixes = self.prefixes->store();
+    }
+  }
   std::unique_ptr<TextStream> text;
   if (several) {
     text = std::make_unique<TextStream>(self.loaded, std::move(options),
@@ -300,10 +338,10 @@ std::unique_ptr<Session> session(const PyModel& self, std::optional<std::int64_t
                                  GivenLayout layout, std::int64_t page_size,
                                  std::int64_t prefill_chunk,
                                  std::shared_ptr<LimitedMemory> memory) {
+  if (self.prefixes != nullptr) self.prefixes->pass("session");
   return std::make_unique<Session>(
       self.loaded,
-      storage_from(*self.loaded, cache, kv_dtype, layout, page_size, prefill_chunk,
-                   std::move(memory)),
+      storage_from(self, cache, kv_dtype, layout, page_size, prefill_chunk, std::move(memory)),
       max_length.value_or(self.loaded->files.model.config().max_position_embeddings));
 }
 
@@ -434,14 +472,20 @@ void bind_model(nb::module_& module) {
       "print(model.generate(\"Once upon a time\", max_tokens=60))\n    for piece in "
       "model.generate(\"Once upon a time\", stream=True):\n        print(piece, end=\"\")\n\n"
       "Immutable once loaded: any number of threads may use one model at the same time, each call "
-      "with a cache of\nits own. The GIL is let go of while it computes.")
+      "with a cache of\nits own, or in the pages of its prefix cache, where they take turns at "
+      "storing rows and not at computing.\nThe GIL is let go of while it computes.")
       .def("__init__", &load, "path"_a.none(), nb::kw_only(), "weights"_a = "auto",
-           "threads"_a = nb::none(),
+           "threads"_a = nb::none(), "prefix_cache"_a = nb::none(), "kv_dtype"_a = nb::none(),
            "Loads config.json, generation_config.json, model.safetensors (or its shards) and "
            "tokenizer.json.\n\nweights: \"stored\" keeps their precision, \"f32\" widens them, "
            "\"int8\" quantises them, \"auto\" widens below 100 M parameters.\nthreads: 1 .. 1024 "
            "of its own; None: the pool "
-           "that the package shares (KVCACHE_NUM_THREADS, else one a core).\n\nErrors: "
+           "that the package shares (KVCACHE_NUM_THREADS, else one a core).\nprefix_cache: keeps "
+           "the rows of texts across calls of generate(), so that a prompt that begins as one "
+           "before\ncomputes only what is new: the bytes that all of it may take (an int, or "
+           "\"512MiB\"), True for 1 GiB. A call of\nanother cache, kv_dtype, layout, page_size "
+           "or memory goes past it, as do session() and logits(), and one that\nhas no room in "
+           "it beside others.\nkv_dtype: of the rows of calls that name none.\n\nErrors: "
            "FileNotFoundError, OSError; ValueError for what is malformed; NotImplementedError for "
            "another\narchitecture; MemoryError. Each names file, field, found and expected. Where "
            "files "
@@ -482,6 +526,14 @@ void bind_model(nb::module_& module) {
            "of what follows tokens\n0 .. i; natural log, up to a constant. The other arguments are "
            "those of generate().\n\nErrors: ValueError, IndexError past the model's context, "
            "MemoryError.")
+      .def(
+          "prefix_stats",
+          [](const PyModel& self) -> Made<kPrefixStats> {
+            if (self.prefixes == nullptr) return nb::none();
+            return self.prefixes->stats();
+          },
+          "Counters of the prefix cache, as PrefixCache.stats() has them, with reserved_bytes, "
+          "budget_bytes, and calls that\npassed it by reason; None without one.")
       .def_prop_ro("tokenizer", [](const PyModel& self) { return PyTokenizer{self.loaded}; })
       .def_prop_ro("config", [](const PyModel& self) { return self.loaded->files.model.config(); })
       .def_prop_ro(

@@ -12,6 +12,7 @@
 #include "python/bindings/memory.h"
 #include "python/bindings/model.h"
 #include "python/bindings/paged.h"
+#include "python/bindings/prefix.h"
 
 NB_MODULE(_core, module) {
   using namespace kvcache::python;
@@ -26,6 +27,7 @@ NB_MODULE(_core, module) {
   bind_batching(module);
   bind_paged(module);
   bind_paged_batch(module);
+  bind_prefix(module);
   bind_attention(module);
   bind_hf(module);
   bind_model(module);

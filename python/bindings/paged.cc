@@ -259,6 +259,7 @@ Made<kStats> stats(const PyPaged& self) {
   counters["pages_total"] = counted.pages_total;
   counters["pages_held"] = counted.pages_held;
   counters["pages_reserved"] = counted.pages_reserved;
+  counters["pages_cached"] = counted.pages_cached;
   counters["pages_high_water"] = counted.pages_high_water;
   counters["pages_copied"] = counted.pages_copied;
   counters["rows_copied"] = counted.rows_copied;

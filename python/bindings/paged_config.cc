@@ -29,7 +29,7 @@ PyConfig make_config(std::vector<LayerSpec> layers, std::int64_t page_size, std:
                      std::int64_t budget_bytes, nb::handle layout,
                      std::shared_ptr<LimitedMemory> memory,
                      const std::vector<std::string>& required, std::int64_t rewind_tokens,
-                     std::int64_t residual_tokens) {
+                     std::int64_t residual_tokens, bool prefixes) {
   PyConfig config;
   config.core.layers = std::move(layers);
   config.core.page_size = page_size;
@@ -37,6 +37,7 @@ PyConfig make_config(std::vector<LayerSpec> layers, std::int64_t page_size, std:
   config.core.budget_bytes = budget_bytes;
   config.core.rewind_tokens = rewind_tokens;
   config.core.residual_tokens = residual_tokens;
+  config.core.prefixes = prefixes;
   config.core.layout = layout_from(layout);
   config.memory = std::move(memory);
   config.core.memory = config.memory.get();
@@ -50,7 +51,7 @@ PyConfig uniform(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_
                  std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required,
                  std::int64_t rewind_tokens, const std::optional<std::string>& k_format,
                  const std::optional<std::string>& v_format, std::optional<bool> rotate,
-                 std::int64_t residual_tokens) {
+                 std::int64_t residual_tokens, bool prefixes) {
   if (num_layers < 1) {
     raise(PyExc_ValueError,
           "num_layers: found " + std::to_string(num_layers) + ", expected at least 1");
@@ -61,7 +62,7 @@ PyConfig uniform(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_
                                        format_from("v_format", v_format, element, rotate));
   return make_config(std::vector<LayerSpec>(static_cast<std::size_t>(num_layers), spec), page_size,
                      num_pages, budget_bytes, layout, std::move(memory), required, rewind_tokens,
-                     residual_tokens);
+                     residual_tokens, prefixes);
 }
 
 std::string repr_config(const PyConfig& self) {
@@ -96,26 +97,28 @@ void bind_paged_config(nb::module_& module) {
       "rewind_tokens: how "
       "far below the longest it has been a sequence can be taken back in layers\nwith a window or "
       "chunk: they hold that many more. residual_tokens: the newest ones that stay plain in coded "
-      "layers, of their\nformat's dtype; those before are coded in whole pages.")
+      "layers, of their\nformat's dtype; those before are coded in whole "
+      "pages. prefixes: room for the index of a PrefixCache;\nnot beside residual_tokens.")
       .def(
           "__init__",
           [](PyConfig* self, std::vector<LayerSpec> layers, std::int64_t page_size,
              std::int64_t num_pages, std::int64_t budget_bytes, GivenLayout layout,
              std::shared_ptr<LimitedMemory> memory, const std::vector<std::string>& required,
-             std::int64_t rewind_tokens, std::int64_t residual_tokens) {
-            new (self)
-                PyConfig(make_config(std::move(layers), page_size, num_pages, budget_bytes, layout,
-                                     std::move(memory), required, rewind_tokens, residual_tokens));
+             std::int64_t rewind_tokens, std::int64_t residual_tokens, bool prefixes) {
+            new (self) PyConfig(make_config(std::move(layers), page_size, num_pages, budget_bytes,
+                                            layout, std::move(memory), required, rewind_tokens,
+                                            residual_tokens, prefixes));
           },
           "layers"_a, nb::kw_only(), "page_size"_a = 16, "num_pages"_a = 0, "budget_bytes"_a = 0,
           "layout"_a = "hnd", "memory"_a.none() = nb::none(),
-          "required"_a = std::vector<std::string>(), "rewind_tokens"_a = 0, "residual_tokens"_a = 0)
+          "required"_a = std::vector<std::string>(), "rewind_tokens"_a = 0, "residual_tokens"_a = 0,
+          "prefixes"_a = false)
       .def_static("uniform", &uniform, "num_layers"_a, "num_kv_heads"_a, "head_dim"_a,
                   "dtype"_a = "float32", nb::kw_only(), "page_size"_a = 16, "num_pages"_a = 0,
                   "budget_bytes"_a = 0, "layout"_a = "hnd", "memory"_a.none() = nb::none(),
                   "required"_a = std::vector<std::string>(), "rewind_tokens"_a = 0,
                   "k_format"_a = nb::none(), "v_format"_a = nb::none(), "rotate"_a = nb::none(),
-                  "residual_tokens"_a = 0,
+                  "residual_tokens"_a = 0, "prefixes"_a = false,
                   "num_layers equal layers, K and V of the same head size. k_format, v_format and "
                   "rotate: see LayerSpec.")
       .def_prop_ro("layers", [](const PyConfig& self) { return self.core.layers; })
@@ -125,6 +128,7 @@ void bind_paged_config(nb::module_& module) {
       .def_prop_ro("rewind_tokens", [](const PyConfig& self) { return self.core.rewind_tokens; })
       .def_prop_ro("residual_tokens",
                    [](const PyConfig& self) { return self.core.residual_tokens; })
+      .def_prop_ro("prefixes", [](const PyConfig& self) { return self.core.prefixes; })
       .def_prop_ro("layout",
                    [](const PyConfig& self) { return kvcache::name_of(self.core.layout); })
       .def("__repr__", &repr_config);

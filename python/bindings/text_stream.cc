@@ -4,12 +4,15 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <string_view>
 #include <utility>
 
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/prefix.h"
 #include "python/bindings/turn.h"
 
 namespace nb = nanobind;
@@ -92,6 +95,8 @@ void bind_result(nb::module_& module) {
           },
           "Why a prompt of a batch failed, which ends alone; None for all others.")
       .def_ro("prompt_tokens", &GenerateResult::prompt_tokens, "Their number.")
+      .def_ro("reused_tokens", &GenerateResult::reused_tokens,
+              "Of the prompt: found in a prefix cache, not computed.")
       .def_ro("prefill_seconds", &GenerateResult::prefill_seconds)
       .def_ro("decode_seconds", &GenerateResult::decode_seconds,
               "Of the steps after the prefill; in a batch, of those it took part in.")
@@ -118,6 +123,29 @@ void bind_result(nb::module_& module) {
 
 }  // namespace
 
+void PrefixDoor::pass(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  ++passed_[reason];
+}
+
+nb::dict PrefixDoor::stats() {
+  nb::dict stats = prefix_stats(store_->stats());
+  stats["reserved_bytes"] = store_->reserved_bytes();
+  stats["budget_bytes"] = store_->budget_bytes();
+  std::map<std::string, std::int64_t> counts;
+  {
+    const std::lock_guard lock(mutex_);
+    counts = passed_;
+  }
+  if (const std::int64_t refused = store_->leases_refused(); refused > 0) {
+    counts["no room"] = refused;
+  }
+  nb::dict passed;
+  for (const auto& [reason, count] : counts) passed[reason.c_str()] = count;
+  stats["passed"] = passed;
+  return stats;
+}
+
 TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
                        const std::vector<std::int32_t>& prompt, bool keep_pieces)
     : loaded_(std::move(loaded)), options_(std::move(options)), keep_pieces_(keep_pieces) {
@@ -128,16 +156,39 @@ TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions optio
 TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
                        const Prompts& prompts, std::int64_t max_active, bool keep_pieces)
     : loaded_(std::move(loaded)), options_(std::move(options)), keep_pieces_(keep_pieces) {
-  const runner::LoadedModel& files = loaded_->files;
-  runner::EngineOptions together;
-  together.max_active = max_active;
-  engine_.emplace(
-      take(runner::Engine::create(files.model, files.tokenizer, options_.core, together)));
+  engine_.emplace(take(open_engine(prompts, max_active)));
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     const Status status = engine_->add(prompts[i]).status();
     if (status.ok()) continue;
     raise(Status(status.code(), "[" + std::to_string(i) + "] " + status.message()));
   }
+}
+
+Result<runner::Engine> TextStream::open_engine(const Prompts& prompts, std::int64_t max_active) {
+  const runner::LoadedModel& files = loaded_->files;
+  runner::EngineOptions together;
+  together.max_active = max_active;
+  if (options_.core.prefixes != nullptr && max_active > 0) {
+    // What may go forward together at the most is spoken for in the cache that is shared.
+    const std::int64_t context = files.model.config().max_position_embeddings;
+    const std::int64_t page_size = options_.core.prefixes->page_size();
+    std::vector<std::int64_t> lengths;
+    for (const auto& prompt : prompts) {
+      const auto tokens = static_cast<std::int64_t>(prompt.size());
+      const std::int64_t most = std::min(options_.core.max_tokens, context) + tokens;
+      lengths.push_back((std::max<std::int64_t>(most, 1) + page_size - 1) / page_size * page_size);
+    }
+    std::sort(lengths.rbegin(), lengths.rend());
+    const auto active = std::min(lengths.size(), static_cast<std::size_t>(max_active));
+    together.max_active = std::max<std::int64_t>(1, static_cast<std::int64_t>(active));
+    together.kv_tokens = std::accumulate(
+        lengths.begin(), lengths.begin() + static_cast<std::ptrdiff_t>(active), std::int64_t{0});
+    auto engine = runner::Engine::create(files.model, files.tokenizer, options_.core, together);
+    if (engine.status().code() != StatusCode::kRetryLater) return engine;
+    options_.core.prefixes = nullptr;
+    together.kv_tokens = 0;
+  }
+  return runner::Engine::create(files.model, files.tokenizer, options_.core, together);
 }
 
 Status TextStream::step() {

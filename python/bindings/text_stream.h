@@ -6,10 +6,12 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvcache/executor.h"
@@ -28,6 +30,21 @@ struct Loaded {
   std::int64_t threads = 0;        // of the pool; 0: the default one
 
   ExecContext context() const { return {pool.get(), nullptr}; }
+};
+
+// The prefix cache of a model, and why calls went past it.
+class PrefixDoor {
+ public:
+  explicit PrefixDoor(std::shared_ptr<runner::PrefixStore> store) : store_(std::move(store)) {}
+
+  const std::shared_ptr<runner::PrefixStore>& store() const { return store_; }
+  void pass(const std::string& reason);
+  nanobind::dict stats();
+
+ private:
+  std::shared_ptr<runner::PrefixStore> store_;
+  std::mutex mutex_;
+  std::map<std::string, std::int64_t> passed_;
 };
 
 // GenerateOptions, and what keeps their memory alive.
@@ -51,7 +68,8 @@ class TextStream {
   TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
              const std::vector<std::int32_t>& prompt, bool keep_pieces);
 
-  // Several in one engine. Raises what Engine::add reports, with the index of the prompt.
+  // Several in one engine; past options.core.prefixes where they have no room. Raises what
+  // Engine::add reports, with the index of the prompt.
   TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options, const Prompts& prompts,
              std::int64_t max_active, bool keep_pieces);
 
@@ -78,6 +96,7 @@ class TextStream {
   // One step without the GIL, then signals. False if all is done, or was over before.
   bool advance();
   Status step();
+  Result<runner::Engine> open_engine(const Prompts& prompts, std::int64_t max_active);
 
   std::shared_ptr<const Loaded> loaded_;
   StreamOptions options_;

@@ -20,9 +20,9 @@ from kvcache import functional
 from kvcache._core import (Append, AttentionPlan, BatchingCache, BatchingKvCache, CacheConfig,
                            CachedAttention, CacheState, DynamicKVCache, FullCache, KVCache, KvView,
                            LayerHandle, LayerSpec, LimitedMemory, Model, NeverFits, PagedBatch,
-                           PagedCache, PageIndices, PlannedBytes, RetryLater, StaticKVCache, Step,
-                           ThreadPool, TinyKvFullCache, __version__, attend, finish, info, merge,
-                           plan_memory)
+                           PagedCache, PageIndices, PlannedBytes, PrefixCache, PrefixHandle,
+                           RetryLater, StaticKVCache, Step, ThreadPool, TinyKvFullCache,
+                           __version__, attend, finish, info, merge, plan_memory)
 from kvcache.sequence_first import SequenceFirstCache
 
 if TYPE_CHECKING:
@@ -43,6 +43,6 @@ __all__ = [
     "Append", "AttentionPlan", "BatchingCache", "BatchingKvCache", "CacheConfig", "CachedAttention",
     "CacheState", "DynamicKVCache", "FullCache", "KVCache", "KvView", "LayerHandle", "LayerSpec",
     "LimitedMemory", "Model", "NeverFits", "PagedBatch", "PagedCache", "PageIndices", "PlannedBytes",
-    "RetryLater", "SequenceFirstCache", "StaticKVCache", "Step", "ThreadPool", "TinyKvFullCache",
+    "PrefixCache", "PrefixHandle", "RetryLater", "SequenceFirstCache", "StaticKVCache", "Step", "ThreadPool", "TinyKvFullCache",
     "__version__", "attend", "finish", "functional", "info", "merge", "plan", "plan_memory"
 ]

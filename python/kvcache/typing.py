@@ -140,6 +140,7 @@ class PagedStats(TypedDict):
     pages_total: int
     pages_held: int
     pages_reserved: int
+    pages_cached: int
     pages_high_water: int
     pages_copied: int
     rows_copied: int
@@ -148,6 +149,45 @@ class PagedStats(TypedDict):
     open_steps: int
     nbytes: int
     reserved_bytes: int
+
+
+class PrefixStats(TypedDict):
+    matches: int
+    hits: int
+    tokens_asked: int
+    tokens_found: int
+    tokens_reused: int
+    misses: dict[str, int]
+    pages_stored: int
+    pages_evicted: int
+    pages_removed: int
+    pages: int
+    pages_unheld: int
+    bytes: int
+    namespaces: int
+
+
+class ModelPrefixStats(PrefixStats):
+    reserved_bytes: int
+    budget_bytes: int
+    passed: dict[str, int]
+
+
+class PrefixExplanation(TypedDict):
+    length: int
+    stored: int
+    reason: str
+    layer: int
+    text: str
+
+
+class PrefixEvent(TypedDict):
+    kind: Literal["stored", "removed", "lost"]
+    number: int
+    lost: int
+    key: int
+    parent: int
+    position: int
 
 
 class PlanStats(TypedDict):

@@ -58,11 +58,21 @@ def test_pages_are_counted_by_the_texts_that_hold_them(gallery):
     assert gallery.times_shared(table).tolist() == [[2, 1, 0], [2, 1, 1]]
 
 
+def test_texts_hold_the_pages_that_they_found_and_others_wrote(gallery):
+    texts = gallery.measure_prefixes()
+    assert [found for _, found, _, _ in texts] == [0, 40, 68, 46, 94, 0]
+    owners = gallery.owners_of(texts)
+    assert owners[0] == [0] * 9 and owners[1] == [0] * 5 + [1] * 4
+    # A page that is found in part is copied: the new one is the finder's own.
+    assert owners[2] == [0] * 8 + [2] * 4 and owners[3] == [0] * 5 + [3] * 4
+    assert set(owners[4]) == {0, 2, 4} and owners[5] == [5] * 4
+
+
 def test_the_page_shows_every_picture_and_its_command():
     page = (ROOT / "docs" / "gallery.md").read_text()
     shown = re.findall(r"\]\((images/\w+\.\w+)\)", page)
     commands = re.findall(r"^python tools/gallery.py (\w+) docs/(images/\w+\.\w+)$", page, re.M)
-    assert [kind for kind, _ in commands] == ["memory", "time", "forks"]
+    assert [kind for kind, _ in commands] == ["memory", "time", "forks", "prefixes"]
     assert shown == [picture for _, picture in commands]
     for picture in shown:
         assert (ROOT / "docs" / picture).stat().st_size < 200_000

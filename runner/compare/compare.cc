@@ -53,6 +53,7 @@ Result<CompareRun> compare_batch(const Model& model, const Tokenizer& tokenizer,
   const auto count = static_cast<std::int64_t>(prompts.size());
   EngineOptions together;
   together.max_active = count;
+  together.cached_bytes = 0;  // all of it is to be computed
   KVC_ASSIGN_OR_RETURN(Engine batch, Engine::create(model, tokenizer, options, together));
   for (const auto& prompt : prompts) KVC_RETURN_IF_ERROR(batch.add(prompt).status());
   EngineCallbacks progress;

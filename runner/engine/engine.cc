@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <new>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -22,6 +24,9 @@ Status out_of_bounds(const char* name, std::int64_t found, const std::string& ex
                 std::string(name) + ": found " + std::to_string(found) + ", expected " + expected);
 }
 
+// Tokens that a cache has slots for.
+constexpr std::int64_t kMostSlots = std::numeric_limits<std::int32_t>::max();
+
 // What a request may be refused for while others go on.
 bool about_room(StatusCode code) {
   return code == StatusCode::kRetryLater || code == StatusCode::kNeverFits ||
@@ -32,6 +37,29 @@ void show(Request& request, const std::string& text, const EngineCallbacks& call
   if (text.empty()) return;
   request.result.text += text;
   if (callbacks.on_text) callbacks.on_text(request.number, text);
+}
+
+// Rows of all requests, none yet: over a prefix cache, or in pages that nobody finds.
+Result<std::unique_ptr<PagedHistory>> open_rows(const ModelConfig& config,
+                                                const HistoryOptions& rows, std::int64_t num_pages,
+                                                const GenerateOptions& options,
+                                                const EngineOptions& engine) {
+  auto store = options.prefixes;
+  if (store == nullptr && engine.cached_bytes == 0) {
+    return PagedHistory::create_empty(config, rows, num_pages);
+  }
+  // A page that is found in part is held while it is copied, once for each request.
+  std::int64_t pages = num_pages + engine.max_active;
+  if (store == nullptr) {
+    pages = std::max(num_pages, std::min(pages, kMostSlots / rows.page_size));
+    KVC_ASSIGN_OR_RETURN(store, PrefixStore::create(config, rows, pages, 0));
+  }
+  auto lease = store->lease(pages);
+  if (!lease.has_value()) {
+    return Status(StatusCode::kRetryLater, "prefixes: found less room than " +
+                                               std::to_string(pages) + " pages, expected as much");
+  }
+  return PagedHistory::create_in(std::move(*lease));
 }
 
 Status broken(const std::string& what) { return Status(StatusCode::kInternal, "engine: " + what); }
@@ -63,14 +91,18 @@ Result<Engine> Engine::create(const Model& model, const Tokenizer& tokenizer,
   if (engine.prompt_tokens < 1) {
     return out_of_bounds("prompt_tokens", engine.prompt_tokens, "at least 1");
   }
-  if (options.page_size < 1) return out_of_bounds("page_size", options.page_size, "at least 1");
+  if (engine.cached_bytes < 0) {
+    return out_of_bounds("cached_bytes", engine.cached_bytes, "at least 0");
+  }
+  const std::int64_t page_size =
+      options.prefixes != nullptr ? options.prefixes->page_size() : options.page_size;
+  if (page_size < 1) return out_of_bounds("page_size", page_size, "at least 1");
   const std::int64_t context = model.config().max_position_embeddings;
   constexpr std::int64_t kMostTokens = std::int64_t{1} << 20;
   const std::int64_t tokens =
       engine.kv_tokens > 0 ? engine.kv_tokens
                            : std::min(engine.max_active * context, std::max(context, kMostTokens));
-  const Admission admission(options.page_size, (tokens - 1) / options.page_size + 1,
-                            engine.max_active);
+  const Admission admission(page_size, (tokens - 1) / page_size + 1, engine.max_active);
   HistoryOptions rows;
   rows.rows = options.kv_dtype;
   rows.dtype = model.default_kv_dtype();
@@ -78,7 +110,7 @@ Result<Engine> Engine::create(const Model& model, const Tokenizer& tokenizer,
   rows.page_size = options.page_size;
   rows.memory = options.memory;
   KVC_ASSIGN_OR_RETURN(auto history,
-                       PagedHistory::create_empty(model.config(), rows, admission.num_pages()));
+                       open_rows(model.config(), rows, admission.num_pages(), options, engine));
   return Engine(model, tokenizer, options, engine, std::move(history), admission);
 } catch (const std::bad_alloc&) {
   return out_of_memory();
@@ -139,6 +171,7 @@ Status Engine::step(const EngineCallbacks& callbacks) try {
   sweep(callbacks);
   admit(callbacks);
   if (rows_.empty()) return {};
+  look();
   std::vector<NextTokens> next;
   next.reserve(rows_.size());
   for (const Request* request : rows_) next.push_back(request->next());
@@ -147,6 +180,7 @@ Status Engine::step(const EngineCallbacks& callbacks) try {
   forward(callbacks);
   take_tokens(seconds_since(start), callbacks);
   sweep(callbacks);
+  trim();
   return {};
 } catch (const std::bad_alloc&) {
   return out_of_memory();
@@ -170,6 +204,40 @@ void Engine::admit(const EngineCallbacks& callbacks) {
   }
 }
 
+// Whether one that joined before it is about to compute a page that both begin with.
+bool Engine::waits(std::size_t row) const {
+  const std::vector<std::int32_t>& prompt = rows_[row]->prompt;
+  const std::int64_t page_size = history_->cache().page_size();
+  for (std::size_t i = 0; i < row; ++i) {
+    const Request& other = *rows_[i];
+    if (!other.prefilling()) continue;
+    const auto end =
+        std::mismatch(prompt.begin(), prompt.end() - 1, other.prompt.begin(), other.prompt.end());
+    const std::int64_t common = end.first - prompt.begin();
+    if (common / page_size * page_size > other.prefilled) return true;
+  }
+  return false;
+}
+
+void Engine::look() {
+  for (std::size_t row = 0; row < rows_.size(); ++row) {
+    Request& request = *rows_[row];
+    if (request.looked) continue;
+    if (history_->store() != nullptr) {
+      if (waits(row)) continue;
+      const auto found = history_->find(static_cast<std::int64_t>(row), request.prompt);
+      request.prefilled = request.result.reused_tokens = found;
+    }
+    request.looked = true;
+  }
+}
+
+void Engine::trim() {
+  if (history_->store() != nullptr && options_.prefixes == nullptr) {
+    history_->store()->trim(engine_.cached_bytes);
+  }
+}
+
 void Engine::forward(const EngineCallbacks& callbacks) {
   while (std::any_of(counts_.begin(), counts_.end(), [](std::int64_t n) { return n > 0; })) {
     const Status status = run();
@@ -179,7 +247,7 @@ void Engine::forward(const EngineCallbacks& callbacks) {
   }
 }
 
-Status Engine::run() {
+void Engine::collect_ids(std::span<const std::int64_t> counts) {
   ids_.clear();
   for (std::size_t row = 0; row < rows_.size(); ++row) {
     const Request& request = *rows_[row];
@@ -187,8 +255,12 @@ Status Engine::run() {
         request.prefilling() ? std::span<const std::int32_t>(request.prompt)
                                    .subspan(static_cast<std::size_t>(request.prefilled))
                              : request.continuation->text().last(1);
-    ids_.insert(ids_.end(), text.begin(), text.begin() + counts_[row]);
+    ids_.insert(ids_.end(), text.begin(), text.begin() + counts[row]);
   }
+}
+
+Status Engine::run() {
+  collect_ids(counts_);
   return model_->forward({ids_, counts_}, *history_, state_, logits_, LogitRows::kLast,
                          options_.attention, options_.context);
 }
@@ -213,7 +285,8 @@ void Engine::blame(const Status& status) {
       continue;
     }
     fitting[row] = counts_[row];
-    const Status alone = history_->begin(fitting);
+    collect_ids(fitting);
+    const Status alone = history_->begin(fitting, ids_);
     if (alone.ok()) {
       history_->abandon();
     } else {
@@ -288,7 +361,7 @@ void Engine::end(Request& request, StopReason reason, const EngineCallbacks& cal
     const std::int64_t row_bytes = history_->row_bytes();
     result.usage.nbytes = stored * row_bytes;
     result.usage.pages = stored > 0 ? admission_.pages_of(stored) : 0;
-    result.usage.reserved_bytes = result.usage.pages * options_.page_size * row_bytes;
+    result.usage.reserved_bytes = result.usage.pages * history_->cache().page_size() * row_bytes;
     // Of a row that is there, and between steps: it cannot fail.
     [[maybe_unused]] const Status released = history_->release(row);
     rows_.erase(place);
@@ -306,11 +379,16 @@ void Engine::end(Request& request, StopReason reason, const EngineCallbacks& cal
     result.stop_reason = StopReason::kError;
     request.result.status = out_of_memory();
   }
+  trim();
   if (callbacks.on_end) callbacks.on_end(request.number, result);
 }
 
+PrefixStats Engine::prefix_stats() const {
+  return history_->store() == nullptr ? PrefixStats() : history_->store()->stats();
+}
+
 Status Engine::check_invariants() const {
-  std::int64_t waiting = 0, active = 0, pages = 0, spoken_for = 0;
+  std::int64_t waiting = 0, active = 0, spoken_for = 0;
   for (const auto& request : requests_) {
     waiting += request->state == Request::State::kWaiting;
     active += request->state == Request::State::kActive;
@@ -332,12 +410,16 @@ Status Engine::check_invariants() const {
                     std::to_string(request.number) + ", expected " + std::to_string(stored) +
                     ", at most " + std::to_string(most_stored(request)));
     }
-    if (stored > 0) pages += admission_.pages_of(stored);
     spoken_for += admission_.pages_of(most_stored(request));
   }
   const PagedStats stats = history_->cache().stats();
-  if (stats.sequences != active || stats.open_steps != 0 || stats.pages_reserved != 0 ||
-      stats.pages_held != pages) {
+  KVC_ASSIGN_OR_RETURN(const PageIndices table,
+                       history_->cache().page_indices(0, history_->batch().sequences()));
+  const auto pages = static_cast<std::int64_t>(
+      std::set<std::int32_t>(table.kv_indices.begin(), table.kv_indices.end()).size());
+  // Others may have rows in a store that was given.
+  if (options_.prefixes == nullptr && (stats.sequences != active || stats.open_steps != 0 ||
+                                       stats.pages_reserved != 0 || stats.pages_held != pages)) {
     return broken("found " + std::to_string(stats.pages_held) + " pages held, " +
                   std::to_string(stats.pages_reserved) + " reserved, expected " +
                   std::to_string(pages) + " and 0");
@@ -346,6 +428,7 @@ Status Engine::check_invariants() const {
     return broken("found " + std::to_string(admission_.pages()) + " pages spoken for, expected " +
                   std::to_string(spoken_for) + " of " + std::to_string(admission_.num_pages()));
   }
+  if (history_->store() != nullptr) return history_->store()->check_invariants();
   return history_->cache().check_invariants();
 }
 

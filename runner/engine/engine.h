@@ -29,6 +29,11 @@ struct EngineOptions {
 
   // Prompt tokens a step takes beside what decodes; a chunk of one prompt at the least.
   std::int64_t prompt_tokens = 512;
+
+  // What texts leave behind when they end, to be found by others: as much of it as takes so many
+  // bytes (PrefixStats::bytes), beside what goes on. 0: no prefix cache. Not looked at with
+  // GenerateOptions::prefixes, whose budget rules: kv_tokens are then spoken for in that store.
+  std::int64_t cached_bytes = std::int64_t{1} << 30;
 };
 
 // Requests are numbered from 0 in the order they were added. Any of these may be empty. A call may
@@ -40,7 +45,9 @@ struct EngineCallbacks {
 
 // A request waits until there is room for it (Admission), is prefilled chunk by chunk in the steps
 // in which others decode, and decodes with them until it ends. Rows of all requests are rows of one
-// batch over one pool of pages. Each has the tokens of its run alone (generate() with the same
+// batch over one pool of pages. A prompt begins with what is known of it: pages of texts that
+// ended, and of those that go on, as their steps end; where another one is about to compute a page
+// of both, it waits for that. Each has the tokens of its run alone (generate() with the same
 // options): the others never reach its numbers. One that fails, for the memory it asked for or the
 // logits it got, ends alone, and one that ends in whatever way leaves nothing behind.
 // Thread safety: one thread at a time.
@@ -48,7 +55,8 @@ class Engine {
  public:
   // Of `options`, `cache` is not looked at. REQUIRES: model and tokenizer outlive the engine.
   // Errors: those of check_options; kInvalidArgument for options out of their bounds, beams, and a
-  // page_size that no cache could have.
+  // page_size that no cache could have; kRetryLater where others have spoken for the room of the
+  // given store.
   static Result<Engine> create(const Model& model, const Tokenizer& tokenizer,
                                const GenerateOptions& options, const EngineOptions& engine = {});
 
@@ -69,6 +77,9 @@ class Engine {
 
   // Whether every request added so far has ended.
   bool done() const { return ended_ == size(); }
+
+  // Of its own or the given prefix cache; zeros without one.
+  PrefixStats prefix_stats() const;
 
   std::int64_t active() const { return static_cast<std::int64_t>(rows_.size()); }
   std::int64_t size() const { return static_cast<std::int64_t>(requests_.size()); }
@@ -101,9 +112,15 @@ class Engine {
   }
 
   void admit(const EngineCallbacks& callbacks);
+  // Those that joined look for their beginnings, unless others are about to compute them.
+  void look();
+  bool waits(std::size_t row) const;
+  void trim();
   // A forward pass of counts_, without the requests that are refused: they end. Fills logits_.
   void forward(const EngineCallbacks& callbacks);
   Status run();
+  // The next counts[row] tokens of each request, packed, into ids_.
+  void collect_ids(std::span<const std::int64_t> counts);
   // Says who leaves because a forward pass failed with `status`: at least one.
   void blame(const Status& status);
   void take_tokens(double seconds, const EngineCallbacks& callbacks);

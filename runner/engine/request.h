@@ -23,6 +23,7 @@ struct Request {
   GenerateOptions options;
   std::vector<std::int32_t> prompt;
   std::optional<Continuation> continuation;
+  bool looked = false;         // for what is known of its prompt
   std::int64_t prefilled = 0;  // tokens of the prompt stored
   GenerateResult result;
 
@@ -41,6 +42,7 @@ struct Request {
   }
 
   NextTokens next() const {
+    if (!looked) return {0, true};
     if (!prefilling()) return {1, false};
     return {next_chunk(prompt_tokens(), prefilled, options), true};
   }

@@ -10,7 +10,7 @@ namespace kvcache::runner {
 
 // What a request could bring next.
 struct NextTokens {
-  std::int64_t count = 1;  // of the next chunk of its prompt, or 1
+  std::int64_t count = 1;  // of the next chunk of its prompt, 0 while it waits, or 1
   bool prompt = false;     // whether they are of its prompt
 };
 

@@ -162,6 +162,7 @@ Result<GenerateResult> generate_beams(
   GenerateResult result;
   result.prompt_tokens = prompt_tokens;
   auto start = Clock::now();
+  result.reused_tokens = history->find(0, prompt);
   KVC_RETURN_IF_ERROR(prefill(model, prompt, options, *history, state, logits, on_prefill));
   result.prefill_seconds = seconds_since(start);
 

@@ -33,6 +33,7 @@ Result<std::unique_ptr<Generation>> Generation::create(const Model& model,
                        Continuation::create(model.config(), tokenizer, prompt, made->options_));
   made->result_.prompt_tokens = made->continuation_->prompt_tokens();
   KVC_ASSIGN_OR_RETURN(made->history_, open_history(model, made->result_.prompt_tokens, options));
+  made->prefilled_ = made->result_.reused_tokens = made->history_->find(0, prompt);
   return made;
 } catch (const std::bad_alloc&) {
   return Status(StatusCode::kOutOfMemory, "out of memory");

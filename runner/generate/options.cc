@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 
+#include "runner/model/paged_history.h"
 #include "runner/tokenizer/utf8.h"
 
 namespace kvcache::runner {
@@ -103,7 +105,15 @@ Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t p
   history.max_length = prompt_tokens + std::min(options.max_tokens - 1, context - prompt_tokens);
   history.num_sequences = options.num_beams;
   history.memory = options.memory;
-  return make_history(model.config(), history);
+  if (options.prefixes == nullptr) return make_history(model.config(), history);
+  HistoryOptions shared = history;
+  shared.page_size = options.prefixes->page_size();
+  // A page that is found in part is held while it is copied.
+  auto lease = options.prefixes->lease(pages_of(shared) + 1);
+  if (!lease.has_value()) return make_history(model.config(), history);
+  KVC_ASSIGN_OR_RETURN(auto made, PagedHistory::create_in(std::move(*lease)));
+  KVC_RETURN_IF_ERROR(made->add());
+  return std::unique_ptr<History>(std::move(made));
 }
 
 }  // namespace kvcache::runner

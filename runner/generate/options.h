@@ -10,6 +10,7 @@
 
 #include "runner/model/history.h"
 #include "runner/model/model.h"
+#include "runner/model/prefix_store.h"
 #include "runner/sampler/sampler.h"
 
 namespace kvcache::runner {
@@ -31,6 +32,11 @@ struct GenerateOptions {
   AttentionOptions attention;
   MemoryResource* memory = nullptr;
   ExecContext context;
+
+  // Where rows are kept, and prompts find their beginnings, instead: `cache`, kv_dtype, layout,
+  // page_size and memory are then those of the store. A text that it has no room for goes past it,
+  // by itself: see open_history. Null: nothing is found.
+  std::shared_ptr<PrefixStore> prefixes;
 };
 
 // Why generation ended: an end-of-text token, a stop text, max_tokens, or the model's context; of a
@@ -63,6 +69,7 @@ struct GenerateResult {
   StopReason stop_reason = StopReason::kMaxTokens;
   Status status;  // why a request of an engine failed (kError); ok for all others
   std::int64_t prompt_tokens = 0;
+  std::int64_t reused_tokens = 0;  // of the prompt: their rows were found, not computed
   double prefill_seconds = 0;
   double decode_seconds = 0;       // of the steps after the prefill
   std::int64_t decode_steps = 0;   // their number
@@ -78,7 +85,8 @@ struct GenerateResult {
 Status check_prompt(const ModelConfig& config, std::span<const std::int32_t> prompt);
 Status check_options(const GenerateOptions& options);
 
-// A history for a prompt and what is generated after it, with room for options.num_beams sequences.
+// A history for a prompt and what is generated after it, with room for options.num_beams sequences:
+// in the pages of options.prefixes, or where these are spoken for in what the other options say.
 Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t prompt_tokens,
                                               const GenerateOptions& options);
 

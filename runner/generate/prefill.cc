@@ -14,7 +14,7 @@ Status prefill(const Model& model, std::span<const std::int32_t> prompt,
                std::vector<float>& logits,
                const std::function<void(std::int64_t done, std::int64_t total)>& on_prefill) {
   const auto total = static_cast<std::int64_t>(prompt.size());
-  for (std::int64_t done = 0; done < total;) {
+  for (std::int64_t done = history.length(); done < total;) {
     const std::int64_t count = history.keeps_history() ? next_chunk(total, done, options) : total;
     const auto chunk =
         prompt.subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(count));

@@ -15,8 +15,8 @@ namespace kvcache::runner {
 // them, or all that are left.
 std::int64_t next_chunk(std::int64_t total, std::int64_t done, const GenerateOptions& options);
 
-// Stores the whole prompt, and leaves the logits [vocab_size] of its last token. Without a cache it
-// is one chunk. `on_prefill` may be empty.
+// Stores what the history does not hold of the prompt, and leaves the logits [vocab_size] of its
+// last token. Without a cache it is one chunk. `on_prefill` may be empty.
 Status prefill(const Model& model, std::span<const std::int32_t> prompt,
                const GenerateOptions& options, History& history, ForwardState& state,
                std::vector<float>& logits,

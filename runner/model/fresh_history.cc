@@ -10,7 +10,7 @@ Result<std::unique_ptr<History>> FreshHistory::create(const ModelConfig& config,
   return std::unique_ptr<History>(std::make_unique<FreshHistory>(std::move(batch)));
 }
 
-Status FreshHistory::reserve(std::span<const std::int64_t> counts) {
+Status FreshHistory::reserve(std::span<const std::int64_t> counts, std::span<const std::int32_t>) {
   KVC_RETURN_IF_ERROR(batch_.add(static_cast<std::int64_t>(counts.size())));
   const Status status = batch_.begin(counts);
   if (!status.ok()) batch_.reset();

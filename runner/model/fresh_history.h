@@ -26,7 +26,7 @@ class FreshHistory final : public OneStepHistory {
                             const ExecContext& context) override;
 
  private:
-  Status reserve(std::span<const std::int64_t> counts) override;
+  Status reserve(std::span<const std::int64_t> counts, std::span<const std::int32_t> ids) override;
 
   PagedBatch batch_;  // empty between steps
 };

@@ -26,7 +26,7 @@ Result<std::unique_ptr<History>> FunctionalHistory::create(const ModelConfig& co
       std::make_unique<FunctionalHistory>(std::move(state), options.layout));
 }
 
-Status FunctionalHistory::reserve(std::span<const std::int64_t>) {
+Status FunctionalHistory::reserve(std::span<const std::int64_t>, std::span<const std::int32_t>) {
   before_ = state_;
   return {};
 }

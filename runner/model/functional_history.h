@@ -37,7 +37,7 @@ class FunctionalHistory final : public ViewHistory {
                             const ExecContext& context) override;
 
  private:
-  Status reserve(std::span<const std::int64_t> counts) override;
+  Status reserve(std::span<const std::int64_t> counts, std::span<const std::int32_t> ids) override;
 
   functional::CacheState state_;
   functional::CacheState before_;  // of the open step

@@ -38,6 +38,8 @@ Result<HistoryKind> parse_history_kind(std::string_view name) {
                     ", expected none, dynamic, static, paged, functional or batching");
 }
 
+std::int64_t History::find(std::int64_t, std::span<const std::int32_t>) { return 0; }
+
 Result<std::unique_ptr<History>> make_history(const ModelConfig& config,
                                               const HistoryOptions& options) {
   KVC_ASSIGN_OR_RETURN(const auto layers, options.rows.layers(config, options.dtype));

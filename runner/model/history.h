@@ -59,9 +59,9 @@ class History {
 
   virtual std::int64_t num_sequences() const noexcept = 0;
 
-  // counts: new tokens of each sequence, [num_sequences], each >= 0. Errors: kInvalidArgument for
-  // counts that the cache cannot take together.
-  virtual Status begin(std::span<const std::int64_t> counts) = 0;
+  // counts: new tokens of each sequence, [num_sequences], each >= 0; ids: theirs, packed, or none.
+  // Errors: kInvalidArgument for counts that the cache cannot take together.
+  virtual Status begin(std::span<const std::int64_t> counts, std::span<const std::int32_t> ids) = 0;
 
   // Stores k and v of one layer, then attends: out [num_new_tokens, num_heads, head_dim] float32 is
   // what each new token makes of its sequence so far, itself included.
@@ -81,6 +81,10 @@ class History {
   // What the next token is rotated with.
   virtual std::int64_t next_position(std::int64_t sequence = 0) const = 0;
   virtual KvUsage usage() const = 0;
+
+  // An empty sequence becomes the longest beginning of `text` that a prefix cache has, but for its
+  // last token: how many tokens these are. 0 where there is none, or no room for what was found.
+  virtual std::int64_t find(std::int64_t sequence, std::span<const std::int32_t> text);
 
   // Sequences a, b become a, a, b, b for n = 2. Between steps; error, unchanged.
   // Errors: kUnsupported where the cache cannot.

@@ -4,7 +4,7 @@
 
 namespace kvcache::runner {
 
-Status NoHistory::reserve(std::span<const std::int64_t> counts) {
+Status NoHistory::reserve(std::span<const std::int64_t> counts, std::span<const std::int32_t>) {
   return check_equal_counts(counts);
 }
 
@@ -18,7 +18,8 @@ Result<OwnedKvView> NoHistory::write(std::int64_t, const TensorView& k, const Te
   return rows_.view(0);
 }
 
-Status LayeredHistory::reserve(std::span<const std::int64_t> counts) {
+Status LayeredHistory::reserve(std::span<const std::int64_t> counts,
+                               std::span<const std::int32_t>) {
   KVC_RETURN_IF_ERROR(check_equal_counts(counts));
   before_ = length(0);
   return {};

@@ -21,7 +21,7 @@ class NoHistory final : public OneStepHistory {
                             const ExecContext& context) override;
 
  private:
-  Status reserve(std::span<const std::int64_t> counts) override;
+  Status reserve(std::span<const std::int64_t> counts, std::span<const std::int32_t> ids) override;
 
   DynamicCache rows_;
   Layout layout_;
@@ -46,7 +46,7 @@ class LayeredHistory final : public ViewHistory {
                             const ExecContext& context) override;
 
  private:
-  Status reserve(std::span<const std::int64_t> counts) override;
+  Status reserve(std::span<const std::int64_t> counts, std::span<const std::int32_t> ids) override;
 
   std::unique_ptr<Cache> cache_;
   std::int64_t batch_ = 1;

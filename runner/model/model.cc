@@ -187,7 +187,7 @@ Status Model::forward(const StepTokens& tokens, History& history, ForwardState& 
   const auto num_rows = static_cast<std::int64_t>(state.logit_rows_.size());
   logits.resize(static_cast<std::size_t>(num_rows * config_.vocab_size));
 
-  KVC_RETURN_IF_ERROR(history.begin(tokens.counts));
+  KVC_RETURN_IF_ERROR(history.begin(tokens.counts, tokens.ids));
   OpenStep step(history);
   KVC_RETURN_IF_ERROR(run_layers(tokens.ids, history, state, attention, context));
   const std::int64_t hidden = config_.hidden_size;

@@ -18,13 +18,13 @@ ViewHistory::LikeLayers& ViewHistory::alike(const KvView& view) {
   return plans_.back();
 }
 
-Status ViewHistory::begin(std::span<const std::int64_t> counts) {
+Status ViewHistory::begin(std::span<const std::int64_t> counts, std::span<const std::int32_t> ids) {
   for (LikeLayers& each : plans_) each.planned = false;
   qo_indptr_.assign(1, 0);
   for (const std::int64_t count : counts) {
     qo_indptr_.push_back(qo_indptr_.back() + static_cast<std::int32_t>(count));
   }
-  return reserve(counts);
+  return reserve(counts, ids);
 }
 
 Status ViewHistory::attend(std::int64_t layer, const AttentionInputs& inputs,

@@ -12,7 +12,7 @@ namespace kvcache::runner {
 
 class ViewHistory : public History {
  public:
-  Status begin(std::span<const std::int64_t> counts) final;
+  Status begin(std::span<const std::int64_t> counts, std::span<const std::int32_t> ids) final;
   Status attend(std::int64_t layer, const AttentionInputs& inputs, const MutableTensorView& out,
                 const AttentionOptions& options, const ExecContext& context) final;
   std::int64_t rows_read() const noexcept final { return rows_read_; }
@@ -24,7 +24,8 @@ class ViewHistory : public History {
 
  protected:
   // Room for the new tokens of each sequence.
-  virtual Status reserve(std::span<const std::int64_t> counts) = 0;
+  virtual Status reserve(std::span<const std::int64_t> counts,
+                         std::span<const std::int32_t> ids) = 0;
 
  private:
   // The plan over layers that store their rows alike.

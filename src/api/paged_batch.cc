@@ -252,6 +252,25 @@ Status PagedBatch::release(std::int64_t row) {
   });
 }
 
+Status PagedBatch::replace(std::int64_t row, SequenceId seq) {
+  return at_door([&]() -> Status {
+    KVC_RETURN_IF_ERROR(internal::expect_index("row", row, num_rows()));
+    KVC_ASSIGN_OR_RETURN(const std::int64_t length, impl_->cache->seq_length(seq));
+    if (std::find(impl_->rows.begin(), impl_->rows.end(), seq) != impl_->rows.end()) {
+      return internal::refusal("seq", "a row of this batch", "a sequence that is none");
+    }
+    KVC_RETURN_IF_ERROR(impl_->settle());
+    KVC_RETURN_IF_ERROR(impl_->cache->release(impl_->rows[at(row)]));
+    impl_->rows[at(row)] = seq;
+    impl_->lengths[at(row)] = length;
+    for (std::vector<std::int64_t>& held : impl_->holds) {
+      if (!held.empty()) held[at(row)] = length;
+    }
+    impl_->revive();
+    return {};
+  });
+}
+
 void PagedBatch::reset() noexcept { impl_->reset(); }
 
 Status PagedBatch::select(const TensorView& indices) {

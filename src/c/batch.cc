@@ -171,6 +171,10 @@ kvc_status kvc_batch_add(kvc_batch* batch, int64_t count) {
   return with(batch, [&](PagedBatch& rows) { return rows.add(count); });
 }
 
+kvc_status kvc_batch_replace(kvc_batch* batch, int64_t row, int64_t seq) {
+  return with(batch, [&](PagedBatch& rows) { return rows.replace(row, kvcache::SequenceId{seq}); });
+}
+
 kvc_status kvc_batch_release(kvc_batch* batch, int64_t row) {
   return with(batch, [&](PagedBatch& rows) { return rows.release(row); });
 }

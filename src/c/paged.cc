@@ -129,6 +129,11 @@ kvc_status kvc_paged_create(const kvc_paged_config* config, kvc_paged** cache) {
     wanted.budget_bytes = from.budget_bytes;
     wanted.rewind_tokens = from.rewind_tokens;
     wanted.residual_tokens = from.residual_tokens;
+    if (from.prefixes != 0 && from.prefixes != 1) {
+      return refusal("config.prefixes", from.prefixes, "0 or 1");
+    }
+    wanted.prefixes = from.prefixes == 1;
+    KVC_RETURN_IF_ERROR(kvcache::internal::expect_unused("config.reserved_too", from.reserved_too));
     KVC_RETURN_IF_ERROR(for_each_struct(
         "layers", from.layers, from.num_layers,
         [&](std::int64_t, const kvc_layer_spec& layer) -> Status {
@@ -391,6 +396,7 @@ kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats) {
     ours.pages_copied = found.pages_copied;
     ours.rows_copied = found.rows_copied;
     ours.rows_encoded = found.rows_encoded;
+    ours.pages_cached = found.pages_cached;
     ours.sequences = found.sequences;
     ours.open_steps = found.open_steps;
     ours.nbytes = cache->cache->nbytes();

@@ -415,5 +415,21 @@ TEST_P(PagedBatchTest, BeginChecksItsCounts) {
   EXPECT_OK(batch.rollback());
 }
 
+TEST_P(PagedBatchTest, ARowBecomesAnotherSequenceOfItsCache) {
+  BatchFixture f = make();
+  PagedBatch batch = f.batch(2);
+  EXPECT_OK(f.step(batch, {{1, 2, 3, 4, 5}, {6}}));
+  const SequenceId fork = batch.cache()->fork(batch.sequences()[0], 3).value();
+  EXPECT_BATCH_REFUSED(f, batch, StatusCode::kOutOfRange, batch.replace(2, fork));
+  EXPECT_BATCH_REFUSED(f, batch, StatusCode::kNotFound, batch.replace(0, SequenceId{-1}));
+  EXPECT_BATCH_REFUSED(f, batch, StatusCode::kInvalidArgument,
+                       batch.replace(1, batch.sequences()[0]));
+  EXPECT_OK(batch.replace(1, fork));
+  EXPECT_EQ(f.lengths(batch), (Counts{5, 3}));
+  EXPECT_EQ(batch.cache()->stats().sequences, 2);
+  EXPECT_OK(f.step(batch, {{}, {9}}));
+  EXPECT_EQ(f.tokens_of(batch, 0), (Rows{{1, 2, 3, 4, 5}, {1, 2, 3, 9}}));
+}
+
 }  // namespace
 }  // namespace kvcache::testing

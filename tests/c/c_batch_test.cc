@@ -33,8 +33,18 @@ std::vector<float> rows_of(std::int64_t tokens, float start) {
 class CBatch : public ::testing::Test {
  protected:
   void SetUp() override {
-    kvc_paged_config config = {sizeof(config), KVC_HND, layers_.data(), kLayers, kPageSize,
-                               kPages,         0,       nullptr,        0,       0};
+    kvc_paged_config config = {sizeof(config),
+                               KVC_HND,
+                               layers_.data(),
+                               kLayers,
+                               kPageSize,
+                               kPages,
+                               0,
+                               nullptr,
+                               0,
+                               0,
+                               0,
+                               0};
     ASSERT_EQ(kvc_paged_create(&config, &cache_), KVC_OK) << kvc_last_message();
     ASSERT_EQ(kvc_batch_create(cache_, 0, &c_), KVC_OK) << kvc_last_message();
     CacheConfig same = CacheConfig::uniform(kLayers, kHeads, kDim);

@@ -209,7 +209,8 @@ class CMemory : public ::testing::Test {
   kvc_status create(kvc_memory* memory, kvc_paged** cache) {
     const kvc_layer_spec layer = {
         sizeof(layer), KVC_F32, KVC_F32, kHeads, kDim, kDim, 0, 0, 0, 0, 0, 0, 0, 0};
-    const kvc_paged_config config = {sizeof(config), KVC_HND, &layer, 1, 4, 8, 0, memory, 0, 0};
+    const kvc_paged_config config = {sizeof(config), KVC_HND, &layer, 1, 4, 8, 0,
+                                     memory,         0,       0,      0, 0};
     return kvc_paged_create(&config, cache);
   }
 };

@@ -41,8 +41,18 @@ std::vector<float> rows_of(std::int64_t tokens, std::int64_t layer, float start)
 class CPaged : public ::testing::Test {
  protected:
   void SetUp() override {
-    config_ = {sizeof(config_), KVC_HND, layers_.data(), kLayers, kPageSize,
-               kPages,          0,       nullptr,        0,       0};
+    config_ = {sizeof(config_),
+               KVC_HND,
+               layers_.data(),
+               kLayers,
+               kPageSize,
+               kPages,
+               0,
+               nullptr,
+               0,
+               0,
+               0,
+               0};
     ASSERT_EQ(kvc_paged_create(&config_, &c_), KVC_OK) << kvc_last_message();
     CacheConfig config = CacheConfig::uniform(kLayers, kHeads, kDim);
     config.page_size = kPageSize;

@@ -75,6 +75,12 @@ TEST_F(GenerateCommandTest, BadInputIsOneLineAndExitCodeTwo) {
            "--prefill-chunk -1 -f " + prompts,
            "--max-tokens 0 -f " + prompts,
            "--cache batching -f " + empty,
+           "--prompt x --prefix-cache 0",
+           "--prompt x --prefix-cache -1",
+           "--prompt x --prefix-cache 12Gigs",
+           "--prompt x --prefix-cache 100",
+           "--prompt x --prefix-cache --cache dynamic",
+           "--prefix-cache many -f " + prompts,
            "--cache batching -f " + directory_.path() + "/missing",
        }) {
     const Ran ran = run(arguments);
@@ -175,6 +181,42 @@ TEST_F(GenerateCommandTest, BeamsAreTransformers) {
     }
     EXPECT_EQ(json.at("stop_reason"), "eos");
   }
+}
+
+TEST_F(GenerateCommandTest, PromptsThatBeginAlikeComputeWhatTheyShareOnce) {
+  const std::string begin = "Once upon a time there was a fox who lived by the sea and ";
+  const std::string prompts = directory_.write(
+      "prompts", begin + "sang.\n" + begin + "swam every day.\n" + begin + "sang.\nNo.\n");
+  const std::string arguments = "--max-tokens 8 --page-size 4 -f " + prompts;
+  const auto whole = run_json(arguments + " --no-prefix-cache");
+  ASSERT_EQ(whole.size(), 4u);
+  for (const char* flags : {"", " --prefix-cache", " --prefix-cache 64MiB", " --prefix-cache=1"}) {
+    const auto shared = run_json(arguments + flags);
+    ASSERT_EQ(shared.size(), 4u) << flags;
+    for (std::size_t i = 0; i < 4; ++i) {
+      EXPECT_EQ(shared[i]["tokens"], whole[i]["tokens"]) << flags << i;
+      EXPECT_EQ(shared[i]["prompt_tokens"], whole[i]["prompt_tokens"]);
+      EXPECT_EQ(whole[i]["reused_tokens"], 0);
+      const bool shares = i == 1 || i == 2;
+      EXPECT_EQ(shared[i]["reused_tokens"].get<int>() >= 8, shares) << flags << i;
+    }
+  }
+  const Ran ran = run(arguments);
+  EXPECT_EQ(ran.exit_code, 0);
+  EXPECT_NE(ran.error.find("prompt tokens reused"), std::string::npos) << ran.error;
+  EXPECT_NE(ran.error.find("prefix cache: "), std::string::npos) << ran.error;
+}
+
+TEST_F(GenerateCommandTest, OnePromptWithAPrefixCacheIsThatWithout) {
+  const auto plain = run_json("--prompt 'Once upon a time' --max-tokens 12 --cache paged");
+  for (const char* flags : {"--prefix-cache", "--prefix-cache 1MiB", "--no-prefix-cache",
+                            "--prefix-cache --cache paged"}) {
+    const auto ran = run_json("--prompt 'Once upon a time' --max-tokens 12 " + std::string(flags));
+    EXPECT_EQ(ran["tokens"], plain["tokens"]) << flags;
+    EXPECT_EQ(ran["kv_bytes"], plain["kv_bytes"]) << flags;
+    EXPECT_EQ(ran["reused_tokens"], 0) << flags;
+  }
+  EXPECT_EQ(run("--prompt x --prefix-cache --no-prefix-cache").exit_code, 2);
 }
 
 }  // namespace

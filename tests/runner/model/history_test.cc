@@ -253,7 +253,7 @@ TEST_F(HistoryTest, AStepGivenUpBetweenLayersStoresNothing) {
       TensorView(rows.data(), DType::kF32, {1, config.num_heads, config.head_dim}),
       TensorView(rows.data(), DType::kF32, {1, config.num_kv_heads, config.head_dim}),
       TensorView(rows.data(), DType::kF32, {1, config.num_kv_heads, config.head_dim})};
-  ASSERT_TRUE((*made)->begin(counts).ok());
+  ASSERT_TRUE((*made)->begin(counts, {}).ok());
   ASSERT_TRUE((*made)
                   ->attend(0, inputs,
                            MutableTensorView(out.data(), DType::kF32,

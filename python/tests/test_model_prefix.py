@@ -1,0 +1,171 @@
+"""kvcache.Model with a prefix cache: chats, batches, threads, what goes past it, and what is refused."""
+
+import pathlib
+import threading
+
+import numpy
+import pytest
+
+import kvcache
+
+DIRECTORY = pathlib.Path(__file__).resolve().parent.parent.parent / "models" / "storyteller"
+PROMPT = ("Once upon a time there was a little fox who lived at the edge of a wood. Every day it went to "
+          "the river, and every day it met a frog who knew a new song")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    if not hasattr(kvcache.Model, "generate"):
+        pytest.fail("kvcache.Model: found a build without the runner, expected one with it")
+    return kvcache.Model(DIRECTORY, threads=2)
+
+
+@pytest.fixture
+def model(plain):
+    return kvcache.Model(DIRECTORY, threads=2, prefix_cache="64MiB")
+
+
+def test_the_second_turn_of_a_chat_computes_its_own_tokens(plain, model):
+    text = model.tokenizer.encode(PROMPT)
+    for turn in range(5):
+        expected = plain.generate(text, 12, stop_at_eos=False)
+        result = model.generate(text, 12, stop_at_eos=False)
+        assert result.tokens == expected.tokens and result.text == expected.text
+        # The newest token of a reply was never stored, and the last of a prompt is always computed.
+        new = len(text) - result.reused_tokens
+        assert new == (len(text) if turn == 0 else 1 + 6)
+        assert result.rows_computed == new + 11 and result.prompt_tokens == len(text)
+        assert result.usage.nbytes == expected.usage.nbytes
+        text = text + result.tokens + model.tokenizer.encode(PROMPT)[:6]
+    stats = model.prefix_stats()
+    assert (stats["matches"], stats["hits"]) == (5, 4) and stats["passed"] == {}
+    assert stats["misses"]["cold"] == 5
+    assert 0 < stats["bytes"] <= stats["reserved_bytes"] <= stats["budget_bytes"] == 2**26
+
+
+def test_words_are_the_same_with_none_some_and_all_but_one_token_found(plain, model):
+    ids = model.tokenizer.encode(PROMPT)
+    model.generate(ids, 1)
+    for found in (0, 1, 7, 16, len(ids) - 1):
+        other = ids[:found] + [(token + 1) % 1000 for token in ids[found:]]
+        result = model.generate(other, 16)
+        assert result.reused_tokens == found
+        assert result.tokens == plain.generate(other, 16).tokens
+
+
+def test_a_batch_shares_with_calls_before_it_and_among_its_prompts(plain, model):
+    ids = model.tokenizer.encode(PROMPT)
+    prompts = [ids + [5, 6], ids + [7], ids[:20] + [9] * 20]
+    expected = [plain.generate(prompt, 10).tokens for prompt in prompts]
+    results = model.generate(prompts, 10)
+    assert [result.tokens for result in results] == expected
+    whole = len(ids) // 16 * 16
+    assert [result.reused_tokens for result in results] == [0, whole, 20]
+    again = model.generate(prompts, 10, stream=True)
+    for _ in again:
+        pass
+    assert [result.tokens for result in again.result] == expected
+    assert [result.reused_tokens for result in again.result] == [len(p) - 1 for p in prompts]
+
+
+@pytest.mark.parametrize("kv_dtype", ["bf16", "int8", "k=int8,v=lm4"])
+def test_rows_are_kept_as_the_model_says(plain, kv_dtype):
+    model = kvcache.Model(DIRECTORY, threads=2, prefix_cache=True, kv_dtype=kv_dtype)
+    first = model.generate(PROMPT, 10)
+    assert first.tokens == plain.generate(PROMPT, 10, kv_dtype=kv_dtype, cache="paged").tokens
+    assert first.usage.nbytes < plain.generate(PROMPT, 10).usage.nbytes
+    second = model.generate(PROMPT, 10, kv_dtype=kv_dtype)
+    assert second.reused_tokens == first.prompt_tokens - 1
+    assert model.generate(PROMPT, 10, kv_dtype="f32").reused_tokens == 0
+    assert model.prefix_stats()["passed"] == {"kv_dtype": 1}
+    assert model.prefix_stats()["budget_bytes"] == 2**30
+
+
+def test_what_goes_past_it_is_counted_by_reason(plain, model):
+    model.generate(PROMPT, 2)
+    expected = plain.generate(PROMPT, 8).tokens
+    memory = kvcache.LimitedMemory(1 << 30)
+    for options in ({"cache": "dynamic"}, {"cache": "none"}, {"layout": "nhd"}, {"page_size": 8},
+                    {"memory": memory}):
+        result = model.generate(PROMPT, 8, **options)
+        assert result.reused_tokens == 0 and result.tokens == expected
+    assert model.generate(PROMPT, 8, cache="paged").reused_tokens > 0
+    assert numpy.array_equal(model.logits(PROMPT), plain.logits(PROMPT))
+    model.session()
+    assert model.prefix_stats()["passed"] == {"cache": 2, "layout": 1, "page_size": 1, "memory": 1,
+                                              "session": 2}
+
+
+def test_a_text_without_room_goes_past_it_and_the_budget_holds(plain):
+    model = kvcache.Model(DIRECTORY, threads=2, prefix_cache=2_000_000)
+    short = "The sea"
+    assert model.generate(short, 4).tokens == plain.generate(short, 4).tokens
+    result = model.generate(PROMPT * 20, 40)
+    assert result.tokens == plain.generate(PROMPT * 20, 40).tokens and result.reused_tokens == 0
+    results = model.generate([PROMPT * 20, short], 40)
+    assert [r.tokens for r in results] == [plain.generate(p, 40).tokens for p in (PROMPT * 20, short)]
+    for count in range(12):
+        model.generate([count + 1] * 30, 4)
+        stats = model.prefix_stats()
+        assert stats["reserved_bytes"] <= stats["budget_bytes"] == 2_000_000
+    assert stats["passed"] == {"no room": 2} and stats["pages_evicted"] > 0
+
+
+def test_streams_that_are_dropped_half_way_leave_what_they_have(model):
+    ids = model.tokenizer.encode(PROMPT)
+    stream = model.generate(ids, 100, stream=True)
+    for _ in range(4):
+        next(stream)
+    del stream
+    stats = model.prefix_stats()
+    assert stats["pages"] == stats["pages_unheld"] > 0
+    assert model.generate(ids, 2).reused_tokens == len(ids) - 1
+
+
+def test_threads_share_it_and_have_the_words_of_one_alone(plain, model):
+    ids = model.tokenizer.encode(PROMPT)
+    prompts = [ids[:8 * count] + [count] for count in range(1, 5)]
+    expected = [plain.generate(prompt, 8).tokens for prompt in prompts]
+    wrong = []
+
+    def work(offset):
+        for turn in range(8):
+            which = (turn + offset) % len(prompts)
+            if turn % 4 == 3:
+                found = [result.tokens for result in model.generate(prompts, 8)]
+                if found != expected:
+                    wrong.append(found)
+            elif (found := model.generate(prompts[which], 8).tokens) != expected[which]:
+                wrong.append(found)
+
+    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    stats = model.prefix_stats()
+    assert stats["hits"] > 0 and stats["pages"] == stats["pages_unheld"]
+
+
+def test_a_model_without_one_has_no_counters(plain):
+    assert plain.prefix_stats() is None
+    assert kvcache.Model(DIRECTORY, prefix_cache=False).prefix_stats() is None
+    assert plain.generate(PROMPT, 2).reused_tokens == 0
+
+
+@pytest.mark.parametrize(("value", "error"), [
+    (0, "prefix_cache: found 0, expected bytes"), (-1, "prefix_cache: found -1, expected bytes"),
+    ("2 Gigs", "prefix_cache: found '2 Gigs', expected bytes"),
+    (100, "prefix_cache: found 100, expected at least"),
+    (2**62 + 1, "prefix_cache: found 4611686018427387905, expected bytes")])
+def test_a_bad_budget_is_named(value, error):
+    with pytest.raises(ValueError, match="^" + error):
+        kvcache.Model(DIRECTORY, prefix_cache=value)
+
+
+def test_another_type_is_named():
+    with pytest.raises(TypeError, match="^prefix_cache: found float, expected bytes"):
+        kvcache.Model(DIRECTORY, prefix_cache=1.5)
+    with pytest.raises(ValueError, match="kv_dtype|found"):
+        kvcache.Model(DIRECTORY, prefix_cache=True, kv_dtype="int9")

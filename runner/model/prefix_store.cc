@@ -1,0 +1,85 @@
+#include "runner/model/prefix_store.h"
+
+#include <string>
+#include <string_view>
+
+#include "runner/model/paged_history.h"
+
+namespace kvcache::runner {
+
+PrefixStore::PrefixStore(std::shared_ptr<PagedCache> cache, PrefixCache prefixes,
+                         std::int64_t row_bytes, std::int64_t budget_bytes)
+    : cache_(std::move(cache)),
+      prefixes_(std::move(prefixes)),
+      // Layers of a model all live alike: one group.
+      num_pages_(cache_->stats().pages_total / cache_->num_groups()),
+      row_bytes_(row_bytes),
+      budget_bytes_(budget_bytes) {}
+
+Result<std::shared_ptr<PrefixStore>> PrefixStore::create(const ModelConfig& config,
+                                                         const HistoryOptions& options,
+                                                         std::int64_t num_pages,
+                                                         std::int64_t budget_bytes) {
+  KVC_ASSIGN_OR_RETURN(CacheConfig pages, paged_config(config, options, num_pages));
+  pages.budget_bytes = budget_bytes;
+  pages.prefixes = true;
+  Result<PagedCache> made = PagedCache::create(pages);
+  if (!made.ok()) {
+    std::string message = made.status().message();
+    constexpr std::string_view kBudget = "budget_bytes";
+    if (message.starts_with(kBudget)) message.replace(0, kBudget.size(), "prefix_cache");
+    return Status(made.status().code(), message);
+  }
+  auto cache = std::make_shared<PagedCache>(std::move(*made));
+  KVC_ASSIGN_OR_RETURN(PrefixCache prefixes, PrefixCache::create(*cache));
+  return std::shared_ptr<PrefixStore>(new PrefixStore(std::move(cache), std::move(prefixes),
+                                                      bytes_per_token(pages.layers), budget_bytes));
+}
+
+std::optional<PrefixStore::Lease> PrefixStore::lease(std::int64_t pages) {
+  auto self = shared_from_this();
+  const std::lock_guard lock(mutex_);
+  if (pages > num_pages_ - leased_) {
+    ++leases_refused_;
+    return std::nullopt;
+  }
+  leased_ += pages;
+  return Lease(std::move(self), pages);
+}
+
+PrefixStore::Lease::~Lease() {
+  if (store_ == nullptr) return;
+  const std::lock_guard lock(store_->mutex_);
+  store_->leased_ -= pages_;
+}
+
+PrefixStats PrefixStore::stats() const {
+  const std::lock_guard lock(mutex_);
+  return prefixes_.stats();
+}
+
+std::int64_t PrefixStore::reserved_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return cache_->reserved_bytes();
+}
+
+std::int64_t PrefixStore::leases_refused() const {
+  const std::lock_guard lock(mutex_);
+  return leases_refused_;
+}
+
+void PrefixStore::trim(std::int64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const PrefixStats stats = prefixes_.stats();
+  if (stats.pages == 0) return;
+  const std::int64_t kept = bytes / (stats.bytes / stats.pages);
+  if (stats.pages_unheld > kept) prefixes_.evict(stats.pages_unheld - kept);
+}
+
+Status PrefixStore::check_invariants() const {
+  const std::lock_guard lock(mutex_);
+  KVC_RETURN_IF_ERROR(prefixes_.check_invariants());
+  return cache_->check_invariants();
+}
+
+}  // namespace kvcache::runner

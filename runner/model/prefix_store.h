@@ -1,0 +1,84 @@
+// PrefixStore: pages that outlive the texts they were computed for, and the index that finds them.
+#ifndef KVCACHE_RUNNER_MODEL_PREFIX_STORE_H_
+#define KVCACHE_RUNNER_MODEL_PREFIX_STORE_H_
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "runner/model/history.h"
+
+namespace kvcache::runner {
+
+// Rows of one model in one stored form, so that all texts share a namespace: weights, tokenizer and
+// form are those of who made it. Histories over it may run in several threads: each call of theirs
+// holds the mutex, attention does not.
+class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
+ public:
+  // Of `options`, rows, dtype, layout, page_size and memory. `num_pages` at the most, or as many as
+  // budget_bytes allow, which then bound all that it takes; one of both is 0. Errors: those of
+  // KvDtype::layers and PagedCache::create, where the budget is called prefix_cache.
+  static Result<std::shared_ptr<PrefixStore>> create(const ModelConfig& config,
+                                                     const HistoryOptions& options,
+                                                     std::int64_t num_pages,
+                                                     std::int64_t budget_bytes);
+
+  // Room for the pages of texts under way: what is spoken for never exceeds the pool, whatever else
+  // lies there, because pages that nobody holds give way. Given back when it is dropped.
+  class Lease {
+   public:
+    Lease(Lease&& other) noexcept
+        : store_(std::move(other.store_)), pages_(std::exchange(other.pages_, 0)) {}
+    Lease& operator=(Lease&&) = delete;
+    ~Lease();
+
+    PrefixStore& store() const { return *store_; }
+
+   private:
+    friend class PrefixStore;
+    Lease(std::shared_ptr<PrefixStore> store, std::int64_t pages)
+        : store_(std::move(store)), pages_(pages) {}
+
+    std::shared_ptr<PrefixStore> store_;
+    std::int64_t pages_;
+  };
+  // None where others have spoken for them.
+  std::optional<Lease> lease(std::int64_t pages);
+
+  std::int64_t num_pages() const { return num_pages_; }
+  std::int64_t page_size() const { return cache_->page_size(); }
+  std::int64_t row_bytes() const { return row_bytes_; }  // of one token in all layers
+  std::int64_t budget_bytes() const { return budget_bytes_; }
+
+  PrefixStats stats() const;
+  std::int64_t reserved_bytes() const;
+  std::int64_t leases_refused() const;
+
+  // Evicts of what nobody holds until it takes no more than `bytes`.
+  void trim(std::int64_t bytes);
+
+  // Errors: kInternal. For tests.
+  Status check_invariants() const;
+
+  // What histories work on. REQUIRES: the mutex is held.
+  std::mutex& mutex() const { return mutex_; }
+  const std::shared_ptr<PagedCache>& cache() const { return cache_; }
+  PrefixCache& prefixes() { return prefixes_; }
+
+ private:
+  PrefixStore(std::shared_ptr<PagedCache> cache, PrefixCache prefixes, std::int64_t row_bytes,
+              std::int64_t budget_bytes);
+
+  mutable std::mutex mutex_;  // of all below
+  std::shared_ptr<PagedCache> cache_;
+  PrefixCache prefixes_;
+  const std::int64_t num_pages_, row_bytes_, budget_bytes_;
+  std::int64_t leased_ = 0;
+  std::int64_t leases_refused_ = 0;
+};
+
+}  // namespace kvcache::runner
+
+#endif  // KVCACHE_RUNNER_MODEL_PREFIX_STORE_H_

@@ -1,0 +1,248 @@
+// Texts over a PrefixStore: found to the token, the same to the bit, in a budget, in several
+// threads.
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "runner/generate/generate.h"
+#include "runner/generate/generation.h"
+#include "support/golden_checkpoint.h"
+#include "support/model_runs.h"
+#include "support/refusing_memory.h"
+
+namespace kvcache::runner {
+namespace {
+
+using Tokens = std::vector<std::int32_t>;
+
+class GenerationPrefixTest : public ::testing::Test {
+ protected:
+  GenerationPrefixTest() {
+    options_.max_tokens = 6;
+    options_.context.executor = &serial_executor();
+    options_.stop_at_eos = false;
+    options_.attention.reproducible = true;
+  }
+
+  static Tokenizer load_tokenizer() {
+    // Ids are what is compared, and any tokenizer has a text for each.
+    return Tokenizer::load(testing::golden_directory("qwen2_tied") + "/tokenizer.json").value();
+  }
+  void take_model(const std::string& name) {
+    model_.emplace(Model::load(testing::golden_directory(name)).value());
+  }
+
+  std::shared_ptr<PrefixStore> store(std::int64_t num_pages, std::int64_t budget_bytes = 0,
+                                     MemoryResource* memory = nullptr) const {
+    HistoryOptions rows;
+    rows.rows = options_.kv_dtype;
+    rows.dtype = model_->default_kv_dtype();
+    rows.page_size = 4;
+    rows.memory = memory;
+    auto made = PrefixStore::create(model_->config(), rows, num_pages, budget_bytes);
+    EXPECT_TRUE(made.ok()) << made.status().to_string();
+    return std::move(made).value();
+  }
+
+  Tokens prompt_of(std::int64_t length) const {
+    return testing::some_tokens(length, model_->config().vocab_size);
+  }
+  // Alike up to token `from`.
+  Tokens prompt_of(std::int64_t length, std::size_t from) const {
+    Tokens prompt = prompt_of(length);
+    for (std::size_t t = from; t < prompt.size(); ++t) {
+      prompt[t] = (prompt[t] + 1) % static_cast<std::int32_t>(model_->config().vocab_size);
+    }
+    return prompt;
+  }
+
+  GenerateResult run(const Tokens& prompt, std::shared_ptr<PrefixStore> prefixes) const {
+    GenerateOptions options = options_;
+    options.prefixes = std::move(prefixes);
+    if (options.kv_dtype.needs_pages()) options.cache = HistoryKind::kPaged;
+    auto result = generate(*model_, tokenizer_, prompt, options);
+    EXPECT_TRUE(result.ok()) << result.status().to_string();
+    return result.ok() ? std::move(result).value() : GenerateResult();
+  }
+
+  static void check(const PrefixStore& store) {
+    const Status books = store.check_invariants();
+    EXPECT_TRUE(books.ok()) << books.to_string();
+  }
+
+  std::optional<Model> model_;
+  Tokenizer tokenizer_ = load_tokenizer();
+  GenerateOptions options_;
+};
+
+TEST_F(GenerationPrefixTest, EveryFamilyHasTheLogitsOfAPromptComputedWholeToTheBit) {
+  for (const std::string& family : testing::golden_names()) {
+    take_model(family);
+    for (const std::int64_t chunk : {0, 5}) {
+      options_.prefill_chunk = chunk;
+      const auto shared = store(256);
+      const std::vector<Tokens> prompts = {prompt_of(30), prompt_of(30, 1), prompt_of(30, 14),
+                                           prompt_of(30)};
+      const std::vector<std::int64_t> found = {0, 1, 14, 29};
+      for (std::size_t i = 0; i < prompts.size(); ++i) {
+        const GenerateResult whole = run(prompts[i], nullptr);
+        const GenerateResult result = run(prompts[i], shared);
+        EXPECT_EQ(result.reused_tokens, found[i]) << family << " " << i;
+        EXPECT_EQ(result.tokens, whole.tokens) << family << " " << i;
+        EXPECT_EQ(result.last_logits, whole.last_logits) << family << " " << i;
+        EXPECT_EQ(result.counters.rows_computed, whole.counters.rows_computed - found[i]);
+        EXPECT_EQ(result.usage.nbytes, whole.usage.nbytes);
+        check(*shared);
+      }
+    }
+  }
+}
+
+TEST_F(GenerationPrefixTest, TextsThatGrowInTurnShareWhatTheyHaveAlike) {
+  take_model("qwen2_tied");
+  const auto shared = store(256);
+  GenerateOptions options = options_;
+  options.prefixes = shared;
+  options.prefill_chunk = 8;
+  const std::vector<Tokens> prompts = {prompt_of(40), prompt_of(40, 20), prompt_of(33)};
+  std::vector<std::unique_ptr<Generation>> texts;
+  for (const Tokens& prompt : prompts) {
+    texts.push_back(Generation::create(*model_, tokenizer_, prompt, options).value());
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(texts.back()->step().ok());
+  }
+  bool growing = true;
+  while (growing) {
+    growing = false;
+    for (const auto& text : texts) {
+      if (text->done()) continue;
+      ASSERT_TRUE(text->step().ok());
+      growing = true;
+      check(*shared);
+    }
+  }
+  EXPECT_EQ(texts[1]->result().reused_tokens, 20);  // of one that was at token 24
+  EXPECT_EQ(texts[2]->result().reused_tokens, 24);
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    EXPECT_EQ(texts[i]->result().last_logits, run(prompts[i], nullptr).last_logits) << i;
+  }
+}
+
+TEST_F(GenerationPrefixTest, ATextThatItHasNoRoomForGoesPastIt) {
+  take_model("qwen2_tied");
+  const auto shared = store(10);
+  GenerateOptions options = options_;
+  options.prefixes = shared;
+  const auto holder = Generation::create(*model_, tokenizer_, prompt_of(12), options).value();
+  ASSERT_TRUE(holder->step().ok());
+  const GenerateResult beside = run(prompt_of(20), shared);  // 7 pages, and 6 are spoken for
+  EXPECT_EQ(beside.reused_tokens, 0);
+  EXPECT_EQ(beside.tokens, run(prompt_of(20), nullptr).tokens);
+  EXPECT_EQ(shared->leases_refused(), 1);
+  EXPECT_EQ(run(prompt_of(100), shared).tokens, run(prompt_of(100), nullptr).tokens);
+  while (!holder->done()) ASSERT_TRUE(holder->step().ok());
+  check(*shared);
+}
+
+TEST_F(GenerationPrefixTest, TheBudgetBoundsAllAtEveryMoment) {
+  take_model("qwen2_tied");
+  for (const std::int64_t budget : {40000, 100000, 400000}) {
+    LimitedMemory memory(budget);
+    const auto shared = store(0, budget, &memory);
+    EXPECT_EQ(shared->budget_bytes(), budget);
+    for (std::size_t i = 0; i < 12; ++i) {
+      const Tokens prompt = prompt_of(static_cast<std::int64_t>(10 + 5 * i), i);
+      EXPECT_EQ(run(prompt, shared).last_logits, run(prompt, nullptr).last_logits) << i;
+      EXPECT_LE(shared->reserved_bytes(), budget);
+      check(*shared);
+    }
+  }
+  EXPECT_EQ(PrefixStore::create(model_->config(), HistoryOptions(), 0, 100)
+                .status()
+                .message()
+                .substr(0, 28),
+            "prefix_cache: found 100, exp");
+}
+
+TEST_F(GenerationPrefixTest, ThreadsHaveTheTextsOfOneAlone) {
+  take_model("qwen2_tied");
+  std::vector<Tokens> prompts;
+  std::vector<GenerateResult> alone;
+  for (std::size_t i = 0; i < 8; ++i) {
+    prompts.push_back(prompt_of(24 + static_cast<std::int64_t>(i), 6 * (i % 4)));
+    alone.push_back(run(prompts.back(), nullptr));
+  }
+  for (const std::int64_t pages : {4096, 30}) {
+    const auto shared = store(pages);
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (std::size_t t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        for (std::size_t i = 0; i < 24; ++i) {
+          const std::size_t at = (i * (t + 1) + t) % prompts.size();
+          wrong += run(prompts[at], shared).last_logits != alone[at].last_logits;
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(wrong, 0);
+    check(*shared);
+    EXPECT_GT(shared->stats().tokens_reused, 0);
+    EXPECT_EQ(shared->stats().pages_unheld, shared->stats().pages);
+  }
+}
+
+TEST_F(GenerationPrefixTest, BeamsHaveTheTextsAndScoresOfAPromptComputedWhole) {
+  take_model("qwen2_tied");
+  options_.num_beams = 4;
+  const auto shared = store(512);
+  const std::vector<Tokens> prompts = {prompt_of(30), prompt_of(30), prompt_of(30, 14)};
+  const std::vector<std::int64_t> found = {0, 29, 14};
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    options_.cache = HistoryKind::kPaged;
+    const GenerateResult whole = run(prompts[i], nullptr);
+    const GenerateResult result = run(prompts[i], shared);
+    EXPECT_EQ(result.reused_tokens, found[i]);
+    ASSERT_EQ(result.beams.size(), whole.beams.size());
+    for (std::size_t b = 0; b < whole.beams.size(); ++b) {
+      EXPECT_EQ(result.beams[b].tokens, whole.beams[b].tokens);
+      EXPECT_EQ(result.beams[b].score, whole.beams[b].score);
+    }
+    check(*shared);
+  }
+}
+
+// What fails leaves the store as good as it was, and what it knows is right.
+TEST_F(GenerationPrefixTest, SoakRefusedMemoryLosesNothing) {
+  take_model("qwen2_tied");
+  testing::RefusingMemory memory;
+  {
+    const auto shared = store(64, 0, &memory);
+    GenerateOptions options = options_;
+    options.prefixes = shared;
+    int failed = 0;
+    for (std::int64_t n = 1; n < 120; ++n) {
+      const Tokens prompt = prompt_of(20 + n % 17, static_cast<std::size_t>(n % 9));
+      memory.refuse(n % 12, n % 24 >= 12);
+      const auto result = generate(*model_, tokenizer_, prompt, options);
+      memory.refuse(0);
+      failed += result.ok() ? 0 : 1;
+      if (!result.ok()) {
+        EXPECT_EQ(result.status().code(), StatusCode::kOutOfMemory);
+      }
+      check(*shared);
+      EXPECT_EQ(run(prompt, shared).last_logits, run(prompt, nullptr).last_logits);
+    }
+    EXPECT_GT(failed, 0);
+  }
+  EXPECT_EQ(memory.committed(), 0);
+}
+
+}  // namespace
+}  // namespace kvcache::runner

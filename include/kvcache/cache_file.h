@@ -21,8 +21,21 @@
 namespace kvcache {
 inline namespace v1 {
 
+// A page of tokens in a file of PrefixCache::save.
+struct CacheFilePage {
+  std::int64_t parent = -1;  // the page before it; -1: none
+  std::int64_t space = 0;    // in `spaces`
+  std::int64_t count = 0;    // tokens
+  std::int64_t priority = 0;
+};
+
 // What a file says of itself.
 struct CacheFileInfo {
+  enum class Kind : std::uint8_t {
+    kSequence = 1,  // of CacheFile::save
+    kTexts = 2,     // of PrefixCache::save: pages, in place of length, space, coded, block_tokens
+  };
+  Kind kind = Kind::kSequence;
   std::int64_t version = 0;
   PrefixNamespace space;
   std::int64_t length = 0;           // tokens
@@ -34,7 +47,10 @@ struct CacheFileInfo {
   // (CacheConfig::residual_tokens).
   std::int64_t coded = 0;
   std::int64_t block_tokens = 0;
-  std::vector<std::uint64_t> sums;  // of each block, XXH3-64
+  std::int64_t page_size = 0;
+  std::vector<PrefixNamespace> spaces;
+  std::vector<CacheFilePage> pages;  // each behind its parent, what was used last first
+  std::vector<std::uint64_t> sums;   // of each block or page, XXH3-64
   std::int64_t header_bytes = 0;
   std::int64_t file_bytes = 0;
 };
@@ -67,7 +83,7 @@ class KVC_API CacheFile final {
                                                  const PrefixNamespace& space = {});
   static Result<CacheFile> over(std::span<const std::byte> bytes);
 
-  // Reads and checks the header; the file stays open.
+  // Reads and checks the header, of a PrefixCache's file too; the file stays open.
   static Result<CacheFile> open(const std::string& path);
   CacheFile(CacheFile&&) noexcept;
   CacheFile& operator=(CacheFile&&) noexcept;
@@ -82,7 +98,8 @@ class KVC_API CacheFile final {
   // PrefixCache, pages whose ids are known can be found under `space`. Layers that drop rows drop
   // what they would have dropped. Errors: kInvalidArgument naming the layer or the namespace that
   // is another, or residual_tokens where the newest rows of coded layers are plain and the cache
-  // has no place for these; kRetryLater, kNeverFits and kOutOfMemory as PagedCache::reserve.
+  // has no place for these; kUnsupported for texts of a prefix cache; kRetryLater, kNeverFits and
+  // kOutOfMemory as PagedCache::reserve.
   Result<SequenceId> load(PagedCache& cache, const PrefixNamespace& space = {},
                           const ExecContext& context = {}) const;
 

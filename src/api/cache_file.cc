@@ -3,7 +3,6 @@
 #include "kvcache/cache_file.h"
 
 #include <algorithm>
-#include <atomic>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,7 +12,8 @@
 #include "base/expect.h"
 #include "base/file.h"
 #include "cache/paged/raw_rows.h"
-#include "formats/blocks.h"
+#include "formats/header.h"
+#include "formats/stored_texts.h"
 
 namespace kvcache {
 inline namespace v1 {
@@ -32,9 +32,6 @@ using internal::StoredSequence;
 
 namespace {
 
-// Blocks that are read at once hold no more than this together, unless one alone does.
-constexpr std::int64_t kMostBlockMemory = std::int64_t{64} << 20;
-
 std::string hex(const PrefixNamespace& space) {
   static constexpr char kDigits[] = "0123456789abcdef";
   std::string text;
@@ -43,36 +40,6 @@ std::string hex(const PrefixNamespace& space) {
     text += kDigits[std::to_integer<int>(byte) % 16];
   }
   return text + ", tenant " + std::to_string(space.tenant);
-}
-
-Status expect_same(const std::string& name, std::int64_t found, std::int64_t expected) {
-  return found == expected ? Status() : refusal(name, found, expected);
-}
-
-Status expect_spec(const std::string& name, const LayerSpec& found, const LayerSpec& expected) {
-  KVC_RETURN_IF_ERROR(expect_same(name + ".num_buffers", found.num_buffers, expected.num_buffers));
-  KVC_RETURN_IF_ERROR(expect_same(name + ".window", found.life.window, expected.life.window));
-  KVC_RETURN_IF_ERROR(expect_same(name + ".chunk", found.life.chunk, expected.life.chunk));
-  KVC_RETURN_IF_ERROR(
-      expect_same(name + ".sink_tokens", found.life.sink_tokens, expected.life.sink_tokens));
-  for (std::int32_t b = 0; b < found.num_buffers; ++b) {
-    const std::string buffer = name + ".buffers[" + std::to_string(b) + "]";
-    const BufferSpec& mine = found.buffers[b];
-    const BufferSpec& its = expected.buffers[b];
-    KVC_RETURN_IF_ERROR(expect_same(buffer + ".role", static_cast<std::int64_t>(mine.role),
-                                    static_cast<std::int64_t>(its.role)));
-    KVC_RETURN_IF_ERROR(expect_same(buffer + ".heads", mine.heads, its.heads));
-    KVC_RETURN_IF_ERROR(expect_same(buffer + ".dim", mine.dim, its.dim));
-    if (mine.format.kind != its.format.kind) {
-      return refusal(buffer + ".form", name_of(mine.format.kind), name_of(its.format.kind));
-    }
-    if (mine.format.dtype != its.format.dtype) {
-      return refusal(buffer + ".dtype", name_of(mine.format.dtype), name_of(its.format.dtype));
-    }
-    KVC_RETURN_IF_ERROR(
-        expect_same(buffer + ".rotate", mine.format.rotate ? 1 : 0, its.format.rotate ? 1 : 0));
-  }
-  return {};
 }
 
 StoredSequence describe(const PagedStore& store, const PagedSequence& seq,
@@ -125,70 +92,39 @@ void put_block(PagedStore& store, const PagedSequence& seq, const StoredSequence
 
 struct CacheFile::Impl {
   std::unique_ptr<internal::File> file;
-  internal::FileHeader header;
+  internal::FileHeader header;  // of texts, its blocks alone
   CacheFileInfo info;
 
   static Result<CacheFile> open(std::unique_ptr<internal::File> file);
+  Status read_sequence(const internal::HeaderBytes& start);
+  Status read_texts(const internal::HeaderBytes& start);
+  const internal::BlockTable& blocks() const noexcept { return header.blocks; }
   Result<SequenceId> load(PagedCache& cache, const PrefixNamespace& space,
                           const ExecContext& context) const;
   Status check(const PagedCache& cache, const PrefixNamespace& space) const;
-
-  // Calls fn(block, its bytes), each block once, in tasks of the executor, as long as none fails.
-  template <typename Fn>
-  Status for_each_block(const ExecContext& context, Fn&& fn) const;
 };
-
-template <typename Fn>
-Status CacheFile::Impl::for_each_block(const ExecContext& context, Fn&& fn) const {
-  const auto blocks = static_cast<std::int64_t>(header.sums.size());
-  const std::int64_t most = header.most_block_bytes();
-  if (most == 0) return {};
-  const std::int64_t tasks = std::max<std::int64_t>(
-      1, std::min({blocks, kMostBlockMemory / most, std::int64_t{context.get().concurrency()}}));
-  struct Work {
-    const Impl& impl;
-    Fn& fn;
-    std::int64_t blocks, tasks, most;
-    std::vector<std::byte> room;
-    std::vector<Status> status;
-    std::atomic<bool> failed{false};
-
-    void run(std::int64_t task) noexcept {
-      auto& result = status[static_cast<std::size_t>(task)];
-      for (std::int64_t b = task; b < blocks && !failed.load(std::memory_order_relaxed);
-           b += tasks) {
-        result = at_door([&]() -> Status {
-          const std::span<std::byte> mine(room.data() + task * most,
-                                          static_cast<std::size_t>(most));
-          KVC_ASSIGN_OR_RETURN(const auto bytes,
-                               internal::read_block(*impl.file, impl.header, b, mine));
-          fn(b, bytes);
-          return {};
-        });
-        if (!result.ok()) failed.store(true, std::memory_order_relaxed);
-      }
-    }
-  } work{*this, fn, blocks, tasks, most, {}, {}};
-  work.room.resize(static_cast<std::size_t>(tasks * most));
-  work.status.resize(static_cast<std::size_t>(tasks));
-  context.get().parallel_for(
-      tasks,
-      [](void* data, std::int64_t task, std::int32_t) noexcept {
-        static_cast<Work*>(data)->run(task);
-      },
-      &work);
-  const auto bad = std::find_if(work.status.begin(), work.status.end(),
-                                [](const Status& status) { return !status.ok(); });
-  return bad == work.status.end() ? Status() : *bad;
-}
 
 Result<CacheFile> CacheFile::Impl::open(std::unique_ptr<File> file) {
   auto impl = std::make_unique<Impl>();
-  KVC_ASSIGN_OR_RETURN(impl->header, internal::read_header(*file));
+  KVC_ASSIGN_OR_RETURN(const internal::HeaderBytes start, internal::read_start(*file));
   impl->file = std::move(file);
-  const StoredSequence& seq = impl->header.seq;
   CacheFileInfo& info = impl->info;
+  info.kind = static_cast<CacheFileInfo::Kind>(start.kind);
   info.version = internal::kFormatVersion;
+  if (start.kind == internal::FileKind::kTexts) {
+    KVC_RETURN_IF_ERROR(impl->read_texts(start));
+  } else {
+    KVC_RETURN_IF_ERROR(impl->read_sequence(start));
+  }
+  info.sums = impl->blocks().sums;
+  info.header_bytes = impl->blocks().header_bytes();
+  info.file_bytes = impl->blocks().file_bytes();
+  return CacheFile(std::move(impl));
+}
+
+Status CacheFile::Impl::read_sequence(const internal::HeaderBytes& start) {
+  KVC_ASSIGN_OR_RETURN(header, internal::read_header(start));
+  const StoredSequence& seq = header.seq;
   info.space = seq.space;
   info.length = seq.length;
   info.tokens = seq.tokens;
@@ -198,15 +134,27 @@ Result<CacheFile> CacheFile::Impl::open(std::unique_ptr<File> file) {
   }
   info.coded = seq.coded;
   info.block_tokens = seq.block_tokens;
-  info.sums = impl->header.sums;
-  info.header_bytes = impl->header.header_bytes();
-  info.file_bytes = impl->header.file_bytes();
-  return CacheFile(std::move(impl));
+  return {};
+}
+
+Status CacheFile::Impl::read_texts(const internal::HeaderBytes& start) {
+  KVC_ASSIGN_OR_RETURN(internal::TextsHeader texts, internal::read_texts_header(start));
+  info.layers = texts.texts.layers;
+  info.page_size = texts.texts.page_size;
+  info.spaces = texts.texts.spaces;
+  info.tokens = texts.texts.tokens;
+  for (const internal::StoredPage& page : texts.texts.pages) {
+    info.pages.push_back({page.parent, page.space, page.count, page.priority});
+  }
+  header.blocks = std::move(texts.blocks);
+  return {};
 }
 
 // Whether the file is of such a cache.
 Status CacheFile::Impl::check(const PagedCache& cache, const PrefixNamespace& space) const {
   const PagedStore& store = *cache.impl_->store;
+  KVC_RETURN_IF_ERROR(internal::expect_kind(static_cast<internal::FileKind>(info.kind),
+                                            internal::FileKind::kSequence));
   if (info.space != space) return refusal("namespace", hex(info.space), hex(space));
   const auto found = static_cast<std::int64_t>(info.layers.size());
   if (found != store.layout().num_layers()) {
@@ -214,8 +162,8 @@ Status CacheFile::Impl::check(const PagedCache& cache, const PrefixNamespace& sp
   }
   for (std::int64_t layer = 0; layer < found; ++layer) {
     const std::string name = "layers[" + std::to_string(layer) + "]";
-    KVC_RETURN_IF_ERROR(
-        expect_spec(name, info.layers[static_cast<std::size_t>(layer)], store.spec_of(layer)));
+    KVC_RETURN_IF_ERROR(internal::expect_spec(name, info.layers[static_cast<std::size_t>(layer)],
+                                              store.spec_of(layer)));
   }
   return {};
 }
@@ -224,7 +172,7 @@ Result<SequenceId> CacheFile::Impl::load(PagedCache& cache, const PrefixNamespac
                                          const ExecContext& context) const {
   KVC_RETURN_IF_ERROR(check(cache, space));
   // All sums before the cache is changed, and each again of the bytes that are taken.
-  KVC_RETURN_IF_ERROR(for_each_block(context, [](std::int64_t, std::span<const std::byte>) {}));
+  KVC_RETURN_IF_ERROR(internal::verify_blocks(*file, header.blocks, context));
   PagedCache::Impl& paged = *cache.impl_;
   PagedStore& store = *paged.store;
   const PagedStore::SettleTables settle{store};
@@ -234,8 +182,8 @@ Result<SequenceId> CacheFile::Impl::load(PagedCache& cache, const PrefixNamespac
   }
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<PagedStep> step, store.reserve_restored(from));
   const PagedSequence& seq = *step->seqs.front().seq;
-  const Status status =
-      for_each_block(context, [&](std::int64_t block, std::span<const std::byte> bytes) {
+  const Status status = internal::for_each_block(
+      *file, header.blocks, context, [&](std::int64_t block, std::span<const std::byte> bytes) {
         put_block(store, seq, header.seq, block, bytes);
       });
   if (status.ok()) return store.open_restored(*step);
@@ -294,9 +242,8 @@ Result<CacheFile> CacheFile::open(const std::string& path) {
 const CacheFileInfo& CacheFile::info() const noexcept { return impl_->info; }
 
 Status CacheFile::verify(const ExecContext& context) const {
-  return at_door([&] {
-    return impl_->for_each_block(context, [](std::int64_t, std::span<const std::byte>) {});
-  });
+  return at_door(
+      [&] { return internal::verify_blocks(*impl_->file, impl_->header.blocks, context); });
 }
 
 Result<SequenceId> CacheFile::load(PagedCache& cache, const PrefixNamespace& space,

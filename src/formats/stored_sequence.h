@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "base/checked_math.h"
+#include "formats/fields.h"
 #include "kvcache/layer_spec.h"
 #include "kvcache/prefix.h"
 
 namespace kvcache::internal {
 
-inline constexpr std::int64_t kFileAlignment = 4096;
 inline constexpr std::int64_t kSectionAlignment = 64;
 inline constexpr std::int64_t kMostBlockTokens = 65536;
 

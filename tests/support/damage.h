@@ -14,7 +14,7 @@
 
 #include "base/file.h"
 #include "base/xxh3.h"
-#include "formats/blocks.h"
+#include "formats/header.h"
 
 namespace kvcache::testing {
 

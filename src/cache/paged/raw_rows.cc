@@ -64,7 +64,24 @@ void move_rows(const PagedStore& store, const PagedSequence& seq, const RawRange
   }
 }
 
+template <bool kIntoPages>
+void move_page(const PagedStore& store, std::int64_t layer, std::int32_t buffer, std::int32_t page,
+               const RawRows& raw) noexcept {
+  const RowsView view = store.group_of(layer).rows(store.place(layer).index, buffer);
+  move_run<kIntoPages>(view, store.spec_of(layer).buffers[buffer], page, 0, raw.rows, raw, 0);
+}
+
 }  // namespace
+
+void get_page(const PagedStore& store, std::int64_t layer, std::int32_t buffer, std::int32_t page,
+              const RawRows& raw) noexcept {
+  move_page<false>(store, layer, buffer, page, raw);
+}
+
+void put_page(PagedStore& store, std::int64_t layer, std::int32_t buffer, std::int32_t page,
+              const RawRows& raw) noexcept {
+  move_page<true>(store, layer, buffer, page, raw);
+}
 
 void get_raw(const PagedStore& store, const PagedSequence& seq, const RawRange& range,
              const RawRows& raw, std::int64_t at) noexcept {

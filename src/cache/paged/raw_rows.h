@@ -32,6 +32,12 @@ void get_raw(const PagedStore& store, const PagedSequence& seq, const RawRange& 
 void put_raw(PagedStore& store, const PagedSequence& seq, const RawRange& range, const RawRows& raw,
              std::int64_t at) noexcept;
 
+// The same of the first `raw.rows` rows of a page of a layer that keeps no plain tails.
+void get_page(const PagedStore& store, std::int64_t layer, std::int32_t buffer, std::int32_t page,
+              const RawRows& raw) noexcept;
+void put_page(PagedStore& store, std::int64_t layer, std::int32_t buffer, std::int32_t page,
+              const RawRows& raw) noexcept;
+
 }  // namespace kvcache::internal
 
 #endif  // KVCACHE_SRC_CACHE_PAGED_RAW_ROWS_H_

@@ -116,4 +116,47 @@ SequenceId PagedStore::open_restored(PagedStep& step) noexcept {
   return seq.id;
 }
 
+Result<std::unique_ptr<PagedStep>> PagedStore::reserve_pages(const std::vector<bool>& wanted) {
+  auto made = make_sequence();
+  made->holds_rows = true;
+  auto step = std::make_unique<PagedStep>();
+  step->seqs.push_back({made.get(), 0, -1});
+  step->restored.emplace(0, std::move(made));
+  step->rooms.resize(groups_.size());
+  bool fits = true;
+  std::int64_t entries = 0;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const std::int64_t pages = is_blocks(g) || wanted[g] ? 1 : 0;
+    step->rooms[g].seqs = {{0, false}, {pages, false}};
+    entries += pages;
+    const PagePool& pool = groups_[g].pool();
+    fits = fits && pages <= groups_[g].available() && pool.evicted_among(pages) == 0;
+  }
+  if (!fits || (budget_bytes_ > 0 && bytes_with(growth_of(*step, entries)) > budget_bytes_)) {
+    return std::unique_ptr<PagedStep>();
+  }
+  reserve_tables(*step);
+  KVC_RETURN_IF_ERROR(grant_memory(*step, entries));
+  take(*step);
+  return step;
+}
+
+void PagedStore::hold_pages(PagedStep& step) noexcept {
+  PagedSequence& seq = *step.seqs.front().seq;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const std::vector<std::int32_t>& pages = step.rooms[g].pages;
+    seq.tables[g].pages.assign(pages.begin(), pages.end());  // there is room: reserve_tables()
+    groups_[g].pin(seq.tables[g]);
+  }
+}
+
+void PagedStore::drop_pages(PagedStep& step) noexcept {
+  PagedSequence& seq = *step.seqs.front().seq;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    table_entries_ -= groups_[g].clear(seq.tables[g]);
+  }
+  step.restored.clear();
+  end_step();
+}
+
 }  // namespace kvcache::internal

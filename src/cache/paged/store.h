@@ -145,6 +145,13 @@ class PagedStore {
   Result<std::unique_ptr<PagedStep>> reserve_restored(const RestoredSequence& from);
   SequenceId open_restored(PagedStep& step) noexcept;
 
+  // Room for one page in each group of `wanted`, and a block, as far as nothing must be evicted for
+  // it: null where it must. hold_pages() and drop_pages() end the step: between the two its pages
+  // are held by a table that nobody sees. Or rollback(). Errors: kOutOfMemory.
+  Result<std::unique_ptr<PagedStep>> reserve_pages(const std::vector<bool>& wanted);
+  void hold_pages(PagedStep& step) noexcept;
+  void drop_pages(PagedStep& step) noexcept;
+
   // --- Plain tails of coded rows. ---
   // The group of a layer's tails; -1: it has none.
   std::int32_t tail_group(std::int64_t layer) const noexcept {

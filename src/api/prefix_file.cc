@@ -159,14 +159,13 @@ class Taker {
       return {};
     }
     PagedStep& step = **reserved;
-    const auto bytes = internal::read_block(file_, header_.blocks, number, room_);
-    if (!bytes.ok()) {
-      store_.rollback(step);
-      return bytes.status();
-    }
+    internal::Unfinished unfinished{store_, &step};
+    KVC_ASSIGN_OR_RETURN(const auto bytes,
+                         internal::read_block(file_, header_.blocks, number, room_));
+    unfinished.step = nullptr;
     walk_page(texts, number, [&](std::int64_t layer, std::int32_t buffer, const RowArray& array) {
       const auto& pages = step.rooms[group_of(store_, static_cast<std::size_t>(layer))].pages;
-      put_page(store_, layer, buffer, pages.front(), rows_of(array, bytes->data()));
+      put_page(store_, layer, buffer, pages.front(), rows_of(array, bytes.data()));
     });
     node = index_.add(**space, parent, step, texts.tokens_of(page), page.priority);
     if (node >= 0) added_.push_back(node);

@@ -211,7 +211,7 @@ TEST(CacheFileDamage, AFailureOfAnyCallWhileLoadingChangesNothing) {
     EXPECT_EQ(into.rows(0, other), rows);
     ASSERT_OK(into.cache.check_invariants());
   }
-  EXPECT_EQ(failures, 2 + 2 + 2 * 3);  // open, size, the header's two; three blocks, twice
+  EXPECT_EQ(failures, 2 + 2 + 3);  // open, size, the header's two, three blocks
 }
 
 // --- kill -9. ---

@@ -338,6 +338,15 @@ class PagedStore {
   std::int64_t rows_encoded_ = 0;
 };
 
+// At the end of a scope a step is rolled back, unless `step` was set to null.
+struct Unfinished {
+  PagedStore& store;
+  PagedStep* step;
+  ~Unfinished() {
+    if (step != nullptr) store.rollback(*step);
+  }
+};
+
 }  // namespace kvcache::internal
 
 #endif  // KVCACHE_SRC_CACHE_PAGED_STORE_H_

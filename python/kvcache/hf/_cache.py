@@ -195,6 +195,8 @@ class Cache(transformers.DynamicCache):
     windows or chunks are not what layers can be made of; TypeError for anything else than a config.
     """
 
+    session = None  # of a call of generate() that uses a prefix cache: see _prefix.py
+
     def __init__(self, config: transformers.PreTrainedConfig | None = None, kind: Kind = "dynamic", *,
                  max_length: int | None = None, page_size: int = 64, max_tokens: int = 1 << 20,
                  dtype: torch.dtype | None = None, k_format: Form | None = None,
@@ -284,6 +286,7 @@ class Cache(transformers.DynamicCache):
         other = object.__new__(type(self))
         memo[id(self)] = other
         other.__dict__.update(self.__dict__)
+        other.session = None
         other.layers = [copy.deepcopy(layer, memo) for layer in self.layers]
         return other
 

@@ -124,6 +124,7 @@ class PagedLayer(Layer):
         return self.rows.length
 
     def select(self, indices):
+        self.changes += 1
         self.rows.select(indices)
 
     def copy_of_rows(self):

@@ -1,0 +1,601 @@
+"""generate() over a prefix cache: what it finds is what it would have computed."""
+
+import copy
+import gc
+import pickle
+import types
+import unittest
+import weakref
+
+import torch
+import transformers
+
+import kvcache
+import kvcache.hf
+import hf_models as models
+import mixed_models as mixed
+from kvcache.hf import _prefix, _weights
+from together import run_together
+
+BUDGET = "64MiB"
+
+
+def enabled(model, kind="paged", budget=BUDGET, **options):
+    return kvcache.hf.enable(model, kind, prefix_cache=budget, **options)
+
+
+def stats(model):
+    return kvcache.hf.prefix_stats(model)
+
+
+def inputs_of(ids):
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def padded(*rows):
+    """Texts as one batch, padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def words(length, seed=3):
+    return models.tokens(1, length, seed)[0].tolist()
+
+
+class Prefix(unittest.TestCase):
+    def same(self, found, expected):
+        """(sequences, logits) of two runs."""
+        self.assertEqual(found[0].tolist(), expected[0].tolist())
+        self.assertLess((found[1] - expected[1]).abs().max().item(), 1e-4)
+
+    def check_store(self, model):
+        prefixes = model._prepare_cache_for_generation.prefixes
+        prefixes.store.check_invariants()
+        counted = stats(model)
+        self.assertLessEqual(counted["bytes"], counted["budget_bytes"])
+
+    def reused(self, model, run):
+        """Tokens that were not computed again in `run`."""
+        before = stats(model)["tokens_reused"]
+        run()
+        return stats(model)["tokens_reused"] - before
+
+
+class Hits(Prefix):
+    def test_none_some_and_all_but_one_token_found(self):
+        text = words(40)
+        for kind in ("paged", "dynamic", "static"):
+            for name, made in models.DECODERS.items():
+                with self.subTest(kind=kind, model=name):
+                    plain, model = made(), enabled(made(), kind)
+                    for prompt, expected in ((text[:30], 0), (text[:30], 29), (text, 30),
+                                             (text[:17] + words(9, seed=8), 17)):
+                        inputs = inputs_of(torch.tensor([prompt]))
+                        wanted = models.run(plain, inputs)
+                        found = self.reused(model, lambda: self.same(models.run(model, inputs), wanted))
+                        self.assertEqual(found, expected)
+                    self.check_store(model)
+                    self.assertEqual(stats(model)["bypassed"], {})
+
+    def test_the_reply_is_found_in_the_next_turn(self):
+        plain, model = models.llama(), enabled(models.llama())
+        text = torch.tensor([words(20)])
+        for turn in range(4):
+            inputs = inputs_of(text)
+            wanted = models.run(plain, inputs)
+            found = self.reused(model, lambda: self.same(models.run(model, inputs), wanted))
+            # All but the last token of the reply, which was never forwarded.
+            self.assertEqual(found, 0 if turn == 0 else text.shape[1] - 6)
+            text = torch.cat([wanted[0], torch.tensor([words(5, seed=turn)])], dim=1)
+
+    def test_the_cache_that_a_caller_keeps_hides_nothing(self):
+        model = enabled(models.llama())
+        first = model.generate(**models.prompt("llama", length=20), max_new_tokens=9, min_new_tokens=9,
+                               return_dict_in_generate=True)
+        self.assertEqual(self.reused(model, lambda: model.generate(first.sequences, max_new_tokens=2)), 28)
+        self.assertEqual(models.cache_of(first).get_seq_length(), 28)
+
+    def test_a_batch_begins_where_the_first_of_its_texts_must(self):
+        plain, model = models.llama(), enabled(models.llama())
+        a, b = words(30), words(24, seed=9)
+        model.generate(torch.tensor([a]), max_new_tokens=2)
+        model.generate(torch.tensor([b[:15]]), max_new_tokens=2)
+        for rows, start in (((a, b), 21), ((a, b), 29), ((a[:10], b), 23), ((words(3, seed=4), a), 27)):
+            inputs = padded(*rows)
+            wanted = models.run(plain, inputs)
+            lengths = []
+            hook = model.model.register_forward_pre_hook(
+                lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]),
+                with_kwargs=True)
+            self.same(models.run(model, inputs), wanted)
+            hook.remove()
+            self.assertEqual(inputs["input_ids"].shape[1] - lengths[0], start)
+        self.check_store(model)
+
+    def test_left_padded_batches_of_every_decoder(self):
+        for name, made in models.DECODERS.items():
+            for kind in ("paged", "dynamic"):
+                with self.subTest(name, kind=kind):
+                    plain, model = made(), enabled(made(), kind)
+                    inputs = models.left_padded(length=21)
+                    wanted = models.run(plain, inputs)
+                    for _ in range(2):
+                        self.same(models.run(model, inputs), wanted)
+                    self.assertEqual(stats(model)["tokens_reused"], 20 + 4 + 1)
+
+    def test_windows_and_chunks(self):
+        for name in ("mistral", "gemma3", "gpt_oss", "llama4"):
+            for kind in ("paged", "dynamic"):
+                with self.subTest(name, kind=kind):
+                    plain, model = mixed.MIXED[name](), enabled(mixed.MIXED[name](), kind)
+                    text = words(50)
+                    for prompt in (text[:30], text[:30], text, text[:40] + words(7, seed=2)):
+                        inputs = inputs_of(torch.tensor([prompt]))
+                        self.same(models.run(model, inputs), models.run(plain, inputs))
+                    inputs = padded(text[:33], text[:9], words(20, seed=5))
+                    for _ in range(2):
+                        self.same(models.run(model, inputs), models.run(plain, inputs))
+                    counted = stats(model)
+                    self.assertEqual(counted["bypassed"], {})
+                    self.assertGreater(counted["tokens_reused"], 29 + 30)
+                    self.check_store(model)
+
+    def test_prefill_in_chunks(self):
+        plain, model = models.llama(), enabled(models.llama())
+        for inputs in (models.prompt("llama", length=23), models.left_padded(length=23)):
+            wanted = models.run(plain, inputs, prefill_chunk_size=5)
+            for _ in range(2):
+                self.same(models.run(model, inputs, prefill_chunk_size=5), wanted)
+        self.assertGreater(stats(model)["tokens_reused"], 30)
+
+    def test_beams_samples_and_drafts(self):
+        repeating = inputs_of(torch.tensor([[5, 6, 7, 8] * 6]))
+        for more in ({"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3},
+                     {"prompt_lookup_num_tokens": 3}):
+            for kind in ("paged", "dynamic"):
+                with self.subTest(more, kind=kind):
+                    plain, model = models.llama(), enabled(models.llama(), kind)
+                    wanted = models.run(plain, repeating, **more)
+                    for _ in range(3):
+                        found = models.run(model, repeating, **more)
+                        self.assertEqual(found[0].tolist(), wanted[0].tolist())
+                    self.assertGreaterEqual(stats(model)["tokens_reused"], 2 * 20)
+                    longer = inputs_of(torch.cat([wanted[0][:1], torch.tensor([[9, 9]])], dim=1))
+                    self.same(models.run(model, longer), models.run(plain, longer))
+                    self.check_store(model)
+
+    def test_with_an_assistant(self):
+        plain, model, assistant = models.llama(), enabled(models.llama()), models.llama(num_hidden_layers=1)
+        inputs = models.prompt("llama", length=20)
+        wanted = models.run(plain, inputs, assistant_model=assistant)
+        for _ in range(2):
+            found = models.run(model, inputs, assistant_model=assistant)
+            self.assertEqual(found[0].tolist(), wanted[0].tolist())
+        self.assertGreaterEqual(stats(model)["tokens_reused"], 15)
+
+    def test_rows_of_16_bits(self):
+        for dtype in (torch.bfloat16, torch.float16):
+            model = enabled(models.llama().to(dtype))
+            inputs = models.prompt("llama", length=20)
+            wanted = models.run(models.llama().to(dtype), inputs)[0]
+            for _ in range(2):
+                self.assertEqual(models.run(model, inputs)[0].tolist(), wanted.tolist())
+            self.assertEqual(stats(model)["tokens_reused"], 19)
+
+    def test_behind_the_last_word_of_a_text_nothing_is_stored(self):
+        """The others of a batch go on, and it is padded meanwhile."""
+        model = enabled(models.llama())
+        inputs = models.prompt("llama", batch=2, length=10)
+        first = model.generate(**inputs, max_new_tokens=1)[:, -1].tolist()
+        self.assertNotEqual(first[0], first[1])
+        before = stats(model)["tokens_stored"]
+        done = model.generate(**inputs, max_new_tokens=9, eos_token_id=first[0], pad_token_id=0)
+        self.assertTrue((done[0, 11:] == 0).all())
+        # The last of each prompt once more, the word that ends the first text, and eight of the other,
+        # unless it ends as well.
+        others = (done[1, 10:] != 0).sum().item()
+        self.assertEqual(stats(model)["tokens_stored"] - before, 2 + 1 + min(others, 8))
+
+
+class Misses(Prefix):
+    def check_miss(self, change, made=models.llama):
+        """After `change` nothing of before is found, and all is as in a model without a prefix cache."""
+        inputs = models.prompt("llama", length=20)
+        model = enabled(made())
+        models.run(model, inputs)
+        self.assertEqual(self.reused(model, lambda: models.run(model, inputs)), 19)
+        change(model)
+        plain = made()
+        plain.load_state_dict(model.state_dict())
+        wanted = models.run(plain, inputs)
+        self.assertEqual(self.reused(model, lambda: self.same(models.run(model, inputs), wanted)), 0)
+        self.assertEqual(self.reused(model, lambda: self.same(models.run(model, inputs), wanted)), 19)
+
+    def test_a_step_of_an_optimiser(self):
+        def step(model):
+            optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+            for weight in model.parameters():
+                weight.grad = torch.ones_like(weight)
+            optimiser.step()
+        self.check_miss(step)
+
+    def test_weights_that_are_loaded(self):
+        other = models.llama(tie_word_embeddings=False)
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.mul_(0.9)
+        for assign in (False, True):
+            self.check_miss(lambda model, assign=assign: model.load_state_dict(other.state_dict(),
+                                                                               assign=assign))
+
+    def test_a_parameter_that_is_swapped_for_another(self):
+        def swap(model):
+            layer = model.model.layers[0].self_attn.k_proj
+            layer.weight = torch.nn.Parameter(layer.weight.detach() * 2)
+        self.check_miss(swap)
+
+    def test_memory_that_is_swapped_for_another(self):
+        def swap(model):
+            for _ in range(2):  # the second may lie where the first did
+                weight = model.model.layers[0].self_attn.k_proj.weight
+                weight.data = weight.data * 2
+        self.check_miss(swap)
+
+    def test_adapters_that_are_switched_and_back(self):
+        class Adapted(torch.nn.Linear):
+            """A layer as PEFT has them, whose adapter scales."""
+
+            _active_adapter = ["one"]
+
+            def forward(self, given):
+                return super().forward(given) * {"one": 1.0, "two": 0.5}[self._active_adapter[0]]
+
+        def made():
+            model = models.llama()
+            before = model.model.layers[0].self_attn.v_proj
+            after = Adapted(before.in_features, before.out_features, bias=False)
+            after.weight = before.weight
+            model.model.layers[0].self_attn.v_proj = after
+            return model
+
+        inputs = models.prompt("llama", length=20)
+        model = enabled(made())
+        wanted = {}
+        for name, found in (("one", 0), ("two", 0), ("one", 19), ("two", 19)):
+            model.model.layers[0].self_attn.v_proj._active_adapter = [name]
+            result = []
+            self.assertEqual(self.reused(model, lambda: result.append(models.run(model, inputs))), found)
+            self.same(result[0], wanted.setdefault(name, result[0]))
+        self.assertNotEqual(wanted["one"][0].tolist(), wanted["two"][0].tolist())
+
+    def test_a_model_of_another_type(self):
+        model = enabled(models.llama())
+        inputs = models.prompt("llama", length=20)
+        models.run(model, inputs)
+        model.to(torch.bfloat16)
+        self.assertEqual(self.reused(model, lambda: models.run(model, inputs)), 0)
+        self.assertEqual(self.reused(model, lambda: models.run(model, inputs)), 19)
+        self.check_store(model)
+
+    def test_weights_are_not_kept_alive(self):
+        weights = _weights.Weights()
+        model = models.llama()
+        first = weights.number(model)
+        gone = weakref.ref(model.lm_head.weight)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        self.assertIsNone(gone())
+        self.assertEqual(weights.number(model), first + 1)
+        self.assertEqual(weights.number(model), first + 1)
+
+
+class Bypassed(Prefix):
+    def check_bypass(self, reason, model, plain=None, inputs=None, **more):
+        """Twice the same call: nothing is found, it is counted, and the words are those without."""
+        inputs = inputs or models.prompt("llama", length=20)
+        expected = None if plain is None else models.run(plain, inputs, **more)
+        before = stats(model)
+        for _ in range(2):
+            found = models.run(model, inputs, **more)
+            if expected is not None:
+                self.same(found, expected)
+        after = stats(model)
+        self.assertEqual(after["bypassed"].get(reason), before["bypassed"].get(reason, 0) + 2,
+                         after["bypassed"])
+        self.assertEqual(after["tokens_reused"], before["tokens_reused"])
+        self.assertEqual(after["tokens_stored"], before["tokens_stored"])
+
+    def test_what_ids_do_not_decide(self):
+        model, plain = enabled(models.llama()), models.llama()
+        ids = models.tokens(2, 20)
+        ones = torch.ones_like(ids)
+        with torch.no_grad():
+            embeds = model.get_input_embeddings()(ids)
+        holes = ones.clone()
+        holes[0, 5] = 0
+        behind = ones.clone()
+        behind[1, -2:] = 0
+        self.check_bypass("inputs_embeds", model, plain, inputs={"inputs_embeds": embeds,
+                                                                 "attention_mask": ones})
+        self.check_bypass("attention_mask", model, plain,
+                          inputs={"input_ids": ids, "attention_mask": holes})
+        self.check_bypass("attention_mask", model, plain,
+                          inputs={"input_ids": ids, "attention_mask": behind})
+        self.check_bypass("position_ids", model, plain,
+                          inputs={"input_ids": ids, "attention_mask": ones,
+                                  "position_ids": 3 + torch.arange(20)[None].expand(2, -1)})
+        self.check_bypass("output_hidden_states", model, output_hidden_states=True)
+        self.check_bypass("logits_to_keep", model, logits_to_keep=0)
+        for usual in ({}, {"position_ids": torch.arange(20)[None].expand(2, -1)}):
+            inputs = {"input_ids": ids, "attention_mask": ones, **usual}
+            self.assertGreaterEqual(self.reused(model, lambda: models.run(model, inputs)),
+                                    38 if usual else 0)
+
+    def test_token_types(self):
+        model, plain = enabled(models.gpt2()), models.gpt2()
+        ids = models.tokens(1, 20)
+        self.check_bypass("token_type_ids", model, plain,
+                          inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids),
+                                  "token_type_ids": torch.ones_like(ids)})
+
+    def test_a_cache_that_is_passed(self):
+        model = enabled(models.llama())
+        inputs = models.prompt("llama", length=20)
+        for _ in range(2):
+            models.run(model, inputs, **models.holding(kvcache.hf.Cache(model.config)))
+        counted = stats(model)
+        self.assertEqual(counted["bypassed"], {"cache": 2})
+        self.assertEqual(counted["tokens_stored"], 0)
+
+    def test_two_images_with_one_prompt(self):
+        def made():
+            return mixed.llava()
+        model, plain = enabled(made()), made()
+        ids = torch.tensor([[5, *[60] * 16, 6, 7, 8]])
+        generator = torch.Generator().manual_seed(1)
+        images = [10 * torch.randn(1, 3, 16, 16, generator=generator) for _ in range(2)]
+        logits = []
+        for image in images:
+            inputs = {**inputs_of(ids), "pixel_values": image}
+            found = models.run(model, inputs)
+            self.same(found, models.run(plain, inputs))
+            logits.append(found[1])
+        self.assertGreater((logits[0] - logits[1]).abs().max().item(), 1e-3)
+        counted = stats(model)
+        self.assertEqual(sum(counted["bypassed"].values()), 2, counted)
+        self.assertEqual(counted["tokens_stored"], 0)
+        text = inputs_of(torch.tensor([words(20)[:12]]).clamp(max=59))
+        for _ in range(2):
+            self.same(models.run(model, text), models.run(plain, text))
+        self.assertEqual(stats(model)["tokens_reused"], 11)
+
+    def test_layers_of_states_and_encoders(self):
+        for reason, made, inputs in (
+                ("states", mixed.qwen3_next, models.prompt("llama")),
+                ("encoder", models.bart, models.prompt("bart"))):
+            model = enabled(made())
+            self.same(models.run(model, inputs), models.run(made(), inputs))
+            self.assertEqual(stats(model)["bypassed"], {reason: 1})
+
+    def test_coded_rows(self):
+        model = enabled(models.llama(), k_format="int8", v_format="int8")
+        models.run(model, models.prompt("llama"))
+        self.assertEqual(stats(model)["bypassed"], {"coded_rows": 1})
+
+    def test_angles_that_depend_on_the_length(self):
+        def made():
+            return models.llama(max_position_embeddings=40,
+                                rope_parameters={"rope_type": "dynamic", "factor": 2.0,
+                                                 "rope_theta": 10000.0})
+        model, plain = enabled(made()), made()
+        for length, reason in ((20, {}), (20, {}), (35, {"rope": 1})):
+            inputs = models.prompt("llama", length=length)
+            self.same(models.run(model, inputs), models.run(plain, inputs))
+            self.assertEqual(stats(model)["bypassed"], reason)
+        self.assertEqual(stats(model)["tokens_reused"], 19)
+
+    def test_rows_that_depend_on_later_tokens(self):
+        """As where a prompt is read in both directions."""
+        model = models.llama()
+        forward = model.model.forward
+
+        def in_both_directions(input_ids=None, attention_mask=None, **kwargs):
+            count = input_ids.shape[1]
+            if count > 1:
+                keys = count + kwargs[models_cache_name()].get_seq_length()
+                attention_mask = torch.zeros(input_ids.shape[0], 1, count, keys)
+            return forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+        def models_cache_name():
+            return next(iter(models.holding(None)))
+
+        enabled(model)  # whose own tokens are read as ever
+        model.model.forward = in_both_directions
+        same, _ = kvcache.hf._probe.same_in_parts(model, lambda: kvcache.hf.Cache(model.config, "paged"))
+        self.assertFalse(same)
+
+    def test_training_and_weights_that_count_nothing(self):
+        model = enabled(models.llama())
+        inputs = models.prompt("llama")
+        models.run(model.train(), inputs)
+        model.eval()
+        with torch.inference_mode():
+            weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+        model.lm_head.weight = weight
+        models.run(model, inputs)
+        self.assertEqual(stats(model)["bypassed"], {"training": 1, "weights": 1})
+
+
+class Budget(Prefix):
+    def test_what_is_held_stays_below_it_whatever_comes(self):
+        plain = models.llama()
+        model = enabled(models.llama(), budget=100_000)
+        generator = torch.Generator().manual_seed(1)
+        for turn in range(25):
+            ids = torch.randint(3, models.VOCAB, (1 + turn % 3, 5 + 17 * (turn % 5)), generator=generator)
+            inputs = inputs_of(ids)
+            self.same(models.run(model, inputs), models.run(plain, inputs))
+            self.check_store(model)
+        self.assertGreater(stats(model)["pages_evicted"], 0)
+
+    def test_a_text_that_finds_no_room_is_stored_as_far_as_it_does(self):
+        model = enabled(models.llama(), budget=60_000)
+        inputs = models.prompt("llama", length=400)
+        wanted = models.run(models.llama(), inputs)
+        for _ in range(2):
+            self.same(models.run(model, inputs), wanted)
+            self.check_store(model)
+        self.assertGreater(stats(model)["texts_refused"], 0)
+
+    def test_amounts_that_are_none(self):
+        for wrong, error in (("2 gibibytes", ValueError), (0, ValueError), (-5, ValueError),
+                             (2.5, TypeError), ("100B", ValueError)):
+            model = models.llama()
+            with self.assertRaises(error):
+                enabled(model, budget=wrong)
+            self.assertNotIn("_prepare_cache_for_generation", model.__dict__)
+            self.assertFalse(model._forward_pre_hooks)
+
+    def test_stats_of_a_model_without_one(self):
+        for model in (models.llama(), kvcache.hf.enable(models.llama())):
+            with self.assertRaisesRegex(ValueError, "without a prefix cache"):
+                stats(model)
+
+
+class State(Prefix):
+    def test_copies_begin_with_an_empty_store(self):
+        inputs = models.prompt("llama", length=20)
+        wanted = models.run(models.llama(), inputs)
+        model = enabled(models.llama())
+        models.run(model, inputs)
+        for send in (copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))):
+            other = send(model)
+            for found in (0, 19):
+                self.assertEqual(
+                    self.reused(other, lambda: self.same(models.run(other, inputs), wanted)), found)
+            self.assertEqual(stats(other)["calls"], 2)
+        self.assertEqual(stats(model)["calls"], 1)
+
+    def test_a_model_is_freed_without_the_collector(self):
+        for use in (lambda model: None, lambda model: models.run(model, models.prompt("llama")),
+                    kvcache.hf.disable):
+            model = enabled(models.llama())
+            use(model)
+            gone = weakref.ref(model)
+            gc.collect()
+            gc.disable()
+            try:
+                del model
+                self.assertIsNone(gone())
+            finally:
+                gc.enable()
+
+    def test_disable_takes_all_of_it_back(self):
+        model = models.llama()
+        before = set(model.__dict__)
+        enabled(model)
+        enabled(model)  # which replaces the hooks of the first
+        self.assertEqual((len(model._forward_pre_hooks), len(model._forward_hooks)), (1, 1))
+        kvcache.hf.disable(model)
+        self.assertEqual(set(model.__dict__), before)
+        for hooks in (model._forward_pre_hooks, model._forward_hooks,
+                      model._forward_pre_hooks_with_kwargs, model._forward_hooks_with_kwargs):
+            self.assertFalse(hooks)
+
+    def test_enabling_without_one_takes_it_back(self):
+        model = kvcache.hf.enable(enabled(models.llama()))
+        self.assertFalse(model._forward_pre_hooks)
+
+    def test_a_call_that_fails_midway_stores_what_it_computed(self):
+        class Stop(Exception):
+            pass
+
+        def stop(input_ids, scores, **kwargs):
+            if input_ids.shape[1] >= 24:
+                raise Stop
+            return False
+
+        plain, model = models.llama(), enabled(models.llama())
+        inputs = models.prompt("llama", length=20)
+        with self.assertRaises(Stop):
+            model.generate(**inputs, max_new_tokens=9, min_new_tokens=9, do_sample=False,
+                           stopping_criteria=[stop])
+        wanted = models.run(plain, inputs)
+        longer = inputs_of(wanted[0])
+        found = self.reused(model, lambda: self.same(models.run(model, longer), models.run(plain, longer)))
+        self.assertEqual(found, 23)
+        self.check_store(model)
+
+    def test_a_forward_pass_that_fails_in_the_middle_of_its_layers(self):
+        plain, model = models.llama(), enabled(models.llama())
+        inputs = models.prompt("llama", length=20)
+        layer = model.model.layers[1].self_attn.o_proj
+        hook = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyError("no")))
+        with self.assertRaises(KeyError):
+            models.run(model, inputs)
+        hook.remove()
+        self.assertEqual(stats(model)["tokens_stored"], 0)
+        self.same(models.run(model, inputs), models.run(plain, inputs))
+        self.check_store(model)
+
+    def test_a_copy_of_a_cache_stores_nothing(self):
+        model = enabled(models.llama())
+        output = model.generate(**models.prompt("llama"), max_new_tokens=4, return_dict_in_generate=True)
+        other = copy.deepcopy(models.cache_of(output))
+        stored = stats(model)["tokens_stored"]
+        with torch.no_grad():
+            model(torch.tensor([[5, 6]]), **models.holding(other))
+        self.assertEqual(stats(model)["tokens_stored"], stored)
+
+    def test_rows_of_a_chunk_that_were_found_are_not_taken_back(self):
+        model = enabled(mixed.llama4())
+        inputs = models.prompt("llama", length=23)
+        models.run(model, inputs)
+        output = model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True)
+        cache = models.cache_of(output)
+        with self.assertRaises(RuntimeError):
+            cache.crop(-3)
+        self.assertEqual(cache.get_seq_length(), 23)
+
+    def test_two_threads_on_one_model(self):
+        plain, model = models.llama(), enabled(models.llama(), budget=300_000)
+        shared = words(30)
+        prompts = [inputs_of(torch.tensor([shared[:20 + 3 * turn] + words(6, seed=turn)]))
+                   for turn in range(4)]
+        wanted = [models.run(plain, inputs)[0].tolist() for inputs in prompts]
+
+        def run(order):
+            for turn in order:
+                sequences = model.generate(**prompts[turn], max_new_tokens=12, min_new_tokens=12,
+                                           do_sample=False)
+                self.assertEqual(sequences.tolist(), wanted[turn])
+
+        for _ in range(3):
+            run_together(lambda: run(range(4)), lambda: run(reversed(range(4))))
+        self.check_store(model)
+        self.assertGreater(stats(model)["tokens_reused"], 200)
+
+
+class Parts(unittest.TestCase):
+    def test_paddings(self):
+        for mask, expected in (([[1, 1]], [0]), ([[0, 1], [1, 1]], [1, 0]), ([[1, 0]], None),
+                               ([[1, 0, 1]], None), ([[0, 0]], None)):
+            self.assertEqual(_prefix.paddings_of(torch.tensor(mask)), expected)
+
+    def test_fixed_angles(self):
+        def limit(**parameters):
+            return _prefix.fixed_angles(transformers.LlamaConfig(max_position_embeddings=64, **parameters))
+        self.assertIsNone(limit())
+        self.assertEqual(limit(rope_parameters={"rope_type": "dynamic", "factor": 2.0,
+                                                "rope_theta": 1e4}), 64)
+
+    def test_reasons_of_misses_are_counted(self):
+        model = enabled(models.llama())
+        for _ in range(2):
+            models.run(model, models.prompt("llama", length=20))
+        self.assertEqual(stats(model)["misses"], {"cold": 1, "last token": 1})
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -31,10 +31,16 @@ READ = frozenset({"attention_mask", "cache_position", "input_ids", "logits_to_ke
                   "return_dict", "use_cache", CACHE})
 
 
+def is_set(value):
+    """Whether a keyword says anything: generate() passes some on for models that see, with nothing in it."""
+    if isinstance(value, dict):
+        return any(map(is_set, value.values()))
+    return value is not None and value is not False
+
+
 def unread(keywords):
     """The name of a keyword that is set and may decide what rows are; None: there is none."""
-    return next((name for name, value in keywords.items()
-                 if name not in READ and value is not None and value is not False), None)
+    return next((name for name, value in keywords.items() if name not in READ and is_set(value)), None)
 
 
 def fixed_angles(config):

@@ -30,7 +30,10 @@ struct PyBatch {
   std::unique_ptr<PrefixBatch> batch;
 };
 
-nb::typed<nb::dict, nb::str, nb::object> stats(PrefixStore& self) {
+using Counters = nb::typed<nb::dict, nb::str, Made<said::kCounted>>;
+using LayerRows = nb::typed<nb::list, GivenLayerRows>;
+
+Counters stats(PrefixStore& self) {
   const Turn turn(self.turn());
   const PrefixStats index = self.stats();
   const PrefixCounts& counts = self.counts();
@@ -52,7 +55,7 @@ nb::typed<nb::dict, nb::str, nb::object> stats(PrefixStore& self) {
   all["namespaces"] = index.namespaces;
   all["bytes"] = self.reserved_bytes();
   all["budget_bytes"] = self.budget_bytes();
-  return nb::borrow<nb::typed<nb::dict, nb::str, nb::object>>(all);
+  return nb::borrow<Counters>(all);
 }
 
 PyBatch new_batch(std::shared_ptr<PrefixStore> store, nb::bytes space,
@@ -79,7 +82,7 @@ std::int64_t find(PyBatch& self, GivenIds ids, std::int64_t keep) {
   return take(std::move(found));
 }
 
-AnyPair rows(PyBatch& self, std::int64_t layer) {
+nb::typed<nb::tuple, NewTensor, NewTensor> rows(PyBatch& self, std::int64_t layer) {
   const Turn turn(self.store->turn());
   const PrefixBatch& batch = *self.batch;
   const LayerSpec spec = batch.layer(layer);
@@ -122,7 +125,7 @@ struct Layers {
   std::vector<PrefixRows> all;
 };
 
-void expect(PrefixStore& self, const nb::list& layers) {
+void expect(PrefixStore& self, const LayerRows& layers) {
   const Turn turn(self.turn());
   const Layers given(layers);
   std::vector<LayerSpec> specs;
@@ -130,7 +133,7 @@ void expect(PrefixStore& self, const nb::list& layers) {
   check(self.expect(specs));
 }
 
-bool append(PyBatch& self, const nb::list& layers) {
+bool append(PyBatch& self, const LayerRows& layers) {
   const Turn turn(self.store->turn());
   const Layers given(layers);
   std::int64_t elements = 0;

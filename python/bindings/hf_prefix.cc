@@ -172,6 +172,19 @@ void PrefixBatch::end_loading() noexcept {
   }
 }
 
+void PrefixBatch::crop(std::int64_t columns) noexcept {
+  length_ = std::min(length_, columns);
+  for (Text& text : texts_) {
+    const std::int64_t count = std::max<std::int64_t>(0, length_ - text.padding);
+    if (!text.is_open || text.stored <= count) continue;
+    if (store_->cache_->truncate(text.seq, count).ok()) {
+      text.stored = count;
+    } else {  // a window has moved on
+      close(text);
+    }
+  }
+}
+
 void PrefixBatch::close() noexcept {
   end_loading();
   for (Text& text : texts_) close(text);
@@ -321,7 +334,6 @@ Result<bool> PrefixBatch::append(std::span<const PrefixRows> layers) {
   end_loading();
   const auto checked = [&]() -> Status {
     std::vector<LayerSpec> specs;
-    std::vector<std::int64_t> epochs;
     for (const PrefixRows& rows : layers) {
       if (rows.batch() != batch() || rows.length() != total_) {
         return wrong_layers(
@@ -329,10 +341,7 @@ Result<bool> PrefixBatch::append(std::span<const PrefixRows> layers) {
             std::to_string(batch()) + " x " + std::to_string(total_));
       }
       specs.push_back(rows.spec());
-      if (rows.layer != nullptr) epochs.push_back(rows.layer->now().epoch);
     }
-    if (epochs_.empty()) epochs_ = epochs;
-    if (epochs != epochs_) return wrong_layers("rows that were changed", "rows appended to alone");
     return store_->expect(specs);
   };
   const Status status = checked();

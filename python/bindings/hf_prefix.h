@@ -119,6 +119,9 @@ class PrefixBatch {
   // kInvalidArgument for layers whose rows are not those columns; the batch is then closed.
   Result<bool> append(std::span<const PrefixRows> layers);
 
+  // The call dropped its newest columns, and has that many. REQUIRES: between forward passes.
+  void crop(std::int64_t columns) noexcept;
+
   // From here on nothing is stored; what is can be found to its last token.
   void close() noexcept;
   std::int64_t batch() const noexcept { return static_cast<std::int64_t>(texts_.size()); }
@@ -146,7 +149,6 @@ class PrefixBatch {
   PrefixNamespace space_;
   std::vector<Text> texts_;
   std::vector<std::int32_t> ends_;
-  std::vector<std::int64_t> epochs_;  // of paged layers
   std::int64_t length_ = 0;
   std::int64_t total_ = 0;  // with those of the forward pass
   std::int64_t found_ = 0;

@@ -191,6 +191,13 @@ void bind_prefix_store(nb::module_& hf) {
           "layers of other columns, RetryLater while rows of others are in use; the batch is\nthen "
           "closed.")
       .def(
+          "crop",
+          [](PyBatch& self, std::int64_t columns) {
+            const Turn turn(self.store->turn());
+            self.batch->crop(columns);
+          },
+          "columns"_a, "The call dropped its newest columns, and has that many.")
+      .def(
           "close",
           [](PyBatch& self) {
             const Turn turn(self.store->turn());

@@ -240,11 +240,14 @@ class Cache(transformers.DynamicCache):
                 layer.refuse_crop(f"layers[{index}]", tokens_to_remove)
             else:
                 _foreign.refuse_crop(layer, index, tokens_to_remove, length)
+        session = self.session if self.session is not None and self.session.follows(self) else None
         for layer in self.layers:
             if is_ours(layer):
                 layer.crop(tokens_to_remove)
             else:
                 _foreign.crop(layer, tokens_to_remove, length)
+        if session is not None:
+            session.crop(self)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Rows a, b of the batch become a, a, b, b for repeats = 2.

@@ -187,7 +187,7 @@ class Session:
         self.mode = mode
         self.batch = None  # before the first forward pass
         self.is_over = False
-        self.changes = None  # that contiguous layers had
+        self.changes = None  # of each layer, that are known here
         self.is_running = False  # between the hooks of a forward pass
 
     def end(self):
@@ -274,17 +274,25 @@ class Session:
             if isinstance(layer, PagedLayer):
                 layer.rows.loaded()
 
+    def follows(self, cache):
+        """Whether rows have done no more than to be appended to, since the first or since crop()."""
+        return not self.is_over and self.changes == [layer.changes for layer in cache.layers]
+
+    def crop(self, cache):
+        """The newest columns were dropped, as drafts are. It followed until then."""
+        self.changes = [layer.changes for layer in cache.layers]
+        self.batch.crop(cache.get_seq_length())
+
     def after(self, cache):
         """Stores what a forward pass computed."""
         if not self.is_running:
             return
         self.is_running = False
         places = filled(cache)
-        changes = [layer.changes for layer in cache.layers]
         if self.changes is None:
-            self.changes = changes
+            self.changes = [layer.changes for layer in cache.layers]
         goes_on = False
-        if changes == self.changes:
+        if self.follows(cache):
             self.prefixes.filled = places  # the same for every call of a model
             try:
                 goes_on = self.batch.append(rows_of(cache, places))

@@ -163,7 +163,10 @@ class Hits(Prefix):
                         self.assertEqual(found[0].tolist(), wanted[0].tolist())
                     self.assertGreaterEqual(stats(model)["tokens_reused"], 2 * 20)
                     longer = inputs_of(torch.cat([wanted[0][:1], torch.tensor([[9, 9]])], dim=1))
-                    self.same(models.run(model, longer), models.run(plain, longer))
+                    found = self.reused(
+                        model, lambda: self.same(models.run(model, longer), models.run(plain, longer)))
+                    # Drafts that were rejected are no end; what beams chose is not followed.
+                    self.assertGreaterEqual(found, 23 if "num_beams" in more else 35)
                     self.check_store(model)
 
     def test_with_an_assistant(self):

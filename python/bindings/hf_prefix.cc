@@ -13,10 +13,6 @@ namespace {
 // Tokens that are stored as one: rows of windows are held for as many.
 constexpr std::int64_t kPiece = 256;
 
-Status wrong_layers(const std::string& found, const std::string& expected) {
-  return Status(StatusCode::kInvalidArgument, "layers: found " + found + ", expected " + expected);
-}
-
 // Of rows [B, H, S, D] those of one text, [count, H, D].
 TensorView rows_of_text(const TensorView& rows, std::int64_t text, std::int64_t begin,
                         std::int64_t count) {
@@ -49,8 +45,9 @@ LayerSpec PrefixRows::spec() const noexcept {
                        plain(value.dtype));
 }
 
-Result<TensorView> PrefixRows::read(std::int64_t text, std::int64_t begin, std::int64_t count,
+Result<TensorView> PrefixRows::read(std::int64_t text, std::int64_t behind, std::int64_t count,
                                     bool keys, std::vector<std::byte>* copy) const {
+  const std::int64_t begin = columns() - behind;
   if (layer == nullptr) return rows_of_text(keys ? key : value, text, begin, count);
   const BufferSpec& buffer = keys ? layer->spec().key() : layer->spec().value();
   copy->resize(static_cast<std::size_t>(count * buffer.token_bytes()));
@@ -308,7 +305,13 @@ Status PrefixBatch::store_text(std::int64_t index, std::span<const PrefixRows> l
   const auto known = static_cast<std::int64_t>(text.tokens.size());
   while (text.stored < known) {
     const std::int64_t count = std::min(kPiece, known - text.stored);
-    const std::int64_t column = text.padding + text.stored;
+    const std::int64_t behind = known - text.stored;  // the end, which is that of all texts
+    for (const PrefixRows& rows : layers) {
+      if (rows.columns() >= behind) continue;
+      return Status(StatusCode::kInvalidArgument,
+                    "layers: found " + std::to_string(rows.columns()) +
+                        " columns, expected at least " + std::to_string(behind));
+    }
     const Append append{
         text.seq,
         count,
@@ -318,9 +321,9 @@ Status PrefixBatch::store_text(std::int64_t index, std::span<const PrefixRows> l
     KVC_ASSIGN_OR_RETURN(PagedCache::Step step, cache.reserve({&append, 1}));
     for (std::size_t i = 0; i < layers.size(); ++i) {
       KVC_ASSIGN_OR_RETURN(const TensorView key,
-                           layers[i].read(index, column, count, true, &key_copy));
+                           layers[i].read(index, behind, count, true, &key_copy));
       KVC_ASSIGN_OR_RETURN(const TensorView value,
-                           layers[i].read(index, column, count, false, &value_copy));
+                           layers[i].read(index, behind, count, false, &value_copy));
       KVC_RETURN_IF_ERROR(cache.write(step, static_cast<std::int64_t>(i), key, value));
     }
     KVC_RETURN_IF_ERROR(cache.commit(step));
@@ -335,10 +338,12 @@ Result<bool> PrefixBatch::append(std::span<const PrefixRows> layers) {
   const auto checked = [&]() -> Status {
     std::vector<LayerSpec> specs;
     for (const PrefixRows& rows : layers) {
-      if (rows.batch() != batch() || rows.length() != total_) {
-        return wrong_layers(
-            std::to_string(rows.batch()) + " x " + std::to_string(rows.length()) + " tokens",
-            std::to_string(batch()) + " x " + std::to_string(total_));
+      if (rows.batch() != batch() || rows.columns() > total_ ||
+          (rows.layer != nullptr && rows.columns() < total_)) {
+        return Status(StatusCode::kInvalidArgument,
+                      "layers: found " + std::to_string(rows.batch()) + " x " +
+                          std::to_string(rows.columns()) + " tokens, expected " +
+                          std::to_string(batch()) + " x " + std::to_string(total_));
       }
       specs.push_back(rows.spec());
     }

@@ -21,17 +21,20 @@
 
 namespace kvcache::python {
 
-// The rows of one layer of a call: those of a paged layer, or key [B, H, S, Dk] and value
-// [B, H, S, Dv], dense in their last axis.
+// The rows of one layer of a call: those of a paged layer, or key [B, H, n, Dk] and value
+// [B, H, n, Dv] of its last n columns, dense in their last axis.
 struct PrefixRows {
   const PagedLayer* layer = nullptr;
   TensorView key, value;
 
   std::int64_t batch() const noexcept { return layer != nullptr ? layer->batch() : key.shape[0]; }
-  std::int64_t length() const noexcept { return layer != nullptr ? layer->length() : key.shape[2]; }
+  std::int64_t columns() const noexcept {
+    return layer != nullptr ? layer->length() : key.shape[2];
+  }
   LayerSpec spec() const noexcept;
-  // Rows `begin` .. of one text as [count, H, D]; those of a paged layer are copied to `copy`.
-  Result<TensorView> read(std::int64_t text, std::int64_t begin, std::int64_t count, bool keys,
+  // Of one text the rows from the one `behind` its end on, as [count, H, D]; those of a paged layer
+  // are copied to `copy`. REQUIRES: count <= behind <= columns().
+  Result<TensorView> read(std::int64_t text, std::int64_t behind, std::int64_t count, bool keys,
                           std::vector<std::byte>* copy) const;
 };
 
@@ -101,6 +104,7 @@ class PrefixBatch {
   ~PrefixBatch();
 
   std::int64_t length() const noexcept { return length_; }  // columns that the call has rows of
+  std::int64_t fresh() const noexcept { return total_ - length_; }  // of the forward pass
 
   // ids [B, n] of the next columns: how many columns need not be computed, length() for none that
   // is new, as all texts have their rows stored. The last `keep` are always computed.

@@ -136,9 +136,9 @@ void expect(PrefixStore& self, const LayerRows& layers) {
 bool append(PyBatch& self, const LayerRows& layers) {
   const Turn turn(self.store->turn());
   const Layers given(layers);
+  const std::int64_t fresh = self.batch->fresh();
   std::int64_t elements = 0;
   for (const PrefixRows& rows : given.all) {
-    const std::int64_t fresh = rows.length() - self.batch->length();
     elements += times(rows.batch() * fresh, bytes_per_token(rows.spec()) / 4);
   }
   Result<bool> goes_on = false;

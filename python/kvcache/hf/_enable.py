@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT", bound=transformers.PreTrainedModel)
 
+# Options of a cache of rows as they are given: what codes lose is no fault of a model's attention.
+AS_GIVEN = {"dtype": None, "k_format": None, "v_format": None, "rotate": None, "residual_tokens": 0}
+
 
 class Enabled:
     """What `enable` changed. It stands on the model in the place of a method, and holds the config,
@@ -141,10 +144,7 @@ def enable(model: ModelT, kind: Kind = "paged", *, prefix_cache: bool | int | st
         switch_on(model, enabled)
         few = {"max_length": 2} if kind == "static" and "max_length" not in options else {}
         enabled.new_cache(**few)  # which finds what is wrong with the options
-        # Rows as they are given: what codes lose is no fault of the model's attention.
-        as_given = {"dtype": None, "k_format": None, "v_format": None, "rotate": None,
-                    "residual_tokens": 0}
-        _probe.probe(model, enabled.new_cache(**few, **as_given), implementations)
+        _probe.probe(model, enabled.new_cache(**few, **AS_GIVEN), implementations)
         if budget is not None:
             enabled.prefixes = new_prefixes(model, enabled, budget)
             set_enabled(model, enabled)
@@ -179,12 +179,14 @@ def set_enabled(model, enabled):
 
 def new_prefixes(model, enabled, budget):
     """The prefix cache of a model that is enabled. Errors: ValueError for a budget below a page of rows."""
-    def few_rows():
-        return enabled.new_cache(**({"max_length": 4} if enabled.kind == "static" else {}))
-    never = _prefix.why_never(model, few_rows())
+    few = {"max_length": 4} if enabled.kind == "static" else {}
+    cache = enabled.new_cache(**few)
+    never = _prefix.why_never(model, cache)
     if never is not None:
         return _prefix.Prefixes(budget, never)
-    same, cache = _probe.same_in_parts(model, few_rows)
+    if cache.settings.is_coded():  # whose store has plain rows
+        few |= AS_GIVEN
+    same, cache = _probe.same_in_parts(model, lambda: enabled.new_cache(**few))
     if not same:
         return _prefix.Prefixes(budget, "not_causal")
     prefixes = _prefix.Prefixes(budget)

@@ -76,9 +76,19 @@ def filled(cache):
 
 
 def rows_of(cache, places):
-    """What holds the rows of these layers, as the store takes it."""
+    """What holds the rows of these layers, as the store takes it: of coded ones what they were made from, as
+    codes are made from that alone."""
     layers = [cache.layers[place] for place in places]
+    if cache.settings.is_coded():
+        return [layer.given for layer in layers]
     return [layer.rows if isinstance(layer, PagedLayer) else layer.tensors() for layer in layers]
+
+
+def want_given(cache, wanted):
+    """Has coded layers note what their next update is given."""
+    if cache.settings.is_coded():
+        for layer in cache.layers:
+            layer.given = () if wanted else None
 
 
 class Prefixes:
@@ -219,6 +229,7 @@ class Session:
             self.end()
             return None
         self.is_running = True
+        want_given(cache, True)
         keep = kwargs.get("logits_to_keep") or 1
         count = self.batch.find(ids, keep) - length
         if count == 0:
@@ -298,6 +309,7 @@ class Session:
                 goes_on = self.batch.append(rows_of(cache, places))
             except (MemoryError, ValueError):  # in use by others, or changed: the call goes on without
                 pass
+        want_given(cache, False)
         if not goes_on:
             self.end()
 
@@ -342,6 +354,6 @@ def why_never(model, cache):
         return model.main_input_name
     if not all(is_ours(layer) for layer in cache.layers):
         return "states"
-    if cache.settings.is_coded():
-        return "coded_rows"
+    if cache.settings.residual_tokens:
+        return "residual_tokens"  # which a prompt that is computed at once sees plain, and found rows are not
     return None

@@ -80,6 +80,7 @@ Status PrefixStore::expect(std::span<const LayerSpec> layers) {
   config.layers.assign(layers.begin(), layers.end());
   config.page_size = page_size_;
   config.budget_bytes = budget_bytes_;
+  config.rewind_tokens = 1;  // so that no page leaves with a chunk before it is whole and known
   config.prefixes = true;
   prefixes_.reset();  // first, so that both budgets are never in use at once
   cache_.reset();

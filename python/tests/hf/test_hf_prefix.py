@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import random
 import unittest
 import weakref
 
@@ -207,6 +208,26 @@ class Budget(Prefix):
             self.same(models.run(model, inputs), models.run(plain, inputs))
             self.check_store(model)
         self.assertGreater(stats(model)["pages_evicted"], 0)
+
+    def test_calls_at_random_in_a_store_that_is_always_full(self):
+        """Windows whose pages are gone, texts that are gone midway, batches of both."""
+        draw = random.Random(7)
+        for made in (mixed.gemma3, mixed.mistral, mixed.llama4):
+            with self.subTest(made.__name__):
+                plain, model = made(), enabled(made(), budget=80_000)
+                texts = [words(12, seed=seed) for seed in range(3)]
+                for _ in range(14):
+                    rows = [draw.choice(texts) for _ in range(draw.choice((1, 1, 2)))]
+                    inputs = padded(*(row[:draw.randint(2, len(row))] for row in rows))
+                    wanted = models.run(plain, inputs, max_new_tokens=5, min_new_tokens=5)
+                    self.same(models.run(model, inputs, max_new_tokens=5, min_new_tokens=5), wanted)
+                    texts.append(wanted[0][-1][inputs["attention_mask"].shape[1] - len(rows[-1]):].tolist()
+                                 + words(draw.randint(1, 9), seed=draw.randrange(99)))
+                    texts = texts[-8:]
+                    self.check_store(model)
+                counted = stats(model)
+                self.assertGreater(counted["pages_evicted"], 0)
+                self.assertGreater(counted["tokens_reused"], 10)
 
     def test_a_text_that_finds_no_room_is_stored_as_far_as_it_does(self):
         model = enabled(models.llama(), budget=60_000)

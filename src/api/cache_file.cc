@@ -172,10 +172,8 @@ Result<SequenceId> CacheFile::Impl::load(PagedCache& cache, const PrefixNamespac
                                          const ExecContext& context) const {
   KVC_RETURN_IF_ERROR(check(cache, space));
   PagedCache::Impl& paged = *cache.impl_;
-  // Where pages may leave for it, all sums first; else a step that is rolled back changes nothing.
-  if (paged.index != nullptr) {
-    KVC_RETURN_IF_ERROR(internal::verify_blocks(*file, header.blocks, context));
-  }
+  // All sums before the cache is changed, and each again of the bytes that are taken.
+  KVC_RETURN_IF_ERROR(internal::verify_blocks(*file, header.blocks, context));
   PagedStore& store = *paged.store;
   const PagedStore::SettleTables settle{store};
   internal::RestoredSequence from{info.length, info.coded, info.first_positions, info.tokens, {}};
@@ -183,7 +181,7 @@ Result<SequenceId> CacheFile::Impl::load(PagedCache& cache, const PrefixNamespac
     KVC_ASSIGN_OR_RETURN(from.space, paged.index->space(space));
   }
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<PagedStep> step, store.reserve_restored(from));
-  internal::Unfinished unfinished{store, step.get()};
+  internal::RollBack unfinished{store, step.get()};
   const PagedSequence& seq = *step->seqs.front().seq;
   KVC_RETURN_IF_ERROR(internal::for_each_block(
       *file, header.blocks, context, [&](std::int64_t block, std::span<const std::byte> bytes) {

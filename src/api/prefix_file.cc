@@ -159,7 +159,7 @@ class Taker {
       return {};
     }
     PagedStep& step = **reserved;
-    internal::Unfinished unfinished{store_, &step};
+    internal::RollBack unfinished{store_, &step};
     KVC_ASSIGN_OR_RETURN(const auto bytes,
                          internal::read_block(file_, header_.blocks, number, room_));
     unfinished.step = nullptr;

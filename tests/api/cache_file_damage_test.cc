@@ -49,12 +49,14 @@ void expect_refused_or_equal(const Bytes& bytes, bool forged, const StoredCache&
         << file.status().to_string();
     return;
   }
+  const std::int64_t reserved = into.cache.reserved_bytes();
   const auto loaded = file->load(into.cache);
   if (!loaded.ok()) {
     EXPECT_NE(loaded.status().message().find(": found "), std::string::npos)
         << loaded.status().to_string();
     EXPECT_EQ(into.cache.stats().sequences, 0);
     EXPECT_EQ(into.cache.stats().open_steps, 0);
+    EXPECT_EQ(into.cache.reserved_bytes(), reserved);
     return;
   }
   ++*loads;
@@ -211,7 +213,7 @@ TEST(CacheFileDamage, AFailureOfAnyCallWhileLoadingChangesNothing) {
     EXPECT_EQ(into.rows(0, other), rows);
     ASSERT_OK(into.cache.check_invariants());
   }
-  EXPECT_EQ(failures, 2 + 2 + 3);  // open, size, the header's two, three blocks
+  EXPECT_EQ(failures, 2 + 2 + 2 * 3);  // open, size, the header's two; three blocks, twice
 }
 
 // --- kill -9. ---

@@ -339,10 +339,10 @@ class PagedStore {
 };
 
 // At the end of a scope a step is rolled back, unless `step` was set to null.
-struct Unfinished {
+struct RollBack {
   PagedStore& store;
   PagedStep* step;
-  ~Unfinished() {
+  ~RollBack() {
     if (step != nullptr) store.rollback(*step);
   }
 };

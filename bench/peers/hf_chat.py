@@ -130,8 +130,8 @@ def main():
     least = {way: min(chat[-1] for chat in chats) * 1e3 for way, chats in seconds.items()}
     print(f"last turn, least ms: {', '.join(f'{way} {ms:.1f}' for way, ms in least.items())}; "
           f"{tokens} tokens in the end, the same by every way")
-    print(f"prefix cache of the last chat: {stats['tokens_reused']} of {stats['tokens']} tokens reused, "
-          f"{stats['bytes'] / 2 ** 20:.0f} MiB")
+    print(f"prefix cache of the last chat: {stats['tokens_reused']} of {stats['tokens_asked']} tokens reused, "
+          f"{stats['reserved_bytes'] / 2 ** 20:.0f} MiB")
     if arguments.json:
         pathlib.Path(arguments.json).write_text(
             json.dumps({"seconds": seconds, "tokens": tokens, "stats": stats}), encoding="utf-8")

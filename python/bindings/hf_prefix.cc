@@ -232,8 +232,8 @@ Result<std::int64_t> PrefixBatch::find(const TensorView& ids, std::int64_t keep)
   std::int64_t start = most;
   std::vector<PrefixHandle> handles;
   for (Text& text : texts_) {
-    ++counts.texts;
-    counts.tokens += static_cast<std::int64_t>(text.tokens.size());
+    ++counts.matches;
+    counts.tokens_asked += static_cast<std::int64_t>(text.tokens.size());
     if (!store_->prefixes_.has_value()) {
       ++counts.misses[static_cast<std::size_t>(PrefixMiss::kCold)];
       start = length_;
@@ -241,6 +241,7 @@ Result<std::int64_t> PrefixBatch::find(const TensorView& ids, std::int64_t keep)
     }
     Result<PrefixHandle> handle = store_->prefixes_->match(text.tokens, space_);
     if (!handle.ok()) return length_;  // no room for handles: nothing is found
+    counts.hits += handle->length() > 0 ? 1 : 0;
     counts.tokens_found += handle->length();
     ++counts.misses[static_cast<std::size_t>(handle->reason())];
     start = std::min(start, text.padding + handle->length());

@@ -39,8 +39,9 @@ struct PrefixRows {
 };
 
 struct PrefixCounts {
-  std::int64_t texts = 0;          // that were looked for
-  std::int64_t tokens = 0;         // of them
+  std::int64_t matches = 0;        // texts that were looked for
+  std::int64_t hits = 0;           // of these, with a token found
+  std::int64_t tokens_asked = 0;   // in them
   std::int64_t tokens_found = 0;   // of these
   std::int64_t tokens_reused = 0;  // that were not computed again
   std::int64_t tokens_stored = 0;

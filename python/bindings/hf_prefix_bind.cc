@@ -38,22 +38,23 @@ Counters stats(PrefixStore& self) {
   const PrefixStats index = self.stats();
   const PrefixCounts& counts = self.counts();
   nb::dict all;
-  all["texts"] = counts.texts;
-  all["tokens"] = counts.tokens;
+  all["matches"] = counts.matches;
+  all["hits"] = counts.hits;
+  all["tokens_asked"] = counts.tokens_asked;
   all["tokens_found"] = counts.tokens_found;
   all["tokens_reused"] = counts.tokens_reused;
   all["tokens_stored"] = counts.tokens_stored;
   all["texts_refused"] = counts.texts_refused;
   nb::dict misses;
   for (std::size_t reason = 0; reason < std::size(counts.misses); ++reason) {
-    if (counts.misses[reason] == 0) continue;
     misses[name_of(static_cast<PrefixMiss>(reason))] = counts.misses[reason];
   }
   all["misses"] = misses;
   all["pages"] = index.pages;
   all["pages_evicted"] = index.pages_evicted;
   all["namespaces"] = index.namespaces;
-  all["bytes"] = self.reserved_bytes();
+  all["bytes"] = index.bytes;
+  all["reserved_bytes"] = self.reserved_bytes();
   all["budget_bytes"] = self.budget_bytes();
   return nb::borrow<Counters>(all);
 }

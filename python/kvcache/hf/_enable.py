@@ -197,11 +197,13 @@ def new_prefixes(model, enabled, budget):
 def prefix_stats(model: transformers.PreTrainedModel) -> dict[str, Any]:
     """Counters of the prefix cache of `enable(model, prefix_cache=...)`:
 
-    calls: of `generate`; bypassed: {why: calls} that went past it.
-    texts: rows of batches that were looked for; tokens, tokens_found, tokens_reused: theirs, those that
-        were stored, and those that were not computed again (a batch begins where all of its texts can).
+    calls: of `generate`; passed: {why: calls} that went past it.
+    matches: texts that were looked for; hits: with a token found; tokens_asked, tokens_found,
+        tokens_reused: theirs, those that were stored, and those that were not computed again (a batch
+        begins where all of its texts can).
     misses: {why no more was found: texts}; tokens_stored; texts_refused: that found no room.
-    bytes: held now, at most budget_bytes; pages, pages_evicted; namespaces: states of the model with rows.
+    pages, bytes: stored now; pages_evicted; namespaces: states of the model that have some;
+        reserved_bytes: all that it holds, at most budget_bytes.
 
     Errors: ValueError for a model that has none.
     """

@@ -105,7 +105,7 @@ class Prefixes:
         self.weights = _weights.Weights()
         self.filled = None  # indices of the layers that have rows
         self.calls = 0
-        self.bypassed = collections.Counter()
+        self.passed = collections.Counter()
         self.lock = threading.Lock()  # of what is counted
         self.here = threading.local()  # the session that this thread began last
 
@@ -120,9 +120,9 @@ class Prefixes:
         self.filled = filled(cache)
         self.store.expect(rows_of(cache, self.filled))
 
-    def bypass(self, reason):
+    def pass_by(self, reason):
         with self.lock:
-            self.bypassed[reason] += 1
+            self.passed[reason] += 1
 
     def end_last(self):
         """A thread that begins a call is done with the one before, whoever still has its cache."""
@@ -137,10 +137,10 @@ class Prefixes:
         with self.lock:
             self.calls += 1
         if self.never is not None:
-            return self.bypass(self.never)
+            return self.pass_by(self.never)
         reason, paddings = self.why_not(cache.settings, generation_config, model_kwargs, mode, max_length)
         if reason is not None:
-            return self.bypass(reason)
+            return self.pass_by(reason)
         ends = generation_config.eos_token_id
         ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
         cache.session = Session(self, paddings, ends, str(getattr(mode, "value", mode)))
@@ -154,7 +154,7 @@ class Prefixes:
         session = getattr(cache, "session", None)
         if session is not None:
             session.end()
-        self.bypass(self.never or "cache")
+        self.pass_by(self.never or "cache")
 
     def why_not(self, settings, generation_config, model_kwargs, mode, max_length):
         """(why the call goes past or None, paddings or None where there are none)."""
@@ -183,7 +183,7 @@ class Prefixes:
 
     def stats(self):
         with self.lock:
-            counted = {"calls": self.calls, "bypassed": dict(self.bypassed)}
+            counted = {"calls": self.calls, "passed": dict(self.passed)}
         return {**counted, **self.store.stats()}
 
 
@@ -221,7 +221,7 @@ class Session:
                 self.batch = _core.hf.PrefixBatch(self.prefixes.store, space, paddings, self.ends)
         if reason is not None:
             if self.batch is None:
-                self.prefixes.bypass(reason)
+                self.prefixes.pass_by(reason)
             self.end()
             return None
         length = self.batch.length

@@ -44,7 +44,7 @@ class Prefix(unittest.TestCase):
         prefixes = model._prepare_cache_for_generation.prefixes
         prefixes.store.check_invariants()
         counted = stats(model)
-        self.assertLessEqual(counted["bytes"], counted["budget_bytes"])
+        self.assertLessEqual(counted["reserved_bytes"], counted["budget_bytes"])
 
     def reused(self, model, run):
         """Tokens that were not computed again in `run`."""

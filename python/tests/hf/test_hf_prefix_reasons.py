@@ -104,8 +104,8 @@ class Misses(Prefix):
         self.assertEqual(weights.number(model), first + 1)
 
 
-class Bypassed(Prefix):
-    def check_bypass(self, reason, model, plain=None, inputs=None, **more):
+class Passed(Prefix):
+    def check_passed(self, reason, model, plain=None, inputs=None, **more):
         """Twice the same call: nothing is found, it is counted, and the words are those without."""
         inputs = inputs or models.prompt("llama", length=20)
         expected = None if plain is None else models.run(plain, inputs, **more)
@@ -115,8 +115,8 @@ class Bypassed(Prefix):
             if expected is not None:
                 self.same(found, expected)
         after = stats(model)
-        self.assertEqual(after["bypassed"].get(reason), before["bypassed"].get(reason, 0) + 2,
-                         after["bypassed"])
+        self.assertEqual(after["passed"].get(reason), before["passed"].get(reason, 0) + 2,
+                         after["passed"])
         self.assertEqual(after["tokens_reused"], before["tokens_reused"])
         self.assertEqual(after["tokens_stored"], before["tokens_stored"])
 
@@ -130,17 +130,17 @@ class Bypassed(Prefix):
         holes[0, 5] = 0
         behind = ones.clone()
         behind[1, -2:] = 0
-        self.check_bypass("inputs_embeds", model, plain, inputs={"inputs_embeds": embeds,
+        self.check_passed("inputs_embeds", model, plain, inputs={"inputs_embeds": embeds,
                                                                  "attention_mask": ones})
-        self.check_bypass("attention_mask", model, plain,
+        self.check_passed("attention_mask", model, plain,
                           inputs={"input_ids": ids, "attention_mask": holes})
-        self.check_bypass("attention_mask", model, plain,
+        self.check_passed("attention_mask", model, plain,
                           inputs={"input_ids": ids, "attention_mask": behind})
-        self.check_bypass("position_ids", model, plain,
+        self.check_passed("position_ids", model, plain,
                           inputs={"input_ids": ids, "attention_mask": ones,
                                   "position_ids": 3 + torch.arange(20)[None].expand(2, -1)})
-        self.check_bypass("output_hidden_states", model, output_hidden_states=True)
-        self.check_bypass("logits_to_keep", model, logits_to_keep=0)
+        self.check_passed("output_hidden_states", model, output_hidden_states=True)
+        self.check_passed("logits_to_keep", model, logits_to_keep=0)
         for usual in ({}, {"position_ids": torch.arange(20)[None].expand(2, -1)}):
             inputs = {"input_ids": ids, "attention_mask": ones, **usual}
             self.assertGreaterEqual(self.reused(model, lambda: models.run(model, inputs)),
@@ -149,7 +149,7 @@ class Bypassed(Prefix):
     def test_token_types(self):
         model, plain = enabled(models.gpt2()), models.gpt2()
         ids = models.tokens(1, 20)
-        self.check_bypass("token_type_ids", model, plain,
+        self.check_passed("token_type_ids", model, plain,
                           inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids),
                                   "token_type_ids": torch.ones_like(ids)})
 
@@ -159,7 +159,7 @@ class Bypassed(Prefix):
         for _ in range(2):
             models.run(model, inputs, **models.holding(kvcache.hf.Cache(model.config)))
         counted = stats(model)
-        self.assertEqual(counted["bypassed"], {"cache": 2})
+        self.assertEqual(counted["passed"], {"cache": 2})
         self.assertEqual(counted["tokens_stored"], 0)
 
     def test_two_images_with_one_prompt(self):
@@ -177,7 +177,7 @@ class Bypassed(Prefix):
             logits.append(found[1])
         self.assertGreater((logits[0] - logits[1]).abs().max().item(), 1e-3)
         counted = stats(model)
-        self.assertEqual(sum(counted["bypassed"].values()), 2, counted)
+        self.assertEqual(sum(counted["passed"].values()), 2, counted)
         self.assertEqual(counted["tokens_stored"], 0)
         text = inputs_of(torch.tensor([words(20)[:12]]).clamp(max=59))
         for _ in range(2):
@@ -190,12 +190,12 @@ class Bypassed(Prefix):
                 ("encoder", models.bart, models.prompt("bart"))):
             model = enabled(made())
             self.same(models.run(model, inputs), models.run(made(), inputs))
-            self.assertEqual(stats(model)["bypassed"], {reason: 1})
+            self.assertEqual(stats(model)["passed"], {reason: 1})
 
     def test_rows_that_stay_plain_for_a_while(self):
         model = enabled(models.llama(), k_format="int8", v_format="int8", residual_tokens=32)
         models.run(model, models.prompt("llama"))
-        self.assertEqual(stats(model)["bypassed"], {"residual_tokens": 1})
+        self.assertEqual(stats(model)["passed"], {"residual_tokens": 1})
 
     def test_angles_that_depend_on_the_length(self):
         def made():
@@ -206,7 +206,7 @@ class Bypassed(Prefix):
         for length, reason in ((20, {}), (20, {}), (35, {"rope": 1})):
             inputs = models.prompt("llama", length=length)
             self.same(models.run(model, inputs), models.run(plain, inputs))
-            self.assertEqual(stats(model)["bypassed"], reason)
+            self.assertEqual(stats(model)["passed"], reason)
         self.assertEqual(stats(model)["tokens_reused"], 19)
 
     def test_rows_that_depend_on_later_tokens(self):
@@ -238,7 +238,7 @@ class Bypassed(Prefix):
             weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
         model.lm_head.weight = weight
         models.run(model, inputs)
-        self.assertEqual(stats(model)["bypassed"], {"training": 1, "weights": 1})
+        self.assertEqual(stats(model)["passed"], {"training": 1, "weights": 1})
 
 
 if __name__ == "__main__":

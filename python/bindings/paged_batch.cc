@@ -235,6 +235,15 @@ void bind_rows(nb::class_<PyPagedBatch>& batch) {
           "Row i becomes what row indices[i] was; there are as many rows as indices. No token row "
           "is copied.\n\nErrors: IndexError, and ValueError for none.")
       .def(
+          "replace",
+          [](PyPagedBatch& self, std::int64_t row, std::int64_t seq) {
+            change(self, [=](PagedBatch& rows) { return rows.replace(row, id_of(seq)); });
+          },
+          "row"_a, "seq"_a,
+          "The row becomes a sequence of the same cache with the tokens it has (PrefixCache.open, "
+          "PagedCache.fork), which is\nthe batch's from here on; what it was goes back.\n\nErrors: "
+          "KeyError for a sequence that is not there, ValueError for one that is a row already.")
+      .def(
           "reorder",
           [](PyPagedBatch& self, GivenIds beam_idx) {
             const Indices chosen("beam_idx", beam_idx);

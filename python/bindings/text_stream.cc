@@ -162,6 +162,7 @@ TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions optio
     if (status.ok()) continue;
     raise(Status(status.code(), "[" + std::to_string(i) + "] " + status.message()));
   }
+  prompts_ = engine_->size();
 }
 
 Result<runner::Engine> TextStream::open_engine(const Prompts& prompts, std::int64_t max_active) {
@@ -205,14 +206,25 @@ Status TextStream::step() {
   return one_->step(callbacks);
 }
 
+void TextStream::close() {
+  over_ = true;
+  const bool failed = std::exchange(failed_, true);  // as it is if results find no memory
+  if (!failed && !several()) results_.push_back(std::move(*one_).take_result());
+  for (std::int64_t i = 0; !failed && i < prompts_; ++i) results_.push_back(engine_->result(i));
+  failed_ = failed;
+  one_.reset();
+  engine_.reset();
+}
+
 bool TextStream::advance() {
   Status status;
   {
     const Turn turn(mutex_);
-    if (failed_ || done()) return false;
+    if (over_) return false;
     const Released others;
     status = step();
     failed_ = !status.ok();
+    if (failed_ || (several() ? engine_->done() : one_->done())) close();
   }
   check(status);
   // Between tokens, so that an interrupted stream can go on.
@@ -247,11 +259,8 @@ TextResult TextStream::result() {
   std::vector<GenerateResult> results;
   {
     const Turn turn(mutex_);
-    if (failed_ || !done()) return nb::none();
-    if (one_ != nullptr) results.push_back(one_->result());
-    for (std::int64_t i = 0; several() && i < engine_->size(); ++i) {
-      results.push_back(engine_->result(i));
-    }
+    if (failed_ || !over_) return nb::none();
+    results = results_;
   }
   if (!several()) return nb::cast(std::move(results.front()));
   nb::list all;
@@ -261,11 +270,11 @@ TextResult TextStream::result() {
 
 std::string TextStream::repr() {
   const Turn turn(mutex_);
-  const std::int64_t prompts = several() ? engine_->size() : 1;
+  const std::int64_t prompts = several() ? prompts_ : 1;
   return "TextStream(prompts=" + std::to_string(prompts) + ", state=" +
-         (failed_  ? "'failed'"
-          : done() ? "'done'"
-                   : "'open'") +
+         (failed_ ? "'failed'"
+          : over_ ? "'done'"
+                  : "'open'") +
          ")";
 }
 

@@ -91,8 +91,9 @@ class TextStream {
     std::string text;
   };
 
-  bool done() const { return one_ != nullptr ? one_->done() : engine_->done(); }
-  bool several() const { return engine_.has_value(); }
+  bool several() const { return prompts_ >= 0; }
+  // Keeps what came, unless it failed, and gives rows and room back: a stream may be held for long.
+  void close();
   // One step without the GIL, then signals. False if all is done, or was over before.
   bool advance();
   Status step();
@@ -102,10 +103,12 @@ class TextStream {
   StreamOptions options_;
   std::unique_ptr<runner::Generation> one_;
   std::optional<runner::Engine> engine_;
+  std::int64_t prompts_ = -1;  // of several
   bool keep_pieces_;
   std::recursive_mutex mutex_;  // of all below, and of the two above once made
   std::deque<Piece> pieces_;
-  bool failed_ = false;
+  std::vector<runner::GenerateResult> results_;  // once it is over
+  bool over_ = false, failed_ = false;
 };
 
 // TextStream, GenerateResult, TokenTrace, KvUsage.

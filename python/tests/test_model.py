@@ -189,8 +189,9 @@ def test_a_prompt_of_a_batch_that_fails_ends_alone(model):
     prompts, ample = PROMPTS[:3], kvcache.LimitedMemory(1 << 30)
     alone = [model.generate(prompt, 40).tokens for prompt in prompts]
     stream = model.generate(prompts[:2], 40, stream=True, memory=ample)
-    list(stream)
-    memory = kvcache.LimitedMemory(ample.committed_bytes)  # for two of them
+    held = max(ample.committed_bytes for _ in stream)
+    assert ample.committed_bytes == 0  # though the stream is still here
+    memory = kvcache.LimitedMemory(held)  # for two of them
     results = model.generate(prompts, 40, memory=memory)
     failed = [result for result in results if result.error is not None]
     assert [result.stop_reason for result in failed] == ["error"]

@@ -122,6 +122,16 @@ def test_streams_that_are_dropped_half_way_leave_what_they_have(model):
     assert model.generate(ids, 2).reused_tokens == len(ids) - 1
 
 
+def test_a_stream_that_is_over_holds_neither_rows_nor_room(model):
+    ids = model.tokenizer.encode(PROMPT)
+    stream = model.generate(ids, 5, stream=True)
+    several = model.generate([ids, ids], 5, stream=True)
+    assert len("".join(stream)) > 0 and len(list(several)) > 0
+    stats = model.prefix_stats()
+    assert stats["pages"] == stats["pages_unheld"] > 0
+    assert stream.result.tokens == several.result[1].tokens
+
+
 def test_threads_share_it_and_have_the_words_of_one_alone(plain, model):
     ids = model.tokenizer.encode(PROMPT)
     prompts = [ids[:8 * count] + [count] for count in range(1, 5)]

@@ -150,6 +150,20 @@ def test_pages_expire():
     assert prefixes.remove_expired() == 0 and ask(cache, prefixes, [1] * 9) == 8
 
 
+def test_a_row_of_a_batch_becomes_what_was_found():
+    cache, prefixes = make()
+    text = list(range(9))
+    ask(cache, prefixes, text)
+    batch = kvcache.PagedBatch(cache, 1)
+    seq = prefixes.open(prefixes.match(text))
+    batch.replace(0, seq)
+    assert batch.lengths() == [8] and batch.sequences == [seq] and cache.stats()["sequences"] == 1
+    with pytest.raises(ValueError, match="seq: found a row of this batch"):
+        batch.replace(0, seq)
+    with pytest.raises(KeyError):
+        batch.replace(0, 10**9)
+
+
 def test_bad_arguments_are_named():
     cache, prefixes = make()
     plain = kvcache.PagedCache(kvcache.CacheConfig.uniform(1, 1, 8, num_pages=4))

@@ -70,6 +70,19 @@ def pages() -> None:
     assert_type(batch.lengths(), list[int])
 
 
+def prefixes() -> None:
+    config = kvcache.CacheConfig.uniform(1, 2, 4, num_pages=4, prefixes=True)
+    cache = kvcache.PagedCache(config)
+    known = kvcache.PrefixCache(cache, eviction="arc", ttl=1000, event_capacity=4)
+    handle = known.match([1, 2, 3], namespace=b"form", tenant=1)
+    assert_type(handle, kvcache.PrefixHandle)
+    assert_type((handle.length, handle.reason), tuple[int, str])
+    assert_type(known.open(handle), int)
+    assert_type(known.explain([1, 2])["text"], str)
+    assert_type(known.stats()["misses"], dict[str, int])
+    assert_type([event["key"] for event in known.take_events()], list[int])
+
+
 def attention(with_lse: bool) -> None:
     view = kvcache.KvView(ROWS, ROWS, lengths=array.array("i", [2]))
     assert_type(kvcache.KvView.join([view, view]).lengths, list[int])
@@ -110,6 +123,11 @@ def runner() -> None:
         assert_type((index, piece), tuple[int, str])
     assert_type(model.session().forward("Once").dtype, numpy.dtype[numpy.float32])
     assert_type(model.tokenizer.encode("Once"), list[int])
+    chat = kvcache.Model(STORYTELLER, threads=1, prefix_cache="64MiB", kv_dtype="bf16")
+    assert_type(chat.generate("Once", 1).reused_tokens, int)
+    stats = chat.prefix_stats()
+    assert stats is not None
+    assert_type(stats["passed"], dict[str, int])
 
 
 def mistakes() -> None:
@@ -130,6 +148,7 @@ def mistakes() -> None:
     with kvcache.PagedCache(kvcache.CacheConfig.uniform(1, 1, 1)).reserve([3]) as step:  # list-item
         step.write(ROWS, 0, ROWS)  # arg-type
     kvcache.Model(3)  # arg-type
+    kvcache.Model("", prefix_cache=1.5)  # arg-type
     text: str = kvcache.Model("").generate(["Once"])  # assignment
     print(text)
 
@@ -137,6 +156,7 @@ def mistakes() -> None:
 if __name__ == "__main__":
     caches()
     pages()
+    prefixes()
     attention(True)
     values()
     runner()

@@ -176,8 +176,8 @@ Result<SequenceId> CacheFile::Impl::load(PagedCache& cache, const PrefixNamespac
   const PagedStore::SettleTables settle{store};
   internal::RestoredSequence from{info.length, info.coded, info.first_positions, info.tokens, {}};
   // All sums before the cache is changed, and each again of the bytes that are taken; once is
-  // enough where what was taken goes back without a trace.
-  if (!store.has_in_hand(from)) {
+  // enough where what was taken goes back without a trace: a namespace might need room of others.
+  if (paged.index != nullptr || !store.has_in_hand(from)) {
     KVC_RETURN_IF_ERROR(internal::verify_blocks(*file, header.blocks, context));
   }
   if (paged.index != nullptr) {

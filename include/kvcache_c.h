@@ -321,18 +321,6 @@ KVC_API kvc_status kvc_paged_first_positions(const kvc_paged* cache, int64_t lay
 KVC_API kvc_status kvc_paged_rows_held(const kvc_paged* cache, int64_t layer, const int64_t* seqs,
                                        int64_t num_seqs, int64_t* rows);
 
-/* Since 0.2.0. The committed rows of a sequence as a file, and a new sequence of what a file has,
- * into a cache of the same layers, whatever its pages and layout: see cache_file.h. The file is the
- * old one or the new one at every moment. name_space: 32 bytes that stand for what decides the rows
- * of a token, or null for zeros; a file of another one is KVC_INVALID_ARGUMENT. KVC_CORRUPT for
- * bytes that are not what was written, KVC_UNSUPPORTED for another version, KVC_NOT_FOUND without a
- * file. */
-KVC_API kvc_status kvc_paged_save(const kvc_paged* cache, int64_t seq, const char* path,
-                                  const unsigned char* name_space);
-KVC_API kvc_status kvc_paged_load(kvc_paged* cache, const char* path,
-                                  const unsigned char* name_space, const kvc_executor* executor,
-                                  int64_t* seq);
-
 /* PagedStats, and the bytes of committed rows and those held for them. The caller sets struct_size;
  * fields beyond it are not written. */
 typedef struct kvc_paged_stats {
@@ -524,6 +512,27 @@ typedef struct kvc_prefix_event {
 /* The oldest events, at most `capacity`: *taken of them. The caller sets struct_size of each. */
 KVC_API kvc_status kvc_prefix_take_events(kvc_prefix* prefix, kvc_prefix_event* events,
                                           int64_t capacity, int64_t* taken);
+
+/* ---- Files, see cache_file.h and docs/formats.md ---- */
+
+/* The committed rows of a sequence as a file, and a new sequence of what a file has, into a cache
+ * of the same layers, whatever its pages and layout. The file is the old one or the new one at
+ * every moment. space null: zeros; a file of another one is KVC_INVALID_ARGUMENT. KVC_CORRUPT for
+ * bytes that are not what was written, KVC_UNSUPPORTED for another version, KVC_NOT_FOUND without a
+ * file. */
+KVC_API kvc_status kvc_paged_save(const kvc_paged* cache, int64_t seq, const char* path,
+                                  const kvc_prefix_namespace* space);
+KVC_API kvc_status kvc_paged_load(kvc_paged* cache, const char* path,
+                                  const kvc_prefix_namespace* space, const kvc_executor* executor,
+                                  int64_t* seq);
+
+/* What can be found, what was used last first, as long as its rows fit most_bytes (0: all); and
+ * what such a file has can be found again, as far as there is room: *pages of them (or pages null).
+ */
+KVC_API kvc_status kvc_prefix_save(const kvc_prefix* prefix, const char* path, int64_t most_bytes,
+                                   int64_t* pages);
+KVC_API kvc_status kvc_prefix_load(kvc_prefix* prefix, const char* path,
+                                   const kvc_executor* executor, int64_t* pages);
 
 #ifdef __cplusplus
 }

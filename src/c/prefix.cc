@@ -10,6 +10,7 @@
 #include "base/expect.h"
 #include "c/door.h"
 #include "c/paged.h"
+#include "c/prefix.h"
 #include "kvcache/prefix.h"
 
 using kvcache::PagedCache;
@@ -25,13 +26,9 @@ using kvcache::internal::expect_array;
 using kvcache::internal::expect_not_null;
 using kvcache::internal::read_struct;
 using kvcache::internal::refusal;
+using kvcache::internal::space_of;
 using kvcache::internal::write_struct;
 
-// The pages outlive what names them.
-struct kvc_prefix {
-  std::shared_ptr<PagedCache> cache;
-  PrefixCache prefixes;
-};
 struct kvc_prefix_handle {
   std::shared_ptr<PagedCache> cache;
   PrefixHandle handle;
@@ -60,7 +57,13 @@ kvc_status with_handle(kvc_prefix* prefix, const kvc_prefix_handle* handle, Fn&&
   });
 }
 
-Result<PrefixNamespace> space_of(const kvc_prefix_namespace* space) {
+std::span<const std::int32_t> span_of(const std::int32_t* tokens, std::int64_t count) {
+  return {tokens, static_cast<std::size_t>(count)};
+}
+
+}  // namespace
+
+Result<PrefixNamespace> kvcache::internal::space_of(const kvc_prefix_namespace* space) {
   PrefixNamespace name;
   if (space == nullptr) return name;
   kvc_prefix_namespace from;
@@ -71,12 +74,6 @@ Result<PrefixNamespace> space_of(const kvc_prefix_namespace* space) {
   name.tenant = from.tenant;
   return name;
 }
-
-std::span<const std::int32_t> span_of(const std::int32_t* tokens, std::int64_t count) {
-  return {tokens, static_cast<std::size_t>(count)};
-}
-
-}  // namespace
 
 kvc_status kvc_prefix_create(kvc_paged* cache, const kvc_prefix_options* options,
                              kvc_prefix** prefix) {

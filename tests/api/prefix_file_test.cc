@@ -202,7 +202,7 @@ TEST(PrefixFile, DamagedFilesAreRefusedByNameOrLoadEqualRows) {
   const auto* const begin = reinterpret_cast<const std::byte*>(whole.data());
   std::mt19937_64 random(3);
   int loads = 0;
-  for (int i = 0; i < 2000; ++i) {
+  for (int i = 0; i < 400; ++i) {
     bool forged = false;
     const Bytes bytes = damaged(Bytes(begin, begin + whole.size()), random, &forged);
     folder.write("warm", std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));

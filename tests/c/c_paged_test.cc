@@ -401,10 +401,12 @@ TEST_F(CPaged, ASequenceGoesThroughAFile) {
   const std::string path = folder.path() + "/a.kvc";
   const std::int64_t seq = open();
   append({{0, 9}}, 1);
-  std::vector<unsigned char> space(32, 7);
-  ASSERT_EQ(kvc_paged_save(c_, seq, path.c_str(), space.data()), KVC_OK) << kvc_last_message();
+  kvc_prefix_namespace space = {};
+  space.struct_size = sizeof space;
+  std::memset(space.bits, 7, sizeof space.bits);
+  ASSERT_EQ(kvc_paged_save(c_, seq, path.c_str(), &space), KVC_OK) << kvc_last_message();
   std::int64_t loaded = 0;
-  ASSERT_EQ(kvc_paged_load(c_, path.c_str(), space.data(), nullptr, &loaded), KVC_OK)
+  ASSERT_EQ(kvc_paged_load(c_, path.c_str(), &space, nullptr, &loaded), KVC_OK)
       << kvc_last_message();
   std::int64_t length = 0;
   ASSERT_EQ(kvc_paged_lengths(c_, &loaded, 1, &length), KVC_OK);
@@ -419,7 +421,7 @@ TEST_F(CPaged, ASequenceGoesThroughAFile) {
   EXPECT_EQ(std::string(kvc_last_message()).substr(0, 10), "namespace:");
   EXPECT_EQ(kvc_paged_load(c_, (path + "x").c_str(), nullptr, nullptr, &loaded), KVC_NOT_FOUND);
   EXPECT_EQ(kvc_paged_load(c_, nullptr, nullptr, nullptr, &loaded), KVC_INVALID_ARGUMENT);
-  EXPECT_EQ(kvc_paged_load(c_, path.c_str(), space.data(), nullptr, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_paged_load(c_, path.c_str(), &space, nullptr, nullptr), KVC_INVALID_ARGUMENT);
   EXPECT_EQ(kvc_paged_save(c_, seq, nullptr, nullptr), KVC_INVALID_ARGUMENT);
   EXPECT_EQ(kvc_paged_save(nullptr, seq, path.c_str(), nullptr), KVC_INVALID_ARGUMENT);
   EXPECT_EQ(kvc_paged_save(c_, seq + 1000, path.c_str(), nullptr), KVC_NOT_FOUND);

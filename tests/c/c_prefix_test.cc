@@ -5,6 +5,7 @@
 
 #include "gtest/gtest.h"
 #include "kvcache_c.h"
+#include "support/temp_dir.h"
 
 namespace kvcache {
 namespace {
@@ -186,6 +187,25 @@ TEST_F(CPrefix, ARowOfABatchBecomesWhatWasFound) {
   EXPECT_EQ(kvc_batch_lengths(batch, 0, &length, 1), KVC_OK);
   EXPECT_EQ(length, 6);
   kvc_batch_free(batch);
+}
+
+TEST_F(CPrefix, WhatIsKnownGoesThroughAFile) {
+  const test::TempDir folder;
+  const std::string path = folder.path() + "/warm.kvc";
+  const kvc_prefix_namespace space = named(3);
+  EXPECT_EQ(ask(counted(10), &space), 0);
+  std::int64_t pages = 0;
+  ASSERT_EQ(kvc_prefix_save(prefix_, path.c_str(), 0, &pages), KVC_OK) << kvc_last_message();
+  EXPECT_EQ(pages, 3);
+  EXPECT_EQ(kvc_prefix_evict(prefix_, 100), 3);
+  EXPECT_EQ(ask(counted(10, 50), &space), 0);
+  ASSERT_EQ(kvc_prefix_load(prefix_, path.c_str(), nullptr, &pages), KVC_OK) << kvc_last_message();
+  EXPECT_EQ(pages, 3);
+  EXPECT_EQ(ask(counted(12), &space), 10);
+  EXPECT_EQ(kvc_prefix_load(prefix_, (path + "x").c_str(), nullptr, nullptr), KVC_NOT_FOUND);
+  EXPECT_EQ(kvc_prefix_load(nullptr, path.c_str(), nullptr, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_prefix_save(prefix_, nullptr, 0, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_prefix_save(prefix_, path.c_str(), -1, nullptr), KVC_INVALID_ARGUMENT);
 }
 
 TEST_F(CPrefix, BadInputIsNamed) {

@@ -59,6 +59,27 @@ Status PagedStore::check_restored(const RestoredSequence& from, PagedSequence& s
   return {};
 }
 
+std::int64_t PagedStore::pages_of_restored(std::size_t group, const RestoredSequence& from,
+                                           const PagedSequence& seq) const noexcept {
+  const auto known = static_cast<std::int64_t>(from.tokens.size());
+  const std::int64_t length = is_blocks(group) ? known : is_codes(group) ? from.coded : from.length;
+  return live_pages(seq.tables[group].first, length, groups_[group].rule().life.sink_tokens,
+                    page_size())
+      .count();
+}
+
+bool PagedStore::has_in_hand(const RestoredSequence& from) const {
+  const auto seq = make_sequence();
+  if (!check_restored(from, *seq).ok()) return false;
+  std::int64_t entries = 0;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const std::int64_t pages = pages_of_restored(g, from, *seq);
+    if (pages > groups_[g].pool().free()) return false;
+    entries += pages;
+  }
+  return tables_with({1, entries}) <= tables_bytes_;
+}
+
 Result<std::unique_ptr<PagedStep>> PagedStore::reserve_restored(const RestoredSequence& from) {
   auto made = make_sequence();
   PagedSequence& seq = *made;
@@ -75,10 +96,7 @@ Result<std::unique_ptr<PagedStep>> PagedStore::reserve_restored(const RestoredSe
   step->rooms.resize(groups_.size());
   auto known = static_cast<std::int64_t>(from.tokens.size());
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    const GroupTable& table = seq.tables[g];
-    const std::int64_t length = is_blocks(g) ? known : is_codes(g) ? from.coded : from.length;
-    const std::int64_t sinks = groups_[g].rule().life.sink_tokens;
-    std::int64_t pages = live_pages(table.first, length, sinks, page_size()).count();
+    std::int64_t pages = pages_of_restored(g, from, seq);
     if (is_blocks(g) && pages > groups_[g].available()) pages = known = 0;
     step->rooms[g].seqs = {{0, false}, {pages, false}};
   }
@@ -87,6 +105,7 @@ Result<std::unique_ptr<PagedStep>> PagedStore::reserve_restored(const RestoredSe
   reserve_tables(*step);
   step->tokens.assign(from.tokens.begin(), from.tokens.begin() + known);
   KVC_RETURN_IF_ERROR(grant_memory(*step, entries));
+  step->high_water_before = pages_high_water_;
   take(*step);
   seq.length = from.length;
   seq.coded = layout_.tail.tokens > 0 ? from.coded : 0;
@@ -137,6 +156,7 @@ Result<std::unique_ptr<PagedStep>> PagedStore::reserve_pages(const std::vector<b
   }
   reserve_tables(*step);
   KVC_RETURN_IF_ERROR(grant_memory(*step, entries));
+  step->high_water_before = pages_high_water_;
   take(*step);
   return step;
 }

@@ -331,6 +331,7 @@ Status PagedStore::commit(PagedStep& step, std::span<const std::int64_t> accepte
 
 void PagedStore::rollback(PagedStep& step) noexcept {
   for (std::size_t i = step.seqs.size(); i-- > 0;) keep(step, i, 0);
+  if (!step.restored.empty()) pages_high_water_ = step.high_water_before;
   end_step();
 }
 

@@ -80,7 +80,8 @@ struct PagedStep {
   std::vector<unsigned char> written;  // [num_layers]
   std::int64_t num_new_tokens = 0;
   SequenceMap restored;  // the step's own sequence, until it is open: see reserve_restored()
-  std::mutex mutex;      // guards `tables`: views of one step may be asked for at once
+  std::int64_t high_water_before = 0;  // of pages: then, if it is rolled back
+  std::mutex mutex;  // guards `tables`: views of one step may be asked for at once
 };
 
 SequenceId next_sequence_id() noexcept;
@@ -143,6 +144,8 @@ class PagedStore {
   // tables say (raw_rows.h), or by rollback(). Errors: as reserve(), and kCorrupt for rows that are
   // missing; kInvalidArgument for plain ones that have no place here.
   Result<std::unique_ptr<PagedStep>> reserve_restored(const RestoredSequence& from);
+  // Whether that would take free pages with their memory alone, so that a rollback leaves nothing.
+  bool has_in_hand(const RestoredSequence& from) const;
   SequenceId open_restored(PagedStep& step) noexcept;
 
   // Room for one page in each group of `wanted`, and a block, as far as nothing must be evicted for
@@ -301,6 +304,9 @@ class PagedStore {
   void let_go(PagedSequence& seq) noexcept;
 
   Status check_restored(const RestoredSequence& from, PagedSequence& seq) const;
+  // Pages of a checked one in a group.
+  std::int64_t pages_of_restored(std::size_t group, const RestoredSequence& from,
+                                 const PagedSequence& seq) const noexcept;
   Status check_appends(std::span<const Append> appends, PagedStep& step);
   void count_room(PagedStep& step) const;
   Status check_room(PagedStep& step, std::int64_t* entries) const;

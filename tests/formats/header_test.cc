@@ -1,0 +1,175 @@
+#include "formats/header.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "formats/stored_texts.h"
+#include "kvcache/row_format.h"
+
+namespace kvcache::internal {
+namespace {
+
+StoredSequence any_sequence(std::mt19937& random) {
+  const auto below = [&](std::int64_t n) { return static_cast<std::int64_t>(random()) % n; };
+  StoredSequence seq;
+  seq.length = below(200);
+  seq.coded = below(2) == 0 ? seq.length : below(seq.length + 1);
+  seq.block_tokens = 1 + below(40);
+  seq.space.bits[3] = std::byte{9};
+  seq.space.tenant = -below(5);
+  for (std::int64_t i = below(seq.length + 1); i > 0; --i) {
+    seq.tokens.push_back(static_cast<std::int32_t>(random()));
+  }
+  const RowFormat formats[] = {plain(DType::kF32), plain(DType::kF16), coded(RowFormat::kInt8),
+                               coded(RowFormat::kInt4), coded(RowFormat::kQ4_0)};
+  for (std::int64_t i = 1 + below(3); i > 0; --i) {
+    StoredLayer layer;
+    layer.spec = LayerSpec::kv(1 + below(3), 32, 64, formats[below(5)], formats[below(5)]);
+    if (below(2) == 0) {
+      layer.spec.life.window = 1 + below(50);
+      layer.spec.life.sink_tokens = static_cast<std::int32_t>(below(10));
+      layer.first = below(seq.length + 1);
+    }
+    seq.layers.push_back(layer);
+  }
+  return seq;
+}
+
+MemoryFile written(FileHeader& header) {
+  MemoryFile file;
+  const Status status =
+      write_sequence(file, header, [](const RowPiece&, const RowArray&, std::byte*) {});
+  EXPECT_TRUE(status.ok());
+  return file;
+}
+
+// Every row that a layer has lies in one block, at one place, and no two overlap.
+TEST(FileBlocks, EveryRowThatIsThereHasOnePlaceOfItsOwn) {
+  std::mt19937 random(1);
+  for (int i = 0; i < 300; ++i) {
+    const StoredSequence seq = any_sequence(random);
+    std::map<std::pair<std::int64_t, std::int32_t>, std::set<std::int64_t>> seen;
+    for (std::int64_t block = 0; block < seq.num_blocks(); ++block) {
+      std::vector<bool> taken;
+      const auto take = [&](std::int64_t begin, std::int64_t size) {
+        for (std::int64_t at = begin; at < begin + size; ++at) {
+          if (taken.size() <= static_cast<std::size_t>(at)) {
+            taken.resize(static_cast<std::size_t>(at) + 1);
+          }
+          EXPECT_FALSE(taken[static_cast<std::size_t>(at)]);
+          taken[static_cast<std::size_t>(at)] = true;
+        }
+      };
+      const std::int64_t bytes = walk_block(seq, block, [&](const RowPiece& p, const RowArray& a) {
+        EXPECT_LT(p.begin, p.end);
+        EXPECT_LE(p.at + p.end - p.begin, a.rows);
+        for (std::int64_t row = p.begin; row < p.end; ++row) {
+          EXPECT_EQ(row / seq.block_tokens, block);
+          EXPECT_TRUE(seen[std::pair(p.layer, p.buffer)].insert(row).second);
+        }
+        const std::int64_t size = a.format.code_bytes(a.dim);
+        const std::int64_t groups = a.format.num_scales(a.dim);
+        const std::int64_t rows = p.end - p.begin;
+        for (std::int64_t head = 0; head < a.heads; ++head) {
+          take(a.codes + (head * a.rows + p.at) * size, rows * size);
+          for (std::int64_t g = 0; g < groups; ++g) {
+            take(a.scales + 2 * ((head * groups + g) * a.rows + p.at), 2 * rows);
+            if (a.format.has_zeros()) take(a.zeros + (head * groups + g) * a.rows + p.at, rows);
+          }
+        }
+        const bool is_coded =
+            seq.layers[static_cast<std::size_t>(p.layer)].spec.buffers[p.buffer].format.is_coded();
+        EXPECT_EQ(a.format.is_coded(), is_coded && p.begin < seq.coded);
+      });
+      EXPECT_EQ(bytes % kFileAlignment, 0);
+      EXPECT_LE(static_cast<std::int64_t>(taken.size()), bytes);
+    }
+    for (std::size_t layer = 0; layer < seq.layers.size(); ++layer) {
+      const StoredLayer& stored = seq.layers[layer];
+      for (std::int32_t b = 0; b < stored.spec.num_buffers; ++b) {
+        const auto& rows = seen[std::pair(static_cast<std::int64_t>(layer), b)];
+        for (std::int64_t row = 0; row < seq.length; ++row) {
+          const bool there = row >= stored.first || row < stored.spec.life.sink_tokens;
+          EXPECT_EQ(rows.count(row), there ? 1u : 0u);
+        }
+      }
+    }
+  }
+}
+
+TEST(FileHeaders, ComeBackAsTheyWere) {
+  std::mt19937 random(2);
+  for (int i = 0; i < 100; ++i) {
+    FileHeader header = make_header(any_sequence(random));
+    const MemoryFile file = written(header);
+    EXPECT_EQ(file.size().value(), header.blocks.file_bytes());
+    const auto read = read_header(file);
+    ASSERT_TRUE(read.ok()) << read.status().to_string();
+    EXPECT_EQ(encode_header(*read), encode_header(header));
+    EXPECT_EQ(read->seq.tokens, header.seq.tokens);
+    EXPECT_EQ(read->seq.coded, header.seq.coded);
+    EXPECT_TRUE(verify_blocks(file, read->blocks, {&serial_executor()}).ok());
+  }
+}
+
+TEST(FileHeaders, ABlockStaysWithinAMebibyteWhereItCan) {
+  StoredSequence seq;
+  seq.layers.assign(24, {LayerSpec::kv(2, 64, 64, DType::kF16), 0});
+  EXPECT_EQ(usual_block_tokens(seq), 64);
+  seq.layers.assign(80, {LayerSpec::kv(8, 128, 128, DType::kF16), 0});
+  EXPECT_EQ(usual_block_tokens(seq), 16);
+  seq.layers.assign(1, {LayerSpec::kv(1, 1, 1, DType::kF16), 0});
+  EXPECT_EQ(usual_block_tokens(seq), 256);
+}
+
+TEST(TextsHeaders, ComeBackAsTheyWereAndParentsComeFirst) {
+  StoredTexts texts;
+  texts.page_size = 4;
+  texts.layers = {LayerSpec::kv(1, 8, 8, DType::kF16), LayerSpec::kv(2, 4, 4)};
+  texts.spaces.resize(2);
+  texts.pages = {{-1, 0, 4, 50, 0}, {0, 0, 3, 90, 4}, {-1, 1, 2, 0, 7}};
+  texts.present = {3, 1, 3};
+  texts.tokens = {1, 2, 3, 4, 5, 6, 7, -8, 9};
+  const auto file_of = [](StoredTexts made) {
+    TextsHeader header = make_texts_header(std::move(made));
+    MemoryFile file;
+    EXPECT_TRUE(write_blocks(file, header.blocks, [](std::int64_t, std::span<std::byte>) {}).ok());
+    EXPECT_TRUE(file.write_at(0, encode_texts_header(header)).ok());
+    return file;
+  };
+  const auto read = read_texts_header(file_of(texts));
+  ASSERT_TRUE(read.ok()) << read.status().to_string();
+  EXPECT_EQ(read->texts.tokens, texts.tokens);
+  EXPECT_EQ(read->texts.present, texts.present);
+  EXPECT_FALSE(read->texts.has(1, 1));
+  EXPECT_EQ(read->texts.pages[1].priority, 90);
+  EXPECT_EQ(read->texts.tokens_of(read->texts.pages[2])[0], -8);
+
+  const auto refused = [&](auto&& change, const std::string& words) {
+    StoredTexts changed = texts;
+    change(changed);
+    const Status status = read_texts_header(file_of(changed)).status();
+    EXPECT_EQ(status.code(), StatusCode::kCorrupt);
+    EXPECT_EQ(status.message().find(words), 0u) << status.message();
+  };
+  refused([](StoredTexts& t) { t.pages[1].parent = 1; }, "pages[1].parent: found 1");
+  refused([](StoredTexts& t) { t.pages[1].space = 1; }, "pages[1].space: found 1");
+  refused([](StoredTexts& t) { t.pages[2].space = 2; }, "pages[2].space: found 2");
+  refused([](StoredTexts& t) { t.pages[2].priority = 101; }, "pages[2].priority: found 101");
+  refused(
+      [](StoredTexts& t) {
+        t.pages[0].count = 3;
+        t.tokens.erase(t.tokens.begin());
+        t.pages[1].tokens = 3;
+        t.pages[2].tokens = 6;
+      },
+      "pages[0].count: found 3");
+}
+
+}  // namespace
+}  // namespace kvcache::internal

@@ -56,7 +56,13 @@ class Lesson(unittest.TestCase):
     def test_its_links_lead_somewhere(self):
         text = (ROOT / "docs" / "learn.md").read_text()
         for target in re.findall(r"\]\(([^)]+)\)", text):
-            self.assertTrue((ROOT / "docs" / target).exists(), target)
+            name, _, heading = target.partition("#")
+            page = ROOT / "docs" / (name or "learn.md")
+            self.assertTrue(page.exists(), target)
+            if heading:
+                headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings]
+                self.assertIn(heading, anchors, target)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,8 @@ def rows_of(cache, places):
     codes are made from that alone."""
     layers = [cache.layers[place] for place in places]
     if cache.settings.is_coded():
+        if not all(layer.given for layer in layers):
+            raise ValueError("layers: found one that appeared in this forward pass, expected all to have been there")
         return [layer.given for layer in layers]
     return [layer.rows if isinstance(layer, PagedLayer) else layer.tensors() for layer in layers]
 
@@ -280,6 +282,8 @@ class Session:
     def load(self, cache):
         """The rows that were found, as if the layers' next ones had been computed."""
         for index, place in enumerate(self.prefixes.filled):
+            while len(cache.layers) <= place:  # layers that appear as they are used
+                cache.layers.append(cache.layer_class_to_replicate())
             layer = cache.layers[place]
             layer.append(layer.rows, *self.batch.rows(index))
             if isinstance(layer, PagedLayer):

@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import pathlib
 import pickle
 import random
+import sys
 import unittest
 import weakref
 
@@ -16,6 +18,9 @@ import mixed_models as mixed
 from kvcache.hf import _prefix
 from prefix_case import Prefix, enabled, inputs_of, padded, stats, words
 from together import run_together
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "tools"))
+import tiny_models  # noqa: E402
 
 
 class Hits(Prefix):
@@ -96,6 +101,23 @@ class Hits(Prefix):
                     self.assertEqual(counted["passed"], {})
                     self.assertGreater(counted["tokens_reused"], 29 + 30)
                     self.check_store(model)
+
+    def test_layers_that_appear_as_they_are_used(self):
+        """Of a model that goes through its layers several times."""
+        classes = tiny_models.classes("causal")
+        if "dory" not in classes:
+            self.skipTest("this version has no such model")
+        for options in ({}, {"k_format": "fp8_e4m3"}):
+            plain, model = (tiny_models.tiny_model("dory", classes["dory"]).eval() for _ in range(2))
+            kvcache.hf.enable(plain, **options)
+            enabled(model, **options)
+            self.assertLess(len(kvcache.hf.Cache(model.config).layers), len(
+                models.cache_of(plain.generate(torch.tensor([[5, 6]]), max_new_tokens=2,
+                                               return_dict_in_generate=True)).layers))
+            inputs = inputs_of(tiny_models.tokens(1, 20, 1))
+            for _ in range(2):
+                self.same(models.run(model, inputs), models.run(plain, inputs))
+            self.assertEqual(stats(model)["tokens_reused"], 0 if options else 19)
 
     def test_prefill_in_chunks(self):
         plain, model = models.llama(), enabled(models.llama())

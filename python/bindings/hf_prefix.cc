@@ -267,7 +267,11 @@ Result<std::int64_t> PrefixBatch::find(const TensorView& ids, std::int64_t keep)
     }
     text.loading = *seq;
     text.loads = count;
-    counts.tokens_reused += count - std::max<std::int64_t>(0, length_ - text.padding);
+  }
+  for (const Text& text : texts_) {
+    if (text.loads > 0) {
+      counts.tokens_reused += text.loads - std::max<std::int64_t>(0, length_ - text.padding);
+    }
   }
   found_ = start;
   return found_;

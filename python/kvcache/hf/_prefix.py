@@ -262,22 +262,21 @@ class Session:
                 return "logits_to_keep"
         elif not isinstance(keep, int) or keep < 1:
             return "logits_to_keep"
-        mask = kwargs.get("attention_mask")
-        if mask is not None and mask.dim() != 2:
-            return "attention_mask"
-        return None if self.has_usual_positions(kwargs.get("position_ids"), ids) else "position_ids"
-
-    def has_usual_positions(self, positions, ids):
-        """Whether texts count from their first token. Without positions, models count columns."""
+        # Texts count from their first token; before it they are padding, which is not seen.
         batch, count = ids.shape
-        paddings = self.paddings or [0] * batch
-        if positions is None:
-            return not any(paddings)
-        if positions.dim() != 2 or positions.shape[1] != count or len(paddings) != batch:
-            return False
+        paddings = torch.tensor(self.paddings or [0] * batch)[:, None]
         begin = 0 if self.batch is None else self.batch.length
-        usual = torch.arange(begin, begin + count)[None] - torch.tensor(paddings)[:, None]
-        return bool(((positions == usual) | (usual < 0)).all())
+        usual = torch.arange(begin + count)[None] - paddings
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if len(usual) != batch or not (bool((usual >= 0).all()) if mask is None else (
+                mask.shape == usual.shape and bool(((mask != 0) == (usual >= 0)).all()))):
+            return "attention_mask"
+        usual = usual[:, begin:]
+        if positions is None:  # which models then count by columns
+            return "position_ids" if paddings.any() else None
+        is_usual = positions.dim() == 2 and positions.shape[1] == count and bool(
+            ((positions == usual) | (usual < 0)).all())
+        return None if is_usual else "position_ids"
 
     def load(self, cache):
         """The rows that were found, as if the layers' next ones had been computed."""

@@ -46,7 +46,7 @@ if(CMAKE_CXX_FLAGS MATCHES "-fsanitize")
   if(CMAKE_CXX_FLAGS MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     list(APPEND KVC_SANITIZED_KERNELS --param=asan-instrumentation-with-call-threshold=0)
   elseif(CMAKE_CXX_FLAGS MATCHES "address")
-    list(APPEND KVC_SANITIZED_KERNELS SHELL:-mllvm -asan-instrumentation-with-call-threshold=0)
+    list(APPEND KVC_SANITIZED_KERNELS -mllvm -asan-instrumentation-with-call-threshold=0)
   endif()
 endif()
 

@@ -38,12 +38,24 @@ endif()
 target_compile_definitions(kvc_options INTERFACE KVC_X86_64=${KVC_X86_64} KVC_ARM64=${KVC_ARM64})
 target_link_libraries(kvc_options INTERFACE Threads::Threads)
 
-# kvc_kernel_flags(SOURCES...): optimisation of inner loops in every kind of build, and the
+# What a sanitizer makes of kernels, whose every function is inlined into the next: as much as it can leave to
+# calls, it leaves to calls, and nothing is unrolled. They compile in a quarter of the time.
+set(KVC_SANITIZED_KERNELS "")
+if(CMAKE_CXX_FLAGS MATCHES "-fsanitize")
+  set(KVC_SANITIZED_KERNELS -O1)
+  if(CMAKE_CXX_FLAGS MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND KVC_SANITIZED_KERNELS --param=asan-instrumentation-with-call-threshold=0)
+  elseif(CMAKE_CXX_FLAGS MATCHES "address")
+    list(APPEND KVC_SANITIZED_KERNELS SHELL:-mllvm -asan-instrumentation-with-call-threshold=0)
+  endif()
+endif()
+
+# kvc_kernel_flags(SOURCES...): optimisation of inner loops in every other kind of build, and the
 # instruction set that the name of a file states: x_avx2.cc, x_avx512.cc, x_avx512bf16.cc. Any other
 # file is compiled for the baseline of the platform, which on arm64 has what x_neon.cc needs.
 function(kvc_kernel_flags)
   foreach(source IN LISTS ARGN)
-    set(flags -O3)
+    set(flags -O3 ${KVC_SANITIZED_KERNELS})
     if(source MATCHES "_avx2\\.cc$")
       list(APPEND flags -mavx2 -mfma -mf16c)
     elseif(source MATCHES "_avx512(bf16)?\\.cc$")

@@ -321,6 +321,18 @@ KVC_API kvc_status kvc_paged_first_positions(const kvc_paged* cache, int64_t lay
 KVC_API kvc_status kvc_paged_rows_held(const kvc_paged* cache, int64_t layer, const int64_t* seqs,
                                        int64_t num_seqs, int64_t* rows);
 
+/* Since 0.2.0. The committed rows of a sequence as a file, and a new sequence of what a file has,
+ * into a cache of the same layers, whatever its pages and layout: see cache_file.h. The file is the
+ * old one or the new one at every moment. name_space: 32 bytes that stand for what decides the rows
+ * of a token, or null for zeros; a file of another one is KVC_INVALID_ARGUMENT. KVC_CORRUPT for
+ * bytes that are not what was written, KVC_UNSUPPORTED for another version, KVC_NOT_FOUND without a
+ * file. */
+KVC_API kvc_status kvc_paged_save(const kvc_paged* cache, int64_t seq, const char* path,
+                                  const unsigned char* name_space);
+KVC_API kvc_status kvc_paged_load(kvc_paged* cache, const char* path,
+                                  const unsigned char* name_space, const kvc_executor* executor,
+                                  int64_t* seq);
+
 /* PagedStats, and the bytes of committed rows and those held for them. The caller sets struct_size;
  * fields beyond it are not written. */
 typedef struct kvc_paged_stats {

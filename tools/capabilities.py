@@ -51,7 +51,7 @@ def page(known):
     forms = joined(f"`{form['name']}`" for form in known["forms"])
     lines += ["", f"Stored forms: {forms}. Layouts: {joined(known['layouts'])}. Page sizes: "
               f"{joined(map(str, known['page_sizes']))} tokens. `rewind_tokens`: "
-              f"{joined(map(str, known['rewind_tokens']))}. None of these changes a cell.", "",
+              f"{joined(map(str, known['rewind_tokens']))}. None of these changes a cell, but where a note names them.", "",
               "## Faces", ""]
     for face in known["faces"]:
         lacks = face.get("lacks_kinds")
@@ -68,7 +68,7 @@ def page(known):
     says = {refusal["name"]: refusal for refusal in known["refusals"]}
     for name, note in footnotes.items():
         where = says[name].get("kinds")
-        more = f" ({joined(where)})" if where else ""
+        more = f" ({joined(where)})" if where else " (coded forms)" if says[name].get("coded") else ""
         lines.append(f"{note}. *{name}*{more}: {says[name]['says']}.")
     others = [name for name in says if name not in footnotes]
     lines += ["", "Known, and met by none of these:", ""]

@@ -123,6 +123,8 @@ def run_package(build, pattern, hf):
     command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "pytest",
                str(tests / "test_threads.py" if sanitizer == "thread" else tests),
                f"--junitxml={report}", "-p", "no:cacheprovider"]
+    if sanitizer != "thread":  # there a race would end a worker, and not the run
+        command += ["-n", str(len(os.sched_getaffinity(0)))]
     left_out = [] if hf else ["hf", "with_torch"]
     if sanitizer is not None:
         left_out.append("test_stubs.py")  # such a build makes none

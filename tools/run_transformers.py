@@ -57,7 +57,8 @@ def run(build, version):
     environment = dict(os.environ, PYTHONPATH=str(build / "python"), PYTHONDONTWRITEBYTECODE="1")
     environment.pop("KVCACHE_SOAK_SECONDS", None)  # long cases are run once, not for each version
     done = subprocess.run([python, "-m", "pytest", ROOT / "python" / "tests" / "hf",
-                           f"--junitxml={report}", "-p", "no:cacheprovider"],
+                           f"--junitxml={report}", "-p", "no:cacheprovider",
+                           "-n", str(len(os.sched_getaffinity(0)))],
                           cwd=ROOT, env=environment, check=False)
     if not report.exists():
         return 0, 1

@@ -19,6 +19,7 @@
 #include "bench/coded.h"
 #include "bench/decode_model.h"
 #include "bench/digest.h"
+#include "bench/files.h"
 #include "bench/linear.h"
 #include "bench/peer.h"
 #include "bench/prefix.h"
@@ -229,6 +230,24 @@ void add_prefix(CLI::App& bench, int* exit_code) {
       ->capture_default_str();
   add_json(*command, flags->json);
   command->callback([flags, exit_code] { *exit_code = run_prefix(flags->options, flags->json); });
+}
+
+void add_files(CLI::App& bench, int* exit_code) {
+  auto options = std::make_shared<bench::FilesBenchOptions>();
+  auto json = std::make_shared<bool>(false);
+  CLI::App* command =
+      bench.add_subcommand("files", "Loading a cache from a file, against a read of the file");
+  add_number(*command, "--tokens", options->tokens, "Tokens of the cache")->capture_default_str();
+  add_number(*command, "--page-size", options->page_size, "Tokens a page")->capture_default_str();
+  command->add_option("--dir", options->directory,
+                      "Where the file is for a while [a temporary one]");
+  add_number(*command, "--repeats", options->repeats, "Runs the median is taken over")
+      ->capture_default_str();
+  add_json(*command, *json);
+  command->callback([options, json, exit_code] {
+    const Cases cases = bench::run_files(*options, {});
+    *exit_code = cases.ok() ? print_cases(*cases, *json) : fail(cases.status());
+  });
 }
 
 struct AttentionFlags {
@@ -561,6 +580,7 @@ void add_bench(CLI::App& app, int* exit_code) {
   add_attention(*command, "prefill", "The same for many queries", 512, 4096, exit_code);
   add_append(*command, exit_code);
   add_prefix(*command, exit_code);
+  add_files(*command, exit_code);
   add_linear(*command, exit_code);
   add_decode_model(*command, exit_code);
   add_digest(*command, exit_code);

@@ -13,6 +13,7 @@ void add_watch(CLI::App& app, int* exit_code);
 void add_plan(CLI::App& app, int* exit_code);
 void add_eval(CLI::App& app, int* exit_code);
 void add_info(CLI::App& app, int* exit_code);
+void add_inspect(CLI::App& app, int* exit_code);
 void add_tune(CLI::App& app, int* exit_code);
 void add_replay(CLI::App& app, int* exit_code);
 void add_bench(CLI::App& app, int* exit_code);

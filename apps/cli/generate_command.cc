@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -11,6 +12,7 @@
 #include "apps/cli/generate_json.h"
 #include "apps/cli/options.h"
 #include "runner/generate/generate.h"
+#include "runner/generate/model_space.h"
 #include "runner/tokenizer/chat_template.h"
 
 namespace kvcache::cli {
@@ -23,6 +25,7 @@ struct Flags {
   std::string cache;  // empty: dynamic, or batching for several prompts
   std::optional<std::int64_t> max_active;
   PrefixFlags prefix;
+  std::string load_file, save_file;  // of one text
   runner::GenerateOptions options;
   bool chat = false;
   std::optional<std::string> system;
@@ -64,6 +67,10 @@ Result<std::vector<std::string>> batch_prompts(const Flags& flags, const std::st
 }
 
 Status check_batch_flags(const Flags& flags, bool batch) {
+  if (batch && !(flags.load_file.empty() && flags.save_file.empty())) {
+    return Status(StatusCode::kInvalidArgument,
+                  "save-cache, load-cache: found several prompts, expected one");
+  }
   if (batch && flags.options.num_beams != 1) {
     return Status(StatusCode::kInvalidArgument,
                   "num-beams: found " + std::to_string(flags.options.num_beams) +
@@ -86,19 +93,32 @@ Status check_batch_flags(const Flags& flags, bool batch) {
 
 // Pages that outlive a text, for one that is continued by itself; none unless they are asked for.
 Result<std::shared_ptr<runner::PrefixStore>> open_prefixes(const Flags& flags,
-                                                           const runner::Model& model) {
+                                                           const runner::LoadedModel& loaded) {
+  const runner::Model& model = loaded.model;
   KVC_ASSIGN_OR_RETURN(const std::int64_t bytes, flags.prefix.bytes());
-  if (!flags.prefix.wanted()) return std::shared_ptr<runner::PrefixStore>();
+  const bool files = !flags.load_file.empty() || !flags.save_file.empty();
+  if (!flags.prefix.wanted() && !files) return std::shared_ptr<runner::PrefixStore>();
   if (!flags.cache.empty() && flags.cache != "paged") {
     return Status(StatusCode::kInvalidArgument,
-                  "prefix-cache: found cache " + flags.cache + ", expected paged or batching");
+                  std::string(files ? "save-cache, load-cache" : "prefix-cache") +
+                      ": found cache " + flags.cache + ", expected paged or batching");
   }
   runner::HistoryOptions rows;
   rows.rows = flags.options.kv_dtype;
   rows.dtype = model.default_kv_dtype();
   rows.layout = flags.options.layout;
   rows.page_size = flags.options.page_size;
-  return runner::PrefixStore::create(model.config(), rows, 0, bytes);
+  if (!files) return runner::PrefixStore::create(model.config(), rows, 0, bytes);
+  KVC_ASSIGN_OR_RETURN(const PrefixNamespace space,
+                       runner::space_of(loaded, flags.model.activations));
+  KVC_ASSIGN_OR_RETURN(auto store,
+                       runner::PrefixStore::create(model.config(), rows, 0,
+                                                   std::max(bytes, PrefixFlags::kBytes), space));
+  if (!flags.load_file.empty()) {
+    KVC_ASSIGN_OR_RETURN(const std::int64_t tokens, store->load_text(flags.load_file));
+    say("{}: {} tokens\n", flags.load_file, tokens);
+  }
+  return store;
 }
 
 // Turns a prompt into tokens, as it is or as a question in the form of the model's chat template.
@@ -160,7 +180,7 @@ Status run(Flags& flags) {
     KVC_ASSIGN_OR_RETURN(together.cached_bytes, flags.prefix.bytes());
     return generate_batch(loaded, prompts, flags.options, together, flags.json);
   }
-  KVC_ASSIGN_OR_RETURN(flags.options.prefixes, open_prefixes(flags, loaded.model));
+  KVC_ASSIGN_OR_RETURN(flags.options.prefixes, open_prefixes(flags, loaded));
   KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, encoder.encode(prompt));
 
   ProgressBar prefill("prefill");
@@ -181,6 +201,12 @@ Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(
       const runner::GenerateResult result,
       runner::generate(loaded.model, loaded.tokenizer, tokens, flags.options, callbacks));
+  if (!flags.save_file.empty()) {
+    std::vector<std::int32_t> text = tokens;
+    text.insert(text.end(), result.tokens.begin(), result.tokens.end());
+    text.push_back(0);  // a match leaves the last one out
+    KVC_RETURN_IF_ERROR(flags.options.prefixes->save_text(flags.save_file, text));
+  }
   if (flags.json) {
     print("{}\n", to_json(result, loaded.tokenizer).dump());
   } else {
@@ -234,6 +260,14 @@ void add_generate(CLI::App& app, int* exit_code) {
       ->type_name("N");
   flags->storage.add(*command);
   flags->prefix.add(*command);
+  command
+      ->add_option("--save-cache", flags->save_file,
+                   "Write the rows of the prompt and of what came after it to FILE at the end")
+      ->type_name("FILE");
+  command
+      ->add_option("--load-cache", flags->load_file,
+                   "Begin with the rows of FILE, as far as the prompt begins like its text")
+      ->type_name("FILE");
   add_number(*command, "--prefill-chunk", options.prefill_chunk,
              "Prompt tokens a step takes; 0: all at once")
       ->type_name("C")

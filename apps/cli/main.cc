@@ -36,6 +36,7 @@ int run(int argc, char** argv) {
   kvcache::cli::add_plan(app, &exit_code);
   kvcache::cli::add_eval(app, &exit_code);
   kvcache::cli::add_info(app, &exit_code);
+  kvcache::cli::add_inspect(app, &exit_code);
   kvcache::cli::add_tune(app, &exit_code);
   kvcache::cli::add_replay(app, &exit_code);
   kvcache::cli::add_bench(app, &exit_code);

@@ -51,7 +51,8 @@ USUAL = ("4k", "16k", "64k", "4 x 4k left-padded")
 PARTS = ("decode", "overhead", "layer", "update", "memory")
 OURS = "kvcache"
 THEIRS = ("sdpa", "eager")
-# Relative root mean square between logits of ours and theirs, both in bf16.
+# Relative root mean square between logits of ours and theirs, both in bf16: this, or twice what theirs
+# are from one another, if that is more. Random rows are far from what a trained model has.
 TOLERANCE = 5e-2
 
 
@@ -187,10 +188,11 @@ def decode(model, case, arguments):
     """One case: {"case", "ms": {way: in all}, "inside ms": {way: update + attention}, ...}."""
     ways = [Way(model, name, case, arguments.kind) for name in (OURS, *THEIRS)]
     first = [way.token().float() for way in ways]
-    error = float((first[0] - first[1]).norm() / first[1].norm())
-    if not error <= TOLERANCE:
+    error, between = (float((other - first[1]).norm() / first[1].norm())
+                      for other in (first[0], first[2]))
+    if not error <= max(TOLERANCE, 2 * between):
         sys.exit(f"{case[0]}: found logits {error:.1e} from those of sdpa, expected at most "
-                 f"{TOLERANCE:.0e}")
+                 f"{max(TOLERANCE, 2 * between):.1e}, of which those of eager are {between:.1e}")
     for way in ways:
         way.token()
     for _ in range(arguments.turns):

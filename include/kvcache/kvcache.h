@@ -6,6 +6,7 @@
 #include "kvcache/backend.h"
 #include "kvcache/batching_cache.h"
 #include "kvcache/cache.h"
+#include "kvcache/cache_file.h"
 #include "kvcache/dynamic_cache.h"
 #include "kvcache/eviction.h"
 #include "kvcache/executor.h"

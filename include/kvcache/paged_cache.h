@@ -294,6 +294,7 @@ class KVC_API PagedCache {
  private:
   friend class PrefixCache;
   friend class PrefixHandle;
+  friend class CacheFile;
   struct Impl;
   explicit PagedCache(std::shared_ptr<Impl> impl) noexcept;
   std::shared_ptr<Impl> impl_;  // shared with open steps, so that late drops are safe

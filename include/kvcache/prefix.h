@@ -12,11 +12,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "kvcache/eviction.h"
+#include "kvcache/executor.h"
 #include "kvcache/paged_cache.h"
 #include "kvcache/status.h"
 #include "kvcache/version.h"
@@ -32,6 +35,15 @@ struct PrefixNamespace {
 
   friend auto operator<=>(const PrefixNamespace&, const PrefixNamespace&) = default;
 };
+
+// The namespace of such a list of parts: their SHA-256, each with its length, so that lists that
+// differ have others. Parts are whatever decides: a digest of the weights, names, forms, a salt.
+KVC_API PrefixNamespace namespace_of(std::span<const std::string_view> parts,
+                                     std::int64_t tenant = 0) noexcept;
+inline PrefixNamespace namespace_of(std::initializer_list<std::string_view> parts,
+                                    std::int64_t tenant = 0) noexcept {
+  return namespace_of(std::span<const std::string_view>(parts.begin(), parts.size()), tenant);
+}
 
 // Why a match is not longer.
 enum class PrefixMiss : std::uint8_t {
@@ -164,6 +176,14 @@ class KVC_API PrefixCache final {
   // takes time in proportion to all pages. Returns how many.
   std::int64_t evict(std::int64_t pages) noexcept;
   std::int64_t remove_expired() noexcept;
+
+  // Writes what can be found to `path`, as CacheFile::save does: what was used last first, every
+  // page behind those before it, as long as their rows fit `most_bytes` (0: all). Returns how many
+  // pages. / What such a file has can be found again, in its namespaces, as far as there is room
+  // without evicting; returns how many pages came. Priorities come along, times to live begin anew.
+  // Errors: those of CacheFile, and kInvalidArgument for another page_size.
+  Result<std::int64_t> save(const std::string& path, std::int64_t most_bytes = 0) const;
+  Result<std::int64_t> load(const std::string& path, const ExecContext& context = {});
 
   PrefixStats stats() const noexcept;
   // Moves the oldest events to `out`; returns how many. Numbers are without gaps but for kLost.

@@ -16,6 +16,7 @@
 #include "python/bindings/hf_attend.h"
 #include "python/bindings/hf_interface.h"
 #include "python/bindings/hf_paged.h"
+#include "python/bindings/hf_prefix_bind.h"
 #include "python/bindings/memory.h"
 #include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
@@ -244,6 +245,10 @@ void bind_paged_layer(nb::module_& module) {
             check(self.record(on));
           },
           "on"_a, "Whether no row is let go from here on; False: those that may go, go.")
+      .def(
+          "loaded", in_turn([](PagedLayer& self) { self.loaded(); }),
+          "What was appended came from elsewhere, zeros for what no later query sees: rewind() and "
+          "reaches() go\nback to this length at most, where rows are let go.")
       .def("reset", in_turn([](PagedLayer& self) { self.reset(); }),
            "Length 0; the next rows may have any shape.")
       .def("fork", in_turn([](PagedLayer& self) { return take(self.fork()); }),
@@ -275,6 +280,7 @@ void bind_hf(nb::module_& module) {
   nb::module_ hf = module.def_submodule("hf", "What kvcache.hf needs of C++.");
   bind_paged_layer(hf);
   bind_attention_interface(hf);
+  bind_prefix_store(hf);
   hf.def(
       "without_gradient",
       [](const char* name, GivenTensor tensor) -> LikeTensor {

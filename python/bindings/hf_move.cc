@@ -144,27 +144,45 @@ Result<std::vector<SequenceId>> copy_sequences(const PagedCache& from,
   return made;
 }
 
-void copy_dense(const KvView& view, bool keys, const MutableTensorView& rows) noexcept {
+void copy_rows(const KvView& view, bool keys, std::int32_t seq, std::int64_t begin,
+               const MutableTensorView& rows) noexcept {
   const KvPart& part = view.parts[0];
   const RowsView& stored = keys ? part.k : part.v;
   const std::int64_t element = size_of(rows.dtype);
-  const auto bytes = static_cast<std::size_t>(rows.shape[3] * element);
-  for (std::int32_t seq = 0; seq < view.num_seqs; ++seq) {
-    const std::int64_t first = part.first_held == nullptr ? 0 : part.first_held[seq];
-    for (std::int64_t row = 0; row < rows.shape[2]; ++row) {
-      const bool gone = row >= part.held_sink_tokens && row < first;
-      const std::int64_t page = gone ? -1 : page_of(part, seq, row);
-      for (std::int64_t head = 0; head < rows.shape[1]; ++head) {
-        auto* const to =
-            static_cast<std::byte*>(rows.data) +
-            (seq * rows.strides[0] + head * rows.strides[1] + row * rows.strides[2]) * element;
-        if (page < 0) {
-          std::memset(to, 0, bytes);
-        } else {
-          std::memcpy(to, stored.row_at(page, head, row % part.page_size), bytes);
-        }
+  const std::int64_t bytes = rows.shape[2] * element;
+  const std::int64_t first = part.first_held == nullptr ? 0 : part.first_held[seq];
+  const bool is_dense = rows.strides[1] == rows.shape[2] && stored.token_stride == bytes;
+  const std::int64_t end = begin + rows.shape[1];
+  for (std::int64_t row = begin; row < end;) {
+    const bool gone = row >= part.held_sink_tokens && row < first;
+    const std::int64_t page = gone ? -1 : page_of(part, seq, row);
+    const std::int64_t slot = row % part.page_size;
+    std::int64_t count = 1;
+    if (is_dense && row >= first && page >= 0) {
+      count = std::min(part.page_size - slot, std::min<std::int64_t>(end, part.lengths[seq]) - row);
+    }
+    for (std::int64_t head = 0; head < rows.shape[0]; ++head) {
+      auto* const to = static_cast<std::byte*>(rows.data) +
+                       (head * rows.strides[0] + (row - begin) * rows.strides[1]) * element;
+      const auto size = static_cast<std::size_t>(count * bytes);
+      if (page < 0) {
+        std::memset(to, 0, size);
+      } else {
+        std::memcpy(to, stored.row_at(page, head, slot), size);
       }
     }
+    row += count;
+  }
+}
+
+void copy_dense(const KvView& view, bool keys, const MutableTensorView& rows) noexcept {
+  for (std::int32_t seq = 0; seq < view.num_seqs; ++seq) {
+    MutableTensorView one = rows;
+    one.rank = 3;
+    one.data = static_cast<std::byte*>(rows.data) + seq * rows.strides[0] * size_of(rows.dtype);
+    std::copy(rows.shape + 1, rows.shape + 4, one.shape);
+    std::copy(rows.strides + 1, rows.strides + 4, one.strides);
+    copy_rows(view, keys, seq, 0, one);
   }
 }
 

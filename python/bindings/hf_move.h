@@ -30,6 +30,11 @@ Result<std::vector<SequenceId>> copy_sequences(const PagedCache& from,
 // one part, of sequences of S rows.
 void copy_dense(const KvView& view, bool keys, const MutableTensorView& rows) noexcept;
 
+// Rows `begin` .. of one of its sequences as [H, n, D], likewise. REQUIRES: of the view as above,
+// plain rows.
+void copy_rows(const KvView& view, bool keys, std::int32_t seq, std::int64_t begin,
+               const MutableTensorView& rows) noexcept;
+
 }  // namespace kvcache::python
 
 #endif  // KVCACHE_PYTHON_BINDINGS_HF_MOVE_H_

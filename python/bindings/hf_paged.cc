@@ -377,6 +377,18 @@ Status PagedLayer::gather(const MutableTensorView& key, const MutableTensorView&
   return {};
 }
 
+Status PagedLayer::read(std::int64_t seq, std::int64_t begin, bool keys,
+                        const MutableTensorView& rows) const {
+  const std::lock_guard lock(pool_->mutex);
+  const auto index = static_cast<std::int32_t>(step_.has_value() ? seq : 0);
+  KVC_ASSIGN_OR_RETURN(const OwnedKvView view,
+                       step_.has_value()
+                           ? pool_->cache.view(*step_, 0)
+                           : pool_->cache.view(0, {&seqs_[static_cast<std::size_t>(seq)], 1}));
+  copy_rows(view, keys, index, begin, rows);
+  return {};
+}
+
 Result<OwnedKvView> PagedLayer::view() const {
   return step_.has_value() ? pool_->cache.view(*step_, 0) : pool_->cache.view(0, seqs_);
 }
@@ -444,6 +456,11 @@ Status PagedLayer::reaches(std::int64_t n) const {
     return Status(StatusCode::kOutOfRange,
                   "n: found " + std::to_string(n) + ", expected 0 .. " + std::to_string(length()));
   }
+  if (length() - n < loaded_) {
+    return Status(StatusCode::kOutOfRange, "n: found " + std::to_string(n) + ", expected 0 .. " +
+                                               std::to_string(length() - loaded_) +
+                                               ", as rows before were not computed here");
+  }
   const std::int64_t fresh = step_.has_value() ? step_tokens_ : 0;
   if (seqs_.empty() || n <= fresh) return {};
   const std::lock_guard lock(pool_->mutex);
@@ -477,12 +494,14 @@ void PagedLayer::reset() noexcept {
     release(seqs_);
   }
   seqs_.clear();
+  loaded_ = 0;
   now_ = {0, now_.epoch + 1};
 }
 
 Result<std::unique_ptr<PagedLayer>> PagedLayer::fork() {
   auto child = std::make_unique<PagedLayer>(options_);
   child->records_ = records_;
+  child->loaded_ = loaded_;
   if (seqs_.empty()) return child;
   child->pool_ = pool_;
   child->spec_ = spec_;

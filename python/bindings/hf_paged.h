@@ -77,6 +77,14 @@ class PagedLayer {
   // zeros for those that are gone.
   Status gather(const MutableTensorView& key, const MutableTensorView& value);
 
+  // Rows `begin` .. of one sequence to rows [H, n, D] of the layer's types: zeros for those that
+  // are gone. REQUIRES: they are among its rows, which are plain.
+  Status read(std::int64_t seq, std::int64_t begin, bool keys, const MutableTensorView& rows) const;
+
+  // What was appended was copied from elsewhere, and zeros for what later queries do not see: the
+  // rows cannot be taken back to where they would.
+  void loaded() noexcept { loaded_ = lets_go() ? length() : 0; }
+
   // Row i becomes what row indices[i] was: references move, no row is copied.
   Status select(std::span<const std::int64_t> indices);
 
@@ -148,6 +156,7 @@ class PagedLayer {
   std::optional<PagedCache::Step> step_;  // open, of a layer whose rows do not stay as they are
   std::int64_t step_tokens_ = 0;          // of each row
   bool records_ = false;
+  std::int64_t loaded_ = 0;  // the shortest that rows can be taken back to
   Moment now_;
   mutable std::recursive_mutex turn_;
 };

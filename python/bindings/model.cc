@@ -18,9 +18,11 @@
 
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/paths.h"
 #include "python/bindings/signatures.h"
 #include "python/bindings/text_stream.h"
 #include "python/bindings/turn.h"
+#include "runner/generate/model_space.h"
 #include "runner/model/history.h"
 
 namespace nb = nanobind;
@@ -31,6 +33,7 @@ namespace {
 
 // What signatures say.
 constexpr char kPath[] = "kvcache.typing.Path";
+constexpr char kPathOrNone[] = "kvcache.typing.Path | None";
 constexpr char kText[] = "str";
 constexpr char kTexts[] = "kvcache.typing.Texts";
 constexpr char kTokens[] = "kvcache.typing.Tokens";
@@ -45,6 +48,7 @@ struct PyModel {
   std::shared_ptr<const Loaded> loaded;
   runner::KvDtype kv_dtype;              // of calls that name none
   std::shared_ptr<PrefixDoor> prefixes;  // null: none
+  std::string prefix_file;               // empty: none
 };
 
 struct PyTokenizer {
@@ -65,13 +69,6 @@ std::string text_from(const char* name, nb::handle object, const char* expected 
   const char* text = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
   if (text == nullptr) throw nb::python_error();
   return {text, static_cast<std::size_t>(size)};
-}
-
-std::string path_from(nb::handle object) {
-  PyObject* bytes = nullptr;
-  if (PyUnicode_FSConverter(object.ptr(), &bytes) == 0) throw nb::python_error();
-  const nb::object held = nb::steal(bytes);
-  return {PyBytes_AS_STRING(bytes), static_cast<std::size_t>(PyBytes_GET_SIZE(bytes))};
 }
 
 std::vector<std::int32_t> tokens_from(const char* name, nb::handle object, const Loaded& loaded) {
@@ -258,12 +255,47 @@ class Session {
 
 // --- Model. ---
 
+// What an earlier process knew. A file that is not there yet is none; one that has nothing for this
+// model is no reason not to run it.
+void warm(runner::PrefixStore& store, const std::string& file) {
+  Status status;
+  {
+    const Released others;
+    status = store.load(file).status();
+  }
+  if (status.ok() || status.code() == StatusCode::kNotFound) return;
+  const std::string said = "prefix_cache_file: begins empty: " + status.message();
+  if (PyErr_WarnEx(PyExc_UserWarning, said.c_str(), 1) != 0) throw nb::python_error();
+}
+
+std::int64_t save_prefixes(const PyModel& self, Given<kPathOrNone> path) {
+  const std::string file = path.is_none() ? self.prefix_file : path_from(path);
+  if (self.prefixes == nullptr || file.empty()) {
+    raise(PyExc_ValueError, file.empty() ? "path: found none, expected one, or a prefix_cache_file"
+                                         : "path: found a model without a prefix_cache");
+  }
+  Result<std::int64_t> pages = std::int64_t{0};
+  {
+    const Released others;
+    pages = self.prefixes->store()->save(file);
+  }
+  check_file(pages.status(), file);
+  return *pages;
+}
+
 void load(PyModel* self, Given<kPath> path, const std::string& weights,
           std::optional<std::int32_t> threads, Given<kPrefixBytes> prefix_cache,
-          GivenKvDtype kv_dtype) {
+          Given<kPathOrNone> prefix_cache_file, GivenKvDtype kv_dtype) {
   const std::string directory = path_from(path);
+  const std::string file = prefix_cache_file.is_none() ? "" : path_from(prefix_cache_file);
+  const bool with_file = !file.empty() && prefix_cache.is_none();
   const auto prefix_bytes = nb::cast<std::optional<std::int64_t>>(
-      nb::module_::import_("kvcache._bytes").attr("prefix_bytes")(prefix_cache));
+      nb::module_::import_("kvcache._bytes")
+          .attr("prefix_bytes")(with_file ? nb::object(nb::bool_(true))
+                                          : nb::borrow(prefix_cache)));
+  if (!file.empty() && !prefix_bytes.has_value()) {
+    raise(PyExc_ValueError, "prefix_cache_file: found one, expected none without a prefix_cache");
+  }
   const runner::KvDtype rows = kv_dtype_from(kv_dtype);
   const runner::WeightMode mode = take(runner::parse_weight_mode(weights));
   std::unique_ptr<Executor> pool;
@@ -289,10 +321,13 @@ void load(PyModel* self, Given<kPath> path, const std::string& weights,
     runner::HistoryOptions kept;
     kept.rows = rows;
     kept.dtype = model.default_kv_dtype();
+    PrefixNamespace space;
+    if (!file.empty()) space = take(runner::space_of(loaded->files));
     prefixes = std::make_shared<PrefixDoor>(
-        take(runner::PrefixStore::create(model.config(), kept, 0, *prefix_bytes)));
+        take(runner::PrefixStore::create(model.config(), kept, 0, *prefix_bytes, space)));
+    if (!file.empty()) warm(*prefixes->store(), file);
   }
-  new (self) PyModel{std::move(loaded), rows, std::move(prefixes)};
+  new (self) PyModel{std::move(loaded), rows, std::move(prefixes), file};
 }
 
 Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64_t max_tokens,
@@ -475,7 +510,8 @@ void bind_model(nb::module_& module) {
       "with a cache of\nits own, or in the pages of its prefix cache, where they take turns at "
       "storing rows and not at computing.\nThe GIL is let go of while it computes.")
       .def("__init__", &load, "path"_a.none(), nb::kw_only(), "weights"_a = "auto",
-           "threads"_a = nb::none(), "prefix_cache"_a = nb::none(), "kv_dtype"_a = nb::none(),
+           "threads"_a = nb::none(), "prefix_cache"_a = nb::none(),
+           "prefix_cache_file"_a = nb::none(), "kv_dtype"_a = nb::none(),
            "Loads config.json, generation_config.json, model.safetensors (or its shards) and "
            "tokenizer.json.\n\nweights: \"stored\" keeps their precision, \"f32\" widens them, "
            "\"int8\" quantises them, \"auto\" widens below 100 M parameters.\nthreads: 1 .. 1024 "
@@ -485,7 +521,10 @@ void bind_model(nb::module_& module) {
            "before\ncomputes only what is new: the bytes that all of it may take (an int, or "
            "\"512MiB\"), True for 1 GiB. A call of\nanother cache, kv_dtype, layout, page_size "
            "or memory goes past it, as do session() and logits(), and one that\nhas no room in "
-           "it beside others.\nkv_dtype: of the rows of calls that name none.\n\nErrors: "
+           "it beside others.\nprefix_cache_file: what save_prefixes() wrote there is known from "
+           "the start, as far as it is of the same model,\ntokenizer, weights and version; a "
+           "UserWarning says why where nothing of it is.\nkv_dtype: of the rows of calls that name "
+           "none.\n\nErrors: "
            "FileNotFoundError, OSError; ValueError for what is malformed; NotImplementedError for "
            "another\narchitecture; MemoryError. Each names file, field, found and expected. Where "
            "files "
@@ -527,6 +566,10 @@ void bind_model(nb::module_& module) {
            "of what follows tokens\n0 .. i; natural log, up to a constant. The other arguments are "
            "those of generate().\n\nErrors: ValueError, IndexError past the model's context, "
            "MemoryError.")
+      .def("save_prefixes", &save_prefixes, "path"_a = nb::none(),
+           "Writes what the prefix cache knows to a file (default: prefix_cache_file), what was "
+           "used last first. Returns\nhow many pages. The file is the old one or the new one at "
+           "every moment.\n\nErrors: OSError; ValueError without a prefix cache or a file.")
       .def(
           "prefix_stats",
           [](const PyModel& self) -> Made<kPrefixStats> {

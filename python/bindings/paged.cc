@@ -543,6 +543,7 @@ void bind_paged(nb::module_& module) {
       "operation.");
   bind_cache_steps(paged);
   bind_cache_sequences(paged);
+  bind_paged_files(paged);
   bind_cache_questions(paged);
 }
 

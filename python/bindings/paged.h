@@ -26,6 +26,7 @@ struct PyPaged {
 };
 
 void bind_paged(nanobind::module_& module);
+void bind_paged_files(nanobind::class_<PyPaged>& paged);  // save, load and the same as bytes
 void bind_paged_batch(nanobind::module_& module);
 
 }  // namespace kvcache::python

@@ -16,6 +16,7 @@
 #include "python/bindings/collect.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/paged.h"
+#include "python/bindings/paths.h"
 #include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
 
@@ -29,8 +30,6 @@ namespace {
 constexpr char kStats[] = "kvcache.typing.PrefixStats";
 constexpr char kExplanation[] = "kvcache.typing.PrefixExplanation";
 constexpr char kEvents[] = "list[kvcache.typing.PrefixEvent]";
-constexpr char kBytes[] = "bytes";
-using GivenBytes = Given<kBytes>;
 
 struct PyPrefixCache {
   nb::object owner;  // the PagedCache, which outlives it
@@ -83,22 +82,6 @@ Eviction eviction_from(const std::string& name) {
     if (name == word) return eviction;
   }
   raise(PyExc_ValueError, "eviction: found " + name + ", expected lru, s3fifo, arc or adaptive");
-}
-
-PrefixNamespace space_from(nb::handle name, std::int64_t tenant) {
-  PrefixNamespace space;
-  space.tenant = tenant;
-  if (!PyBytes_Check(name.ptr())) {
-    raise(PyExc_TypeError, std::string("namespace: found ") + nb::type_name(name.type()).c_str() +
-                               ", expected bytes");
-  }
-  const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(name.ptr()));
-  if (size > space.bits.size()) {
-    raise(PyExc_ValueError, "namespace: found " + std::to_string(size) +
-                                " bytes, expected at most " + std::to_string(space.bits.size()));
-  }
-  std::memcpy(space.bits.data(), PyBytes_AS_STRING(name.ptr()), size);
-  return space;
 }
 
 template <typename Call>
@@ -250,6 +233,22 @@ void bind_choices(nb::class_<PyPrefixCache>& prefixes) {
 
 }  // namespace
 
+PrefixNamespace space_from(nb::handle name, std::int64_t tenant) {
+  PrefixNamespace space;
+  space.tenant = tenant;
+  if (!PyBytes_Check(name.ptr())) {
+    raise(PyExc_TypeError, std::string("namespace: found ") + nb::type_name(name.type()).c_str() +
+                               ", expected bytes");
+  }
+  const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(name.ptr()));
+  if (size > space.bits.size()) {
+    raise(PyExc_ValueError, "namespace: found " + std::to_string(size) +
+                                " bytes, expected at most " + std::to_string(space.bits.size()));
+  }
+  std::memcpy(space.bits.data(), PyBytes_AS_STRING(name.ptr()), size);
+  return space;
+}
+
 nb::dict prefix_stats(const PrefixStats& stats) {
   nb::dict counters;
   counters["matches"] = stats.matches;
@@ -333,6 +332,41 @@ void bind_prefix(nb::module_& module) {
           "Counters: matches, hits, tokens asked for, found and reused, misses by reason, pages "
           "and "
           "bytes.")
+      .def(
+          "save",
+          [](const PyPrefixCache& self, GivenPath path, std::int64_t most_bytes) {
+            const std::string name = path_from(path);
+            Result<std::int64_t> pages = std::int64_t{0};
+            {
+              const Turn turn(self.paged->mutex);
+              const Unlocked unlocked(kLongCall);
+              pages = self.core->save(name, most_bytes);
+            }
+            check_file(pages.status(), name);
+            return *pages;
+          },
+          "path"_a, nb::kw_only(), "most_bytes"_a = 0,
+          "Writes what can be found to a file: what was used last first, as long as its rows fit "
+          "most_bytes (0: all).\nReturns how many pages. The file is the old one or the new one at "
+          "every moment.\n\nErrors: OSError; the old file is as it was.")
+      .def(
+          "load",
+          [](PyPrefixCache& self, GivenPath path) {
+            const std::string name = path_from(path);
+            Result<std::int64_t> pages = std::int64_t{0};
+            {
+              const Turn turn(self.paged->mutex);
+              const Unlocked unlocked(kLongCall);
+              pages = self.core->load(name);
+            }
+            check_file(pages.status(), name);
+            return *pages;
+          },
+          "path"_a,
+          "What such a file has can be found again, as far as there is room without evicting. "
+          "Returns how many pages\ncame.\n\nErrors: FileNotFoundError, OSError; ValueError for "
+          "other layers or another page_size, naming them, and for\na file that is damaged; "
+          "NotImplementedError for another version. Nothing has changed then.")
       .def("take_events", &take_events, "most"_a = 1 << 20,
            "The oldest events, at most so many: pages stored and removed, numbered without gaps; "
            "one of kind \"lost\" says\nhow many went when the queue was full.")

@@ -51,6 +51,10 @@ inline constexpr char kAttended[] =
     "kvcache.typing.ArrayT | tuple[kvcache.typing.ArrayT, kvcache.typing.ArrayT]";
 inline constexpr char kTensor[] = "kvcache.typing.TensorT";
 inline constexpr char kTensorOrNone[] = "kvcache.typing.TensorT | None";
+inline constexpr char kNewTensor[] = "kvcache.typing.Tensor";
+inline constexpr char kLayerRows[] =
+    "kvcache._core.hf.PagedLayer | tuple[kvcache.typing.Tensor, kvcache.typing.Tensor]";
+inline constexpr char kCounted[] = "int | dict[str, int]";
 inline constexpr char kAny[] = "kvcache.typing.AnyArray";
 inline constexpr char kInt32[] = "numpy.typing.NDArray[numpy.int32]";
 inline constexpr char kFloat32[] = "numpy.typing.NDArray[numpy.float32]";
@@ -84,6 +88,9 @@ using Fetched =
 using GivenTensor = Given<said::kTensor>;
 using LikeTensor = Made<said::kTensor>;
 using TensorOrNone = Made<said::kTensorOrNone>;
+using NewTensor = Made<said::kNewTensor>;
+// What holds the rows of one layer of a call of transformers.
+using GivenLayerRows = Given<said::kLayerRows>;
 
 // Of the library whose array came in last.
 using AnyArray = Made<said::kAny>;

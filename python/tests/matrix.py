@@ -9,9 +9,12 @@ import re
 
 import numpy
 
+import kvcache
+
 LIST = pathlib.Path(__file__).resolve().parents[2] / "tests" / "matrix" / "capabilities.json"
 HEADS, KEY_DIM, VALUE_DIM, ODD_DIM, QUERY_HEADS = 2, 32, 64, 24, 4
-# What comes back is within this of what was given, of the largest of a row. See forms() of list.h.
+# What comes back is within this of what was given, of the largest of a row; that of a coded row is what
+# its codes stand for. See forms() of list.h.
 ERRORS = {"f32": 0, "f16": 2.0 ** -11, "bf16": 2.0 ** -8}
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 CODES = {"kOutOfRange": IndexError, "kInvalidArgument": ValueError, "kUnsupported": NotImplementedError}
@@ -24,6 +27,19 @@ def capabilities():
 
 def entry(name, wanted):
     return next(each for each in capabilities()[name] if each["name"] == wanted)
+
+
+def coded(form):
+    """The keywords that ask for a coded form; empty for a plain one."""
+    return entry("forms", form).get("coded", {})
+
+
+def dtype_of(form):
+    return DTYPES.get(form, "float32")
+
+
+def error_of(form):
+    return ERRORS.get(form, 0)
 
 
 def operations():
@@ -40,15 +56,18 @@ def life_of(kind):
     return {name: kind[name] for name in ("window", "chunk", "sink_tokens") if name in kind}
 
 
-def expected(operation, face, *pair):
+def expected(operation, face, *pair, form="f32"):
     """What may come of an operation where layers are of these kinds."""
     found = set()
     cell = entry("operations", operation)["cells"][face]
     for kind in pair:
         outcomes = {cell} if isinstance(cell, str) else set(cell)
         for refusal in capabilities()["refusals"]:
+            name = refusal["name"]
             if kind["name"] not in refusal.get("kinds", [kind["name"]]):
-                outcomes.discard(refusal["name"])
+                outcomes.discard(name)
+            if refusal.get("coded") and name in outcomes:
+                outcomes = {name} if coded(form) else outcomes - {name}
         found |= outcomes
     return found
 
@@ -128,20 +147,37 @@ def row_of(token, layer, dim, value):
         numpy.float32)
 
 
-def rows_of(tokens, layer, value, dim=None):
-    """[S, HEADS, dim]."""
+@functools.cache
+def held_row(token, layer, dim, value, form):
+    """What a form makes of such a row: what a cache of nothing else gives back."""
+    row, words = row_of(token, layer, dim, value), coded(form)
+    name = words.get("v_format" if value else "k_format")
+    if name is None:
+        return row
+    spec = kvcache.LayerSpec(HEADS, dim, k_format=name, v_format=name, rotate=words.get("rotate"))
+    cache = kvcache.PagedCache(kvcache.CacheConfig([spec], num_pages=1, layout="nhd"))
+    seq = cache.open()
+    step = cache.reserve([(seq, 1)])
+    step.write(0, row[None], row[None])
+    step.commit()
+    return cache.gather(0, seq)[0][0]
+
+
+def rows_of(tokens, layer, value, dim=None, form=None):
+    """[S, HEADS, dim]; with a form, as it holds them."""
     dim = dim or (VALUE_DIM if value else KEY_DIM)
-    rows = [row_of(token, layer, dim, value) for token in tokens]
+    rows = [held_row(token, layer, dim, value, form) if form else row_of(token, layer, dim, value)
+            for token in tokens]
     return numpy.stack(rows) if rows else numpy.zeros((0, HEADS, dim), numpy.float32)
 
 
-def by_formula(query, tokens, layer, life, first=0):
+def by_formula(query, tokens, layer, life, first=0, form=None):
     """What a query [QUERY_HEADS, KEY_DIM] gets of tokens, of which it is the last: [QUERY_HEADS,
-    VALUE_DIM] in float64. The first of them lies at position `first`."""
+    VALUE_DIM] in float64. The first of them lies at position `first`. With a form, of what it holds."""
     last = first + len(tokens) - 1
     seen = [t for t, _ in enumerate(tokens) if sees(life, last, first + t)]
-    keys = rows_of(tokens, layer, False)[seen].astype(numpy.float64)
-    values = rows_of(tokens, layer, True)[seen].astype(numpy.float64)
+    keys = rows_of(tokens, layer, False, form=form)[seen].astype(numpy.float64)
+    values = rows_of(tokens, layer, True, form=form)[seen].astype(numpy.float64)
     group = QUERY_HEADS // HEADS
     scores = numpy.einsum("hd,shd->hs", query, keys.repeat(group, 1)) / numpy.sqrt(KEY_DIM)
     weights = numpy.exp(scores - scores.max(1, keepdims=True))

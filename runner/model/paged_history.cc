@@ -157,7 +157,7 @@ KvUsage PagedHistory::usage() const {
 
 Result<SequenceId> PagedHistory::open_found(std::span<const std::int32_t> text) {
   PrefixCache& prefixes = store()->prefixes();
-  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes.match(text));
+  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes.match(text, store()->space()));
   return prefixes.open(handle);
 }
 

@@ -3,23 +3,27 @@
 #include <string>
 #include <string_view>
 
+#include "kvcache/cache_file.h"
 #include "runner/model/paged_history.h"
 
 namespace kvcache::runner {
 
 PrefixStore::PrefixStore(std::shared_ptr<PagedCache> cache, PrefixCache prefixes,
-                         std::int64_t row_bytes, std::int64_t budget_bytes)
+                         std::int64_t row_bytes, std::int64_t budget_bytes,
+                         const PrefixNamespace& space)
     : cache_(std::move(cache)),
       prefixes_(std::move(prefixes)),
       // Layers of a model all live alike: one group.
       num_pages_(cache_->stats().pages_total / cache_->num_groups()),
       row_bytes_(row_bytes),
-      budget_bytes_(budget_bytes) {}
+      budget_bytes_(budget_bytes),
+      space_(space) {}
 
 Result<std::shared_ptr<PrefixStore>> PrefixStore::create(const ModelConfig& config,
                                                          const HistoryOptions& options,
                                                          std::int64_t num_pages,
-                                                         std::int64_t budget_bytes) {
+                                                         std::int64_t budget_bytes,
+                                                         const PrefixNamespace& space) {
   KVC_ASSIGN_OR_RETURN(CacheConfig pages, paged_config(config, options, num_pages));
   pages.budget_bytes = budget_bytes;
   pages.prefixes = true;
@@ -32,8 +36,8 @@ Result<std::shared_ptr<PrefixStore>> PrefixStore::create(const ModelConfig& conf
   }
   auto cache = std::make_shared<PagedCache>(std::move(*made));
   KVC_ASSIGN_OR_RETURN(PrefixCache prefixes, PrefixCache::create(*cache));
-  return std::shared_ptr<PrefixStore>(new PrefixStore(std::move(cache), std::move(prefixes),
-                                                      bytes_per_token(pages.layers), budget_bytes));
+  return std::shared_ptr<PrefixStore>(new PrefixStore(
+      std::move(cache), std::move(prefixes), bytes_per_token(pages.layers), budget_bytes, space));
 }
 
 std::optional<PrefixStore::Lease> PrefixStore::lease(std::int64_t pages) {
@@ -66,6 +70,33 @@ std::int64_t PrefixStore::reserved_bytes() const {
 std::int64_t PrefixStore::leases_refused() const {
   const std::lock_guard lock(mutex_);
   return leases_refused_;
+}
+
+Result<std::int64_t> PrefixStore::save(const std::string& path) const {
+  const std::lock_guard lock(mutex_);
+  return prefixes_.save(path);
+}
+
+Result<std::int64_t> PrefixStore::load(const std::string& path) {
+  const std::lock_guard lock(mutex_);
+  return prefixes_.load(path);
+}
+
+Status PrefixStore::save_text(const std::string& path, std::span<const std::int32_t> text) {
+  const std::lock_guard lock(mutex_);
+  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes_.match(text, space_));
+  KVC_ASSIGN_OR_RETURN(const SequenceId seq, prefixes_.open(handle));
+  const Status status = CacheFile::save(*cache_, seq, path, space_);
+  KVC_RETURN_IF_ERROR(cache_->release(seq));
+  return status;
+}
+
+Result<std::int64_t> PrefixStore::load_text(const std::string& path) {
+  const std::lock_guard lock(mutex_);
+  KVC_ASSIGN_OR_RETURN(const SequenceId seq, CacheFile::load(*cache_, path, space_));
+  const Result<std::int64_t> length = cache_->seq_length(seq);
+  KVC_RETURN_IF_ERROR(cache_->release(seq));
+  return length;
 }
 
 void PrefixStore::trim(std::int64_t bytes) {

@@ -6,6 +6,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
+#include <string>
 #include <utility>
 
 #include "runner/model/history.h"
@@ -19,11 +21,13 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
  public:
   // Of `options`, rows, dtype, layout, page_size and memory. `num_pages` at the most, or as many as
   // budget_bytes allow, which then bound all that it takes; one of both is 0. Errors: those of
-  // KvDtype::layers and PagedCache::create, where the budget is called prefix_cache.
+  // KvDtype::layers and PagedCache::create, where the budget is called prefix_cache. `space`: of
+  // all that decides what rows a token gets, where there are files.
   static Result<std::shared_ptr<PrefixStore>> create(const ModelConfig& config,
                                                      const HistoryOptions& options,
                                                      std::int64_t num_pages,
-                                                     std::int64_t budget_bytes);
+                                                     std::int64_t budget_bytes,
+                                                     const PrefixNamespace& space = {});
 
   // Room for the pages of texts under way: what is spoken for never exceeds the pool, whatever else
   // lies there, because pages that nobody holds give way. Given back when it is dropped.
@@ -56,6 +60,13 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   std::int64_t reserved_bytes() const;
   std::int64_t leases_refused() const;
 
+  // All that is known in a file: see PrefixCache::save and load. / One text: its longest stored
+  // beginning as a file (CacheFile), whose tokens load_text() returns once they are found here.
+  Result<std::int64_t> save(const std::string& path) const;
+  Result<std::int64_t> load(const std::string& path);
+  Status save_text(const std::string& path, std::span<const std::int32_t> text);
+  Result<std::int64_t> load_text(const std::string& path);
+
   // Evicts of what nobody holds until it takes no more than `bytes`.
   void trim(std::int64_t bytes);
 
@@ -66,15 +77,17 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   std::mutex& mutex() const { return mutex_; }
   const std::shared_ptr<PagedCache>& cache() const { return cache_; }
   PrefixCache& prefixes() { return prefixes_; }
+  const PrefixNamespace& space() const { return space_; }
 
  private:
   PrefixStore(std::shared_ptr<PagedCache> cache, PrefixCache prefixes, std::int64_t row_bytes,
-              std::int64_t budget_bytes);
+              std::int64_t budget_bytes, const PrefixNamespace& space);
 
   mutable std::mutex mutex_;  // of all below
   std::shared_ptr<PagedCache> cache_;
   PrefixCache prefixes_;
   const std::int64_t num_pages_, row_bytes_, budget_bytes_;
+  const PrefixNamespace space_;
   std::int64_t leased_ = 0;
   std::int64_t leases_refused_ = 0;
 };

@@ -7,9 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "api/paged_cache_impl.h"
+#include "api/prefix_cache_impl.h"
 #include "base/door.h"
 #include "base/expect.h"
+#include "base/sha256.h"
 
 namespace kvcache {
 inline namespace v1 {
@@ -19,6 +20,17 @@ using internal::PagedSequence;
 using internal::PrefixFound;
 using internal::PrefixIndex;
 using internal::refusal;
+
+PrefixNamespace namespace_of(std::span<const std::string_view> parts,
+                             std::int64_t tenant) noexcept {
+  internal::Sha256 sum;
+  for (const std::string_view part : parts) {
+    const std::uint64_t length = part.size();
+    sum.add(std::as_bytes(std::span(&length, 1)));
+    sum.add(std::as_bytes(std::span(part)));
+  }
+  return {sum.finish(), tenant};
+}
 
 const char* name_of(PrefixMiss reason) noexcept {
   switch (reason) {
@@ -39,55 +51,6 @@ const char* name_of(PrefixMiss reason) noexcept {
   }
   return "unknown";
 }
-
-struct PrefixHandle::Impl {
-  std::shared_ptr<PagedCache::Impl> owner;
-  const PrefixIndex* index = nullptr;  // compared, never followed: handles may live longer
-  SequenceId seq{};
-  std::int64_t length = 0;
-  PrefixMiss reason = PrefixMiss::kNone;
-
-  ~Impl() {
-    if (is_alive()) (void)owner->store->release(seq);
-  }
-  bool is_alive() const noexcept {
-    return owner != nullptr && owner->store != nullptr && owner->index.get() == index;
-  }
-};
-
-struct PrefixCache::Impl {
-  struct Pin {
-    SequenceId seq;
-    std::int32_t last;  // its last block
-    std::int64_t length;
-  };
-
-  std::shared_ptr<PagedCache::Impl> cache;
-  std::vector<Pin> pins;
-
-  ~Impl() {
-    if (cache == nullptr || cache->store == nullptr || cache->index == nullptr) return;
-    for (const std::int64_t id : cache->store->handles())
-      (void)cache->store->release(SequenceId{id});
-    cache->index.reset();
-  }
-  PrefixIndex& index() const noexcept { return *cache->index; }
-
-  Status check_cache() const {
-    if (cache->store != nullptr && cache->index != nullptr) return {};
-    return refusal(StatusCode::kNotFound, "cache", "one that is gone",
-                   "the one it was created over");
-  }
-  // The sequence behind a handle. Errors: kNotFound.
-  Result<const PagedSequence*> sequence(const PrefixHandle::Impl* handle) const {
-    KVC_RETURN_IF_ERROR(check_cache());
-    if (handle == nullptr || !handle->is_alive() || handle->owner != cache) {
-      return refusal(StatusCode::kNotFound, "handle", "one of another cache or moved from",
-                     "one of this cache");
-    }
-    return cache->store->find(handle->seq);
-  }
-};
 
 PrefixHandle::PrefixHandle(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
 PrefixHandle::PrefixHandle(PrefixHandle&&) noexcept = default;

@@ -1,10 +1,12 @@
 // The C door to PagedCache.
+#include <cstring>
 #include <memory>
 #include <span>
 
 #include "base/expect.h"
 #include "c/door.h"
 #include "c/paged.h"
+#include "kvcache/cache_file.h"
 #include "kvcache/paged_cache.h"
 
 using kvcache::Append;
@@ -90,6 +92,12 @@ kvc_status number_each(const kvc_paged* cache, const std::int64_t* seqs, std::in
     std::copy(found.begin(), found.end(), numbers);
     return {};
   });
+}
+
+kvcache::PrefixNamespace space_of(const unsigned char* bits) {
+  kvcache::PrefixNamespace space;
+  if (bits != nullptr) std::memcpy(space.bits.data(), bits, space.bits.size());
+  return space;
 }
 
 Result<RowFormat> format_of(const char* name, std::int32_t form, std::int32_t rotate, DType dtype) {
@@ -349,6 +357,31 @@ kvc_status kvc_paged_rows_held(const kvc_paged* cache, int64_t layer, const int6
                                int64_t num_seqs, int64_t* rows) {
   return number_each(cache, seqs, num_seqs, "rows", rows,
                      [&](SequenceId id) { return cache->cache->rows_held(layer, id); });
+}
+
+kvc_status kvc_paged_save(const kvc_paged* cache, int64_t seq, const char* path,
+                          const unsigned char* name_space) {
+  return c_call([&]() -> Status {
+    KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
+    KVC_RETURN_IF_ERROR(expect_not_null("path", path));
+    return kvcache::CacheFile::save(*cache->cache, SequenceId{seq}, path, space_of(name_space));
+  });
+}
+
+kvc_status kvc_paged_load(kvc_paged* cache, const char* path, const unsigned char* name_space,
+                          const kvc_executor* executor, int64_t* seq) {
+  return c_call([&]() -> Status {
+    KVC_RETURN_IF_ERROR(expect_not_null("cache", cache));
+    KVC_RETURN_IF_ERROR(expect_not_null("path", path));
+    KVC_RETURN_IF_ERROR(expect_not_null("seq", seq));
+    ForeignExecutor host;
+    KVC_RETURN_IF_ERROR(host.adopt(executor));
+    KVC_ASSIGN_OR_RETURN(
+        const SequenceId loaded,
+        kvcache::CacheFile::load(*cache->cache, path, space_of(name_space), host.context()));
+    *seq = static_cast<std::int64_t>(loaded);
+    return {};
+  });
 }
 
 kvc_status kvc_paged_get_stats(const kvc_paged* cache, kvc_paged_stats* stats) {

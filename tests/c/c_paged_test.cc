@@ -7,8 +7,10 @@
 
 #include "gtest/gtest.h"
 #include "kvcache/attention.h"
+#include "kvcache/cache_file.h"
 #include "kvcache/paged_cache.h"
 #include "kvcache_c.h"
+#include "support/temp_dir.h"
 
 namespace kvcache {
 namespace {
@@ -391,6 +393,36 @@ TEST_F(CPaged, WhatBelongsToAnotherCacheIsNotFound) {
   EXPECT_EQ(view, nullptr);
   kvc_paged_free(other);
   kvc_step_free(step);
+}
+
+// A file that one door writes is read by the other.
+TEST_F(CPaged, ASequenceGoesThroughAFile) {
+  const test::TempDir folder;
+  const std::string path = folder.path() + "/a.kvc";
+  const std::int64_t seq = open();
+  append({{0, 9}}, 1);
+  std::vector<unsigned char> space(32, 7);
+  ASSERT_EQ(kvc_paged_save(c_, seq, path.c_str(), space.data()), KVC_OK) << kvc_last_message();
+  std::int64_t loaded = 0;
+  ASSERT_EQ(kvc_paged_load(c_, path.c_str(), space.data(), nullptr, &loaded), KVC_OK)
+      << kvc_last_message();
+  std::int64_t length = 0;
+  ASSERT_EQ(kvc_paged_lengths(c_, &loaded, 1, &length), KVC_OK);
+  EXPECT_EQ(length, 9);
+  PrefixNamespace name;
+  name.bits.fill(std::byte{7});
+  const SequenceId same = CacheFile::load(*cpp_, path, name).value();
+  EXPECT_EQ(CacheFile::to_bytes(*cpp_, same, name).value(),
+            CacheFile::to_bytes(*cpp_, cpp_seqs_[0], name).value());
+
+  EXPECT_EQ(kvc_paged_load(c_, path.c_str(), nullptr, nullptr, &loaded), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(kvc_last_message()).substr(0, 10), "namespace:");
+  EXPECT_EQ(kvc_paged_load(c_, (path + "x").c_str(), nullptr, nullptr, &loaded), KVC_NOT_FOUND);
+  EXPECT_EQ(kvc_paged_load(c_, nullptr, nullptr, nullptr, &loaded), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_paged_load(c_, path.c_str(), space.data(), nullptr, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_paged_save(c_, seq, nullptr, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_paged_save(nullptr, seq, path.c_str(), nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_paged_save(c_, seq + 1000, path.c_str(), nullptr), KVC_NOT_FOUND);
 }
 
 TEST_F(CPaged, AStepMayBeFreedAfterItsCache) {

@@ -326,5 +326,28 @@ TEST_F(CommandTest, AReplayedTraceSaysWhatEachPolicyFoundAndWhatNoneCouldBeat) {
   EXPECT_NE(undrawn.out.find("lru"), std::string::npos);
 }
 
+TEST_F(CommandTest, InspectSaysWhatIsInAFile) {
+  const std::string golden = testing::source_dir() + "/tests/golden/formats/";
+  const Ran words = run("inspect " + golden + "windows.kvc");
+  EXPECT_EQ(words.exit_code, 0) << words.error;
+  EXPECT_NE(words.out.find("260 tokens"), std::string::npos) << words.out;
+  EXPECT_NE(words.out.find("a window of 9, 2 sinks, from position 252 on"), std::string::npos)
+      << words.out;
+  EXPECT_NE(words.out.find("sums: all 2 match"), std::string::npos) << words.out;
+  const std::string svg = directory_.path() + "/a.svg";
+  const Ran json = run("inspect " + golden + "forms.kvc --json --svg " + svg);
+  const auto said = nlohmann::json::parse(json.out);
+  EXPECT_EQ(said["length"], 21);
+  EXPECT_EQ(said["layers"][2]["buffers"][0]["form"], "int4");
+  EXPECT_EQ(said["sums_match"], true);
+  EXPECT_NE(test::read_file(svg).find("<svg"), std::string::npos);
+  std::string damaged = test::read_file(golden + "plain.kvc");
+  damaged[5000] = static_cast<char>(damaged[5000] ^ 1);
+  const Ran bad = run("inspect " + directory_.write("bad.kvc", damaged));
+  EXPECT_EQ(bad.exit_code, 2);
+  EXPECT_NE(bad.error.find("bad.kvc: sum of block 0: found another"), std::string::npos)
+      << bad.error;
+}
+
 }  // namespace
 }  // namespace kvcache

@@ -219,5 +219,29 @@ TEST_F(GenerateCommandTest, OnePromptWithAPrefixCacheIsThatWithout) {
   EXPECT_EQ(run("--prompt x --prefix-cache --no-prefix-cache").exit_code, 2);
 }
 
+TEST_F(GenerateCommandTest, APromptSavedOnceIsNotComputedAgain) {
+  const std::string file = directory_.path() + "/prompt.kvc";
+  const std::string begin = "Once upon a time there was a fox";
+  const auto saved = run_json("--prompt '" + begin + "' --max-tokens 4 --save-cache " + file);
+  const std::string longer = "--prompt '" + begin + " who lived' --max-tokens 12 --cache paged";
+  const auto whole = run_json(longer);
+  for (const char* more : {"", " --page-size 4", " --layout nhd --page-size 64"}) {
+    const auto loaded = run_json(longer + more + " --load-cache " + file);
+    EXPECT_EQ(loaded["tokens"], whole["tokens"]) << more;
+    EXPECT_GE(loaded["reused_tokens"].get<int>(), saved["prompt_tokens"].get<int>() - 2) << more;
+  }
+  // A file of other rows is refused by name, as is one that is damaged or not there.
+  for (const auto& [flags, words] : std::vector<std::pair<std::string, std::string>>{
+           {"--kv-dtype int8 --load-cache " + file, "layers[0].buffers[0].form: found plain"},
+           {"--weights int8 --load-cache " + file, "namespace: found "},
+           {"--load-cache " + file + ".none", "No such file"},
+           {"--cache dynamic --load-cache " + file, "load-cache: found cache dynamic"},
+           {"--load-cache " + directory_.write("other", "text"), "file: found 4"}}) {
+    const Ran ran = run("--prompt x --max-tokens 2 " + flags);
+    EXPECT_EQ(ran.exit_code, 2) << flags << ran.error;
+    EXPECT_NE(ran.error.find(words), std::string::npos) << ran.error;
+  }
+}
+
 }  // namespace
 }  // namespace kvcache

@@ -29,6 +29,10 @@ class CFace final : public Face {
       layer.window = spec.life.window;
       layer.chunk = spec.life.chunk;
       layer.sink_tokens = spec.life.sink_tokens;
+      layer.k_form = spec.key().format.kind;
+      layer.v_form = spec.value().format.kind;
+      layer.k_rotate = spec.key().format.rotate ? 1 : -1;
+      layer.v_rotate = spec.value().format.rotate ? 1 : -1;
       layers.push_back(layer);
     }
     kvc_paged_config wanted = {};

@@ -26,20 +26,33 @@ namespace kvcache::testing {
 
 using Outcomes = std::set<std::string>;  // "passes", "no call", or the name of a refusal
 
-// How rows are stored. An element that comes back is within `error` of what was given, of the
-// largest of its row.
+// How rows are stored. An element that comes back is within `error`, of the largest of its row, of
+// what was given; that of a coded row, of what its codes stand for.
 struct Form {
   const char* name;
-  RowFormat format;
+  RowFormat keys, values;
   double error;
+
+  bool is_coded() const { return keys.is_coded() || values.is_coded(); }
 };
 
 // The list to which a new form of rows is added, here and in capabilities.json.
 inline const std::vector<Form>& forms() {
+  const auto both = [](const char* name, const RowFormat& format, double error) {
+    return Form{name, format, format, error};
+  };
   static const std::vector<Form> list = {
-      {"f32", plain(DType::kF32), 0},
-      {"f16", plain(DType::kF16), 0x1p-11},
-      {"bf16", plain(DType::kBF16), 0x1p-8},
+      both("f32", plain(DType::kF32), 0),
+      both("f16", plain(DType::kF16), 0x1p-11),
+      both("bf16", plain(DType::kBF16), 0x1p-8),
+      both("int8", coded(RowFormat::kInt8), 0),
+      both("fp8_e4m3", coded(RowFormat::kFp8E4M3), 0),
+      both("int4", coded(RowFormat::kInt4), 0),
+      both("lm4", coded(RowFormat::kLm4), 0),
+      both("q8_0", coded(RowFormat::kQ8_0), 0),
+      both("q4_0", coded(RowFormat::kQ4_0, true), 0),
+      {"k=int8,v=lm4", coded(RowFormat::kInt8), coded(RowFormat::kLm4), 0},
+      {"v=int4", plain(DType::kF32), coded(RowFormat::kInt4), 0},
   };
   return list;
 }
@@ -83,6 +96,10 @@ class CapabilityList {
   std::vector<std::string> form_names() const { return names("forms"); }
   std::int64_t head_multiple(const std::string& form) const {
     return find("forms", form)["head_multiple"];
+  }
+  // Whether a face has a way to ask for rows of a form.
+  bool holds(const std::string& face, const Form& form) const {
+    return !form.is_coded() || find("faces", face).value("coded_forms", true);
   }
   std::vector<std::string> operations() const { return names("operations"); }
 

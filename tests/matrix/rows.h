@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kvcache/layer_spec.h"
+#include "support/coded.h"
 #include "support/paged_model.h"
 #include "support/tensors.h"
 
@@ -28,9 +29,8 @@ inline double row_element(double token, std::int64_t layer, std::int64_t head, s
   return static_cast<double>(x >> 40) / (1 << 23) - 1;
 }
 
-// The row of one token, [heads, dim]; computed once.
-inline const std::vector<float>& token_row(const BufferSpec& spec, double token,
-                                           std::int64_t layer) {
+// The row of one token, [heads, dim]; computed once, or again after many others.
+inline std::vector<float> token_row(const BufferSpec& spec, double token, std::int64_t layer) {
   static std::map<std::tuple<double, std::int64_t, Role, std::int64_t, std::int64_t>,
                   std::vector<float>>
       known;
@@ -46,6 +46,25 @@ inline const std::vector<float>& token_row(const BufferSpec& spec, double token,
   return row;
 }
 
+// What is held of it: the row that its codes stand for, by the definition of its form; a plain row
+// is itself.
+inline std::vector<float> held_row(const BufferSpec& spec, double token, std::int64_t layer) {
+  std::vector<float> given = token_row(spec, token, layer);
+  const RowFormat& format = spec.format;
+  if (!format.is_coded()) return given;
+  using Key = std::tuple<double, std::int64_t, Role, std::int64_t, std::int64_t, int, bool>;
+  static std::map<Key, std::vector<float>> known;
+  if (known.size() > 10000) known.clear();
+  std::vector<float>& row =
+      known[{token, layer, spec.role, spec.heads, spec.dim, format.kind, format.rotate}];
+  for (std::int64_t head = 0; row.size() < given.size(); ++head) {
+    const std::vector<float> back =
+        coded_and_back(format, given.data() + head * spec.dim, spec.dim);
+    row.insert(row.end(), back.begin(), back.end());
+  }
+  return row;
+}
+
 inline float* floats(HostTensor& tensor) { return static_cast<float*>(tensor.mutable_view().data); }
 
 // New rows of one layer, packed [num_tokens, heads, dim].
@@ -53,7 +72,7 @@ inline HostTensor packed_tokens(const BufferSpec& spec, const Tokens& tokens, st
   HostTensor rows(DType::kF32, {size_of_tokens(tokens), spec.heads, spec.dim});
   float* to = floats(rows);
   for (const double token : tokens) {
-    const std::vector<float>& row = token_row(spec, token, layer);
+    const std::vector<float> row = token_row(spec, token, layer);
     to = std::copy(row.begin(), row.end(), to);
   }
   return rows;
@@ -71,7 +90,7 @@ inline HostTensor dense_tokens(const BufferSpec& spec, const std::vector<Tokens>
   for (std::int64_t b = 0; b < rows; ++b) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const double token = batch[static_cast<std::size_t>(b)][static_cast<std::size_t>(t)];
-      const std::vector<float>& row = token_row(spec, token, layer);
+      const std::vector<float> row = token_row(spec, token, layer);
       for (std::int64_t head = 0; head < spec.heads; ++head) {
         const std::int64_t at = head_first ? (b * spec.heads + head) * tokens + t
                                            : (b * tokens + t) * spec.heads + head;
@@ -97,15 +116,15 @@ inline HostTensor tokens_first(const HostTensor& rows, Layout layout) {
   return result;
 }
 
-// Whether the rows [S, heads, dim] are those of these tokens, but for `error` of what is largest in
-// a row.
+// Whether the rows [S, heads, dim] are what is held of these tokens, but for `error` of what is
+// largest in a row.
 inline bool are_rows_of(const HostTensor& rows, const BufferSpec& spec, const Tokens& tokens,
                         std::int64_t layer, double error) {
   if (rows.num_elements() != size_of_tokens(tokens) * spec.heads * spec.dim) return false;
   const std::vector<float> found = values(rows);
   std::size_t i = 0;
   for (const double token : tokens) {
-    for (const float expected : token_row(spec, token, layer)) {
+    for (const float expected : held_row(spec, token, layer)) {
       if (!(std::abs(found[i++] - expected) <= error)) return false;
     }
   }
@@ -132,8 +151,8 @@ inline std::vector<double> attention_by_formula(const float* query, const LayerS
   for (std::int64_t p = 0; p <= n; ++p) {
     if (!sees(spec.life, first + n, first + p)) continue;
     const double token = tokens[static_cast<std::size_t>(p)];
-    const std::vector<float>& keys = token_row(spec.key(), token, layer);
-    const std::vector<float>& rows = token_row(spec.value(), token, layer);
+    const std::vector<float> keys = held_row(spec.key(), token, layer);
+    const std::vector<float> rows = held_row(spec.value(), token, layer);
     for (std::int64_t head = 0; head < kQueryHeads; ++head) {
       const std::int64_t kv_head = head / (kQueryHeads / spec.key().heads);
       double score = 0;

@@ -28,8 +28,9 @@ ALLOWED = {
     "src/cache/prefix": ("cache/prefix/", "cache/paged/", "tensor/", "base/", "kvcache/"),
     "src/attention": ("attention/", *BACKENDS, "kernels/cpu/cut.h", "tensor/", "base/", "kvcache/"),
     "src/tiers": ("tiers/", "tensor/", "base/", "kvcache/"),
+    "src/formats": ("formats/", "tensor/", "base/", "kvcache/"),
     "src/batch": ("batch/", *BACKENDS, "tensor/", "base/", "kvcache/"),
-    "src/api": ("api/", "batch/", "cache/", "attention/", *BACKENDS, "tensor/", "base/", "kvcache/"),
+    "src/api": ("api/", "batch/", "cache/", "formats/", "attention/", *BACKENDS, "tensor/", "base/", "kvcache/"),
     "src/c": ("c/", "base/", "kvcache/", "kvcache_c.h"),
     "python": ("python/", "runner/", "kvcache/"),
     "runner": ("runner/", "kvcache/"),
@@ -38,7 +39,7 @@ ALLOWED = {
     "apps": ("apps/", "bench/", "runner/", "kvcache/"),
     "examples": ("kvcache/", "kvcache_c.h"),
     "tests": ("support/", "matrix/", "apps/", "bench/", "runner/", "c/", "api/", "batch/", "attention/",
-              "cache/", "kernels/", "tensor/", "base/", "kvcache/", "kvcache_c.h"),
+              "cache/", "formats/", "kernels/", "tensor/", "base/", "kvcache/", "kvcache_c.h"),
 }
 
 # Google style writes these in quotes too.

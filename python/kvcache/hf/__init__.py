@@ -4,6 +4,7 @@
     kvcache.hf.enable(model)              # one line: our attention, and generate() builds our cache
     model.generate(**inputs)
     kvcache.hf.disable(model)             # as it was
+    kvcache.hf.enable(model, prefix_cache="2GiB")   # and what earlier calls computed is found again
 
 Importing this module registers the attention `"kvcache"` and its masks with transformers, so that
 `model.set_attn_implementation("kvcache")` works too. `Cache` is a `transformers.DynamicCache` and
@@ -16,7 +17,7 @@ memory of the CPU, and no gradient passes through.
 from kvcache.hf import _versions  # first: it refuses the versions that the others cannot read
 from kvcache.hf._attention import attention
 from kvcache.hf._cache import Cache
-from kvcache.hf._enable import disable, enable
+from kvcache.hf._enable import disable, enable, prefix_stats
 from kvcache.hf._masks import attention_mask
 
-__all__ = ["Cache", "attention", "attention_mask", "disable", "enable"]
+__all__ = ["Cache", "attention", "attention_mask", "disable", "enable", "prefix_stats"]

@@ -195,6 +195,8 @@ class Cache(transformers.DynamicCache):
     windows or chunks are not what layers can be made of; TypeError for anything else than a config.
     """
 
+    session = None  # of a call of generate() that uses a prefix cache: see _prefix.py
+
     def __init__(self, config: transformers.PreTrainedConfig | None = None, kind: Kind = "dynamic", *,
                  max_length: int | None = None, page_size: int = 64, max_tokens: int = 1 << 20,
                  dtype: torch.dtype | None = None, k_format: Form | None = None,
@@ -238,11 +240,14 @@ class Cache(transformers.DynamicCache):
                 layer.refuse_crop(f"layers[{index}]", tokens_to_remove)
             else:
                 _foreign.refuse_crop(layer, index, tokens_to_remove, length)
+        session = self.session if self.session is not None and self.session.follows(self) else None
         for layer in self.layers:
             if is_ours(layer):
                 layer.crop(tokens_to_remove)
             else:
                 _foreign.crop(layer, tokens_to_remove, length)
+        if session is not None:
+            session.crop(self)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Rows a, b of the batch become a, a, b, b for repeats = 2.
@@ -284,6 +289,7 @@ class Cache(transformers.DynamicCache):
         other = object.__new__(type(self))
         memo[id(self)] = other
         other.__dict__.update(self.__dict__)
+        other.session = None
         other.layers = [copy.deepcopy(layer, memo) for layer in self.layers]
         return other
 

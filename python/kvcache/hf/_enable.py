@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import transformers
 
-from kvcache.hf import _kinds, _probe
+from kvcache import _bytes
+from kvcache.hf import _kinds, _prefix, _probe
 from kvcache.hf._cache import NAME, Cache, cross_cache
 from kvcache.hf._probe import attend_with
 from kvcache.hf._versions import CACHE
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from kvcache.hf._cache import Kind, Options
 
 ModelT = TypeVar("ModelT", bound=transformers.PreTrainedModel)
+
+# Options of a cache of rows as they are given: what codes lose is no fault of a model's attention.
+AS_GIVEN = {"dtype": None, "k_format": None, "v_format": None, "rotate": None, "residual_tokens": 0}
 
 
 class Enabled:
@@ -29,6 +33,7 @@ class Enabled:
         self.kind = kind
         self.options = options
         self.implementations = implementations  # (config, what it attended with before)
+        self.prefixes = None  # _prefix.Prefixes
 
     def new_cache(self, **options):
         """An empty cache for the model; options beside those of `enable`. The rows of cross-attention
@@ -73,10 +78,16 @@ class Enabled:
             if not isinstance(given, transformers.cache_utils.Cache):
                 raise TypeError(f"{CACHE}: found {type(given).__name__}, expected a transformers Cache")
             given._is_user_defined = True  # read by generate, which then returns it
+            if self.prefixes is not None:
+                self.prefixes.given(given)
         elif generation_config.use_cache is not False:
-            model_kwargs[CACHE] = self.sized(generation_config, max_cache_length).new_cache()
+            cache = self.sized(generation_config, max_cache_length).new_cache()
+            model_kwargs[CACHE] = cache
             if generation_config.is_assistant:
-                model_kwargs[CACHE].activate_past_recording()
+                cache.activate_past_recording()
+            if self.prefixes is not None:
+                self.prefixes.begin(cache, generation_config, model_kwargs, generation_mode,
+                                    max_cache_length)
 
 
 REPLACED = "_prepare_cache_for_generation"
@@ -88,12 +99,16 @@ def enabled_of(model):
     return found if isinstance(found, Enabled) else None
 
 
-def enable(model: ModelT, kind: Kind = "paged", **options: Unpack[Options]) -> ModelT:
+def enable(model: ModelT, kind: Kind = "paged", *, prefix_cache: bool | int | str | None = None,
+           **options: Unpack[Options]) -> ModelT:
     """Makes `model` attend with kvcache and its `generate` build a `kvcache.hf.Cache`. The model
     comes back.
 
     kind, options: those of `Cache`: `enable(model, k_format="int8", v_format="int8")` stores rows in 8
     bits, which attention reads in place. "static" without `max_length` takes what each `generate` needs.
+    prefix_cache: bytes, as an int or as text ("2GiB"; True is 1 GiB), in which rows that `generate`
+    computed are kept under their token ids: the next call finds the longest beginning that is stored of
+    every text of its batch and computes the rest alone. None: nothing is kept. See `prefix_stats`.
     Encoder-decoder models get an `EncoderDecoderCache` of two. A cache that is passed to `generate`
     or to the model is used as it is. Two tokens are run through the model, under our attention and
     under eager, to see that ours serves every layer that they reach (speech models read one whole
@@ -102,7 +117,8 @@ def enable(model: ModelT, kind: Kind = "paged", **options: Unpack[Options]) -> M
 
     Errors, which leave the model as it was: NotImplementedError, by name, for a model with layers
     that do not reach our attention or give something else than under eager, and parameters that are
-    not on the CPU; those of `Cache`. The error says so where a `Cache` serves the model without
+    not on the CPU; those of `Cache`; ValueError and TypeError for a `prefix_cache` that says no number of
+    bytes or is too small for a page of rows. The error says so where a `Cache` serves the model without
     `enable`. From then on `generate(cache_implementation=...)` is a NotImplementedError.
     """
     if not isinstance(model, transformers.PreTrainedModel):
@@ -112,25 +128,26 @@ def enable(model: ModelT, kind: Kind = "paged", **options: Unpack[Options]) -> M
         attending = implementations_of(model)
         disable(model)
         try:
-            return enable(model, kind, **options)
+            return enable(model, kind, prefix_cache=prefix_cache, **options)
         except BaseException:
             attend_with(attending)
-            setattr(model, REPLACED, before)
+            set_enabled(model, before)
             raise
     if model.device.type != "cpu":
         raise NotImplementedError(f"{type(model).__name__}: found parameters on {model.device}, "
                                   "expected the CPU")
     _kinds.kinds(model.config)
+    budget = _bytes.prefix_bytes(prefix_cache)
     implementations = implementations_of(model)
     enabled = Enabled(model.config, kind, dict(options), implementations)
     try:
         switch_on(model, enabled)
         few = {"max_length": 2} if kind == "static" and "max_length" not in options else {}
         enabled.new_cache(**few)  # which finds what is wrong with the options
-        # Rows as they are given: what codes lose is no fault of the model's attention.
-        as_given = {"dtype": None, "k_format": None, "v_format": None, "rotate": None,
-                    "residual_tokens": 0}
-        _probe.probe(model, enabled.new_cache(**few, **as_given), implementations)
+        _probe.probe(model, enabled.new_cache(**few, **AS_GIVEN), implementations)
+        if budget is not None:
+            enabled.prefixes = new_prefixes(model, enabled, budget)
+            set_enabled(model, enabled)
     except BaseException as error:  # an interrupt too
         switch_off(model, implementations)
         if isinstance(error, NotImplementedError) and _probe.cache_alone_serves(model):
@@ -150,11 +167,56 @@ def switch_on(model, enabled):
     if _kinds.attending(model.config)._attn_implementation != NAME:
         raise NotImplementedError(f"{type(model).__name__}: found a model that does not choose its "
                                   "attention by name, expected one that does")
+    set_enabled(model, enabled)
+
+
+def set_enabled(model, enabled):
     setattr(model, REPLACED, enabled)
+    _prefix.unhook(model)
+    if enabled.prefixes is not None:
+        _prefix.hook(model)
+
+
+def new_prefixes(model, enabled, budget):
+    """The prefix cache of a model that is enabled. Errors: ValueError for a budget below a page of rows."""
+    few = {"max_length": 4} if enabled.kind == "static" else {}
+    cache = enabled.new_cache(**few)
+    never = _prefix.why_never(model, cache)
+    if never is not None:
+        return _prefix.Prefixes(budget, never)
+    if cache.settings.is_coded():  # whose store has plain rows
+        few |= AS_GIVEN
+    same, cache = _probe.same_in_parts(model, lambda: enabled.new_cache(**few))
+    if not same:
+        return _prefix.Prefixes(budget, "not_causal")
+    prefixes = _prefix.Prefixes(budget)
+    prefixes.make_room(cache)
+    return prefixes
+
+
+def prefix_stats(model: transformers.PreTrainedModel) -> dict[str, Any]:
+    """Counters of the prefix cache of `enable(model, prefix_cache=...)`:
+
+    calls: of `generate`; passed: {why: calls} that went past it.
+    matches: texts that were looked for; hits: with a token found; tokens_asked, tokens_found,
+        tokens_reused: theirs, those that were stored, and those that were not computed again (a batch
+        begins where all of its texts can).
+    misses: {why no more was found: texts}; tokens_stored; texts_refused: that found no room.
+    pages, bytes: stored now; pages_evicted; namespaces: states of the model that have some;
+        reserved_bytes: all that it holds, at most budget_bytes.
+
+    Errors: ValueError for a model that has none.
+    """
+    enabled = enabled_of(model)
+    if enabled is None or enabled.prefixes is None:
+        raise ValueError(f"model: found a {type(model).__name__} without a prefix cache, expected one after "
+                         "kvcache.hf.enable(model, prefix_cache=...)")
+    return enabled.prefixes.stats()
 
 
 def switch_off(model, implementations):
     attend_with(implementations)
+    _prefix.unhook(model)
     model.__dict__.pop(REPLACED, None)
 
 

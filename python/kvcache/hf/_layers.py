@@ -111,6 +111,7 @@ class Layer(CacheLayerMixin):
         self.settings = settings
         self.life = life
         self.rows = settings.new_rows(life)
+        self.changes = 0  # of rows that were there: more than appending
 
     def __repr__(self):
         if type(self.rows) is HalfReplaced:
@@ -164,6 +165,7 @@ class Layer(CacheLayerMixin):
 
     def replace(self, keys, values, given):
         """(keys, values) instead of all rows; `given` is the one of them that is new."""
+        self.changes += 1
         if given is not None and self.settings.is_coded():
             raise NotImplementedError("layer: found rows set in the place of coded ones, expected them from "
                                       "update() alone: rows are encoded once, and what `keys` and `values` "
@@ -202,6 +204,7 @@ class Layer(CacheLayerMixin):
 
     def reset(self):
         """Length 0; the next rows may have any shape."""
+        self.changes += 1
         if type(self.rows) is HalfReplaced:
             self.rows = self.settings.new_rows(self.life)
         self.rows.reset()
@@ -218,6 +221,7 @@ class Layer(CacheLayerMixin):
         refuse_positive(tokens_to_remove)
         count = min(-int(tokens_to_remove), self.get_seq_length())
         if count > 0:
+            self.changes += 1
             self.rows.rewind(count)
 
     def reorder_cache(self, beam_idx):
@@ -292,6 +296,7 @@ class ContiguousLayer(Layer):
         return self.rows.seq_length()
 
     def select(self, indices):
+        self.changes += 1
         self.rows.batch_select(indices)
 
     def copy_of_rows(self):

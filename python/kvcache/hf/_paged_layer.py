@@ -27,6 +27,7 @@ class PagedLayer(Layer):
 
     def __init__(self, settings, life=FULL):
         super().__init__(settings, life)
+        self.given = None  # (keys, values) that the last update was given, where they are wanted: else None
         self.forget_ahead()
 
     def forget_ahead(self):
@@ -38,6 +39,8 @@ class PagedLayer(Layer):
         # much of it is run, so there are few calls.
         if is_dynamo_compiling():
             return self.update_outside_graphs(key_states, value_states)
+        if self.given is not None:
+            self.given = key_states, value_states
         return self.rows.update(key_states, value_states, self.ahead, self.settings.attending,
                                 self.hand_out)
 
@@ -124,6 +127,7 @@ class PagedLayer(Layer):
         return self.rows.length
 
     def select(self, indices):
+        self.changes += 1
         self.rows.select(indices)
 
     def copy_of_rows(self):
@@ -131,5 +135,6 @@ class PagedLayer(Layer):
 
     def __deepcopy__(self, memo):
         other = super().__deepcopy__(memo)
+        other.given = None
         other.forget_ahead()
         return other

@@ -225,6 +225,24 @@ def probe(model, cache, implementations):
                  if id(config) not in seen.configs and config is not model.config])
 
 
+def same_in_parts(model, new_cache):
+    """Whether tokens give the same in one forward pass as in two, over the rows of the first: then rows do
+    not depend on tokens behind them, and may be found again. The rows of the last cache come too: (whether,
+    cache)."""
+    ids = few_tokens(model)["input_ids"].repeat(1, 2)
+    logits = []
+    with unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model.eval()
+        for parts in ((ids,), ids.split(2, dim=1)):
+            cache = new_cache()
+            outputs = [model(input_ids=part, **{CACHE: cache}) for part in parts]
+            logits.append(outputs[-1].logits[:, -2:])
+    whole, parted = logits
+    largest = whole.abs().max().item()
+    apart = (whole - parted).abs().max().item()
+    return apart <= TOLERANCE.get(whole.dtype, 1e-1) * largest, cache
+
+
 def compare(what, ours, theirs):
     """NotImplementedError where a part gives something else under our attention than under eager."""
     largest = theirs.abs().max().item()

@@ -14,7 +14,7 @@ class Examples(unittest.TestCase):
         blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
         self.assertGreaterEqual(len(blocks), 4)
         # The page is written for the newest version, and says how older ones name the keyword.
-        blocks = [block.replace("cache=", f"{CACHE}=") for block in blocks]
+        blocks = [re.sub(r"\bcache=", f"{CACHE}=", block) for block in blocks]
         names = {}
         for number, block in enumerate(blocks, 1):
             with self.subTest(block=number):

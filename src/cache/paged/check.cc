@@ -53,7 +53,8 @@ Status PagedStore::check_invariants() const {
       }
       const std::int64_t sinks = groups_[g].rule().life.sink_tokens;
       const LivePages live = live_pages(table.first, length, sinks, page_size());
-      const bool may_hold = seq->holds_rows || seq->step != nullptr;  // which lets go when it ends
+      // A step lets go when it ends, and a tail from elsewhere when the next rows come.
+      const bool may_hold = seq->holds_rows || seq->step != nullptr || groups_[g].rule().is_tail();
       const std::int64_t least = may_hold ? 0 : groups_[g].rule().first(length);
       if (table.first < least || table.first > length) {
         return broken(g, name + ": found first " + std::to_string(table.first) + " for length " +

@@ -407,7 +407,7 @@ std::int64_t PageGroup::clear(GroupTable& table) noexcept {
   unlink_edges(table);
   for (; !table.pages.empty(); table.pages.pop_back()) drop(table.pages.back());
   table.first = table.hole_begin = table.hole_pages = 0;
-  table.torn = -1;
+  table.torn = table.torn_sinks = -1;
   return gone;
 }
 
@@ -423,6 +423,7 @@ void PageGroup::list(const GroupTable& parent, std::int64_t length, GroupTable& 
   copy(0, live.sinks);
   copy(live.begin, live.end);
   child.torn = parent.torn;
+  child.torn_sinks = parent.torn_sinks;
   child.hole_begin = live.sinks;
   child.hole_pages = live.begin - live.sinks;
 }
@@ -441,6 +442,7 @@ void PageGroup::hand_over(GroupTable& from, GroupTable& to) noexcept {
   to.pages.swap(from.pages);
   to.first = std::exchange(from.first, 0);
   to.torn = std::exchange(from.torn, -1);
+  to.torn_sinks = std::exchange(from.torn_sinks, -1);
   to.hole_begin = std::exchange(from.hole_begin, 0);
   to.hole_pages = std::exchange(from.hole_pages, 0);
   for (int i = 0; i < GroupTable::kMaxEdges; ++i) {

@@ -44,8 +44,10 @@ struct GroupTable {
   std::vector<std::int32_t> pages;
   std::int64_t first = 0;  // the oldest row held beside the sinks; it never falls
   std::int64_t hole_begin = 0, hole_pages = 0;
-  std::int64_t torn =
-      -1;  // the page whose first rows were never in it: they were gone before it came
+  // Pages of which rows were never in them: the first ones, that were gone before it came, or those
+  // behind the sinks, where all of them came from elsewhere.
+  std::int64_t torn = -1, torn_sinks = -1;
+  bool is_torn(std::int64_t page) const noexcept { return page == torn || page == torn_sinks; }
 
   static constexpr int kMaxEdges = 3;  // where sinks end, where `first` is, where the sequence ends
   PageEdge edges[kMaxEdges];

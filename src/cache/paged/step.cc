@@ -139,7 +139,7 @@ Status PagedStore::check_room(PagedStep& step, std::int64_t* entries) const {
     return refusal(StatusCode::kRetryLater, name, std::to_string(groups_[g].available()) + " free",
                    needed);
   }
-  return budget_bytes_ == 0 ? Status() : check_budget({0, *entries, &step});
+  return budget_bytes_ == 0 ? Status() : check_budget(growth_of(step, *entries));
 }
 
 Status PagedStore::check_budget(const Growth& growth) const {
@@ -180,7 +180,8 @@ void PagedStore::reserve_tables(PagedStep& step) {
 
 // Asks the memory resource for tables, and for the pages that have no memory yet; then what the
 // budget needs of others leaves.
-Status PagedStore::grant_memory(const Growth& growth, PagedStep& step) {
+Status PagedStore::grant_memory(PagedStep& step, std::int64_t entries) {
+  const Growth growth = growth_of(step, entries);
   plan_room(growth);
   Status status = charge_tables(growth);
   for (std::size_t g = 0; status.ok() && g < groups_.size(); ++g) {
@@ -228,18 +229,12 @@ void PagedStore::take(PagedStep& step) noexcept {
 Result<std::unique_ptr<PagedStep>> PagedStore::reserve(std::span<const Append> appends) {
   auto step = std::make_unique<PagedStep>();
   KVC_RETURN_IF_ERROR(check_appends(appends, *step));
-  const struct Announced {
-    PageKeeper* keeper;
-    ~Announced() {
-      if (keeper != nullptr) keeper->reserving(nullptr);
-    }
-  } announced{keeper_};
-  if (keeper_ != nullptr) keeper_->reserving(step.get());
+  const Announced announced(keeper_, *step);
   count_room(*step);
   std::int64_t entries = 0;
   KVC_RETURN_IF_ERROR(check_room(*step, &entries));
   reserve_tables(*step);
-  KVC_RETURN_IF_ERROR(grant_memory({0, entries, step.get()}, *step));
+  KVC_RETURN_IF_ERROR(grant_memory(*step, entries));
   take(*step);
   settle_tables();  // evictions may have ended namespaces
   return step;

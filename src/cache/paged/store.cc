@@ -11,12 +11,13 @@
 #include "tensor/overlap.h"
 
 namespace kvcache::internal {
-namespace {
 
-SequenceId next_id() noexcept {
+SequenceId next_sequence_id() noexcept {
   static std::atomic<std::int64_t> last{0};
   return SequenceId{++last};
 }
+
+namespace {
 
 std::string number(SequenceId id) { return std::to_string(static_cast<std::int64_t>(id)); }
 
@@ -89,7 +90,7 @@ Result<PagedSequence*> PagedStore::find_idle(SequenceId id) {
 }
 
 Result<PagedSequence*> PagedStore::insert(std::unique_ptr<PagedSequence> seq) {
-  seq->id = next_id();
+  seq->id = next_sequence_id();
   PagedSequence* const raw = seq.get();
   sequences_.emplace(static_cast<std::int64_t>(seq->id), std::move(seq));
   return raw;

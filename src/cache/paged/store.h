@@ -62,14 +62,28 @@ struct StepSequence {
   std::int64_t tokens_begin = -1;  // their ids in PagedStep::tokens; -1: none are kept
 };
 
+// Of a sequence that was stored elsewhere.
+struct RestoredSequence {
+  std::int64_t length = 0;
+  std::int64_t coded = 0;           // rows that are codes where the form is coded
+  std::vector<std::int64_t> first;  // [num_layers] the oldest row that is there beside the sinks
+  std::span<const std::int32_t> tokens;      // ids of leading tokens
+  std::shared_ptr<const PrefixSpace> space;  // where they are to be found; null: nowhere
+};
+
+using SequenceMap = std::unordered_map<std::int64_t, std::unique_ptr<PagedSequence>>;
+
 struct PagedStep {
   std::vector<StepSequence> seqs;
   std::vector<GroupRoom> rooms;  // [group], and that of the blocks of token ids
   std::vector<std::int32_t> tokens;
   std::vector<unsigned char> written;  // [num_layers]
   std::int64_t num_new_tokens = 0;
-  std::mutex mutex;  // guards `tables`: views of one step may be asked for at once
+  SequenceMap restored;  // the step's own sequence, until it is open: see reserve_restored()
+  std::mutex mutex;      // guards `tables`: views of one step may be asked for at once
 };
+
+SequenceId next_sequence_id() noexcept;
 
 // Errors are those of PagedCache; every failing call changes nothing. Calls that return Status or
 // Result may throw bad_alloc, with the same promise.
@@ -123,6 +137,20 @@ class PagedStore {
   void rollback(PagedStep& step) noexcept;
   // Counts the tails that the step copies in a group, once.
   void count_copies(PagedStep& step, std::size_t group) noexcept;
+
+  // --- Sequences that were stored elsewhere (restore.cc). ---
+  // Room for one, as a step of its own that ends by open_restored(), once its rows are where its
+  // tables say (raw_rows.h), or by rollback(). Errors: as reserve(), and kCorrupt for rows that are
+  // missing; kInvalidArgument for plain ones that have no place here.
+  Result<std::unique_ptr<PagedStep>> reserve_restored(const RestoredSequence& from);
+  SequenceId open_restored(PagedStep& step) noexcept;
+
+  // Room for one page in each group of `wanted`, and a block, as far as nothing must be evicted for
+  // it: null where it must. hold_pages() and drop_pages() end the step: between the two its pages
+  // are held by a table that nobody sees. Or rollback(). Errors: kOutOfMemory.
+  Result<std::unique_ptr<PagedStep>> reserve_pages(const std::vector<bool>& wanted);
+  void hold_pages(PagedStep& step) noexcept;
+  void drop_pages(PagedStep& step) noexcept;
 
   // --- Plain tails of coded rows. ---
   // The group of a layer's tails; -1: it has none.
@@ -207,8 +235,19 @@ class PagedStore {
   // Rows that `count` more tokens of a sequence bring to a group of rows.
   std::int64_t rows_in(std::size_t group, const PagedSequence& seq,
                        std::int64_t count) const noexcept {
-    return is_codes(group) ? coded_at(seq, seq.length + count) - seq.coded : count;
+    return is_codes(group) && count > 0 ? coded_at(seq, seq.length + count) - seq.coded : count;
   }
+
+  // For a scope in which room for a step is counted and taken.
+  struct Announced {
+    Announced(PageKeeper* told, const PagedStep& step) noexcept : keeper(told) {
+      if (keeper != nullptr) keeper->reserving(&step);
+    }
+    ~Announced() {
+      if (keeper != nullptr) keeper->reserving(nullptr);
+    }
+    PageKeeper* keeper;
+  };
 
   // What a call adds: sequences, page ids in tables, and the pages that a step has counted.
   struct Growth {
@@ -261,12 +300,17 @@ class PagedStore {
   // Drops what windows and chunks drop at its length.
   void let_go(PagedSequence& seq) noexcept;
 
+  Status check_restored(const RestoredSequence& from, PagedSequence& seq) const;
   Status check_appends(std::span<const Append> appends, PagedStep& step);
   void count_room(PagedStep& step) const;
   Status check_room(PagedStep& step, std::int64_t* entries) const;
   Status check_budget(const Growth& growth) const;
   void reserve_tables(PagedStep& step);
-  Status grant_memory(const Growth& growth, PagedStep& step);
+  // The step's pages and sequence, with `entries` more in tables.
+  static Growth growth_of(PagedStep& step, std::int64_t entries) noexcept {
+    return {static_cast<std::int64_t>(step.restored.size()), entries, &step};
+  }
+  Status grant_memory(PagedStep& step, std::int64_t entries);
   void take(PagedStep& step) noexcept;
   void keep(PagedStep& step, std::size_t i, std::int64_t accepted) noexcept;
   void store_tokens(const PagedStep& step, std::size_t i, std::int64_t accepted) noexcept;
@@ -280,7 +324,7 @@ class PagedStore {
   std::int64_t tables_bytes_ = 0;      // committed of it
   std::deque<PageGroup> groups_;       // those of the layout, and that of the blocks of token ids
   std::int32_t* token_ids_ = nullptr;  // [num_pages, page_size], by block
-  std::unordered_map<std::int64_t, std::unique_ptr<PagedSequence>> sequences_;
+  SequenceMap sequences_;
   std::int64_t table_entries_ = 0;  // page ids in tables and taken by steps, over all groups
   std::int64_t records_ = 0;        // see charge_records()
   std::int64_t handles_ = 0;        // sequences that are the library's own
@@ -292,6 +336,15 @@ class PagedStore {
   std::int64_t pages_copied_ = 0;
   std::int64_t rows_copied_ = 0;
   std::int64_t rows_encoded_ = 0;
+};
+
+// At the end of a scope a step is rolled back, unless `step` was set to null.
+struct RollBack {
+  PagedStore& store;
+  PagedStep* step;
+  ~RollBack() {
+    if (step != nullptr) store.rollback(*step);
+  }
 };
 
 }  // namespace kvcache::internal

@@ -35,6 +35,9 @@ class AdaptivePolicy final : public SlotPolicy {
   std::int32_t victim() noexcept override;
   void set_aside(std::int32_t entry) noexcept override;
   void put_back(std::int32_t entry) noexcept override;
+  void list(std::vector<std::int32_t>& out) const override {
+    for (const EntryQueue<Entry>& queue : queues_) queue.list(entries_, out);
+  }
 
  private:
   static constexpr int kClasses = 3;

@@ -87,6 +87,9 @@ class ArcPolicy final : public SlotPolicy {
     entries_[entry].aside = false;
     queues_[entries_[entry].again].push_oldest(entries_, entry);
   }
+  void list(std::vector<std::int32_t>& out) const override {
+    for (const EntryQueue<Entry>& queue : queues_) queue.list(entries_, out);
+  }
 
  private:
   struct Entry {

@@ -277,7 +277,7 @@ void PrefixIndex::grown(PagedSequence& seq, const PagedStep& step, std::size_t i
       const GroupRoom& room = step.rooms[g];
       const GroupRoom::Share& share = room.seqs[i];
       pages_[g] = -1;
-      if (p == table.torn) continue;
+      if (table.is_torn(p)) continue;
       if (p == tail && share.copies_tail) {
         pages_[g] = room.pages[static_cast<std::size_t>(share.begin)];
       } else if (p < table.end()) {
@@ -309,7 +309,7 @@ void PrefixIndex::leaving(PagedSequence& seq) noexcept {
   for (std::size_t g = 0; g < num_groups(); ++g) {
     const GroupTable& table = seq.tables[g];
     const bool is_there =
-        tail != table.torn && tail < table.end() && tail >= table.hole_begin + table.hole_pages;
+        !table.is_torn(tail) && tail < table.end() && tail >= table.hole_begin + table.hole_pages;
     pages_[g] = is_there ? table.pages[table.entry(tail)] : -1;
   }
   attach(const_cast<PrefixSpace&>(*cursor.space), node, block, count, tail);

@@ -108,6 +108,30 @@ class PrefixIndex final : public PageKeeper {
   std::int64_t evict(std::int64_t pages) noexcept;
   std::int64_t remove_expired(std::int64_t now) noexcept;
 
+  // --- Pages that were stored elsewhere (stored.cc). May throw bad_alloc. ---
+
+  // All nodes, the most recently used first, each behind its parent.
+  std::vector<std::int32_t> by_use() const;
+  const PrefixNode& node(std::int32_t number) const noexcept { return nodes_[number]; }
+  const PrefixNamespace& name_of(std::int32_t node) const noexcept { return space_of(node).name; }
+  // The node's page in a group; -1: none.
+  std::int32_t page_of(std::size_t group, std::int32_t node) const noexcept {
+    return groups_[group].pages[node] - 1;
+  }
+  bool is_expired(std::int32_t node) const {
+    return nodes_[node].deadline != 0 && clock_() >= nodes_[node].deadline;
+  }
+  // The node behind `parent` (-1: the first of its space) that begins with these ids; -1: none.
+  std::int32_t child(PrefixSpace& space, std::int32_t parent,
+                     std::span<const std::int32_t> tokens) noexcept;
+  // What a step has of one page (PagedStore::reserve_pages) becomes a node, unheld, and ends the
+  // step. Returns it, or one that is known already; -1: none.
+  std::int32_t add(PrefixSpace& space, std::int32_t parent, PagedStep& step,
+                   std::span<const std::int32_t> tokens, std::int32_t priority) noexcept;
+  // The nodes count as used, the first as the last of all. / They are gone, from the last on.
+  void use_again(std::span<const std::int32_t> nodes) noexcept;
+  void take_back(std::span<const std::int32_t> nodes) noexcept;
+
   // --- PageKeeper (index.cc). ---
   void touched(const PageGroup& group, std::int32_t begin, std::int32_t end) noexcept override;
   bool keeps(const PageGroup& group, std::int32_t page) noexcept override;
@@ -139,9 +163,6 @@ class PrefixIndex final : public PageKeeper {
 
   std::size_t num_groups() const noexcept { return groups_.size(); }
   std::size_t blocks() const noexcept { return groups_.size(); }  // their number as a group
-  std::int32_t page_of(std::size_t group, std::int32_t node) const noexcept {
-    return groups_[group].pages[node] - 1;
-  }
   std::int32_t owner_of(std::size_t group, std::int32_t page) const noexcept {
     return groups_[group].owners[page] - 1;
   }

@@ -38,6 +38,7 @@ class LruPolicy final : public SlotPolicy {
     entries_[entry].aside = false;
     queue_.push_oldest(entries_, entry);
   }
+  void list(std::vector<std::int32_t>& out) const override { queue_.list(entries_, out); }
 
  private:
   struct Entry {

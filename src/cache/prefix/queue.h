@@ -3,6 +3,7 @@
 #define KVCACHE_SRC_CACHE_PREFIX_QUEUE_H_
 
 #include <cstdint>
+#include <vector>
 
 namespace kvcache::internal {
 
@@ -35,6 +36,10 @@ class EntryQueue {
     (at.older == 0 ? oldest_ : entries[at.older - 1].link.newer) = at.newer;
     (at.newer == 0 ? newest_ : entries[at.newer - 1].link.older) = at.older;
     --size_;
+  }
+  // The entries behind those that are there, the oldest first.
+  void list(const Entry* entries, std::vector<std::int32_t>& out) const {
+    for (std::int32_t at = oldest_; at != 0; at = entries[at - 1].link.newer) out.push_back(at - 1);
   }
 
  private:

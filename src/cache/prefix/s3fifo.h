@@ -72,6 +72,10 @@ class S3FifoPolicy final : public SlotPolicy {
     entries_[entry].aside = false;
     queue_of(entry).push_oldest(entries_, entry);
   }
+  void list(std::vector<std::int32_t>& out) const override {
+    small_.list(entries_, out);
+    main_.list(entries_, out);
+  }
 
  private:
   static constexpr std::uint8_t kMostUses = 3;

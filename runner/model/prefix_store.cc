@@ -2,6 +2,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kvcache/cache_file.h"
 #include "runner/model/paged_history.h"
@@ -82,13 +83,22 @@ Result<std::int64_t> PrefixStore::load(const std::string& path) {
   return prefixes_.load(path);
 }
 
-Status PrefixStore::save_text(const std::string& path, std::span<const std::int32_t> text) {
+Result<std::int64_t> PrefixStore::save_text(const std::string& path,
+                                            std::span<const std::int32_t> text,
+                                            std::int64_t least) {
+  std::vector<std::int32_t> asked(text.begin(), text.end());
+  asked.push_back(0);  // a match leaves the last one out
   const std::lock_guard lock(mutex_);
-  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes_.match(text, space_));
+  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes_.match(asked, space_));
+  if (handle.length() < least) {
+    return Status(StatusCode::kNotFound, "text: found rows of " + std::to_string(handle.length()) +
+                                             " tokens, expected at least " + std::to_string(least));
+  }
   KVC_ASSIGN_OR_RETURN(const SequenceId seq, prefixes_.open(handle));
   const Status status = CacheFile::save(*cache_, seq, path, space_);
   KVC_RETURN_IF_ERROR(cache_->release(seq));
-  return status;
+  KVC_RETURN_IF_ERROR(status);
+  return handle.length();
 }
 
 Result<std::int64_t> PrefixStore::load_text(const std::string& path) {

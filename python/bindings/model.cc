@@ -272,7 +272,7 @@ std::int64_t save_prefixes(const PyModel& self, Given<kPathOrNone> path) {
   const std::string file = path.is_none() ? self.prefix_file : path_from(path);
   if (self.prefixes == nullptr || file.empty()) {
     raise(PyExc_ValueError, file.empty() ? "path: found none, expected one, or a prefix_cache_file"
-                                         : "path: found a model without a prefix_cache");
+                                         : "prefix_cache: found none, expected a model with one");
   }
   Result<std::int64_t> pages = std::int64_t{0};
   {

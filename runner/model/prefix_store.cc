@@ -1,5 +1,6 @@
 #include "runner/model/prefix_store.h"
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,6 +80,13 @@ Result<std::int64_t> PrefixStore::save(const std::string& path) const {
 }
 
 Result<std::int64_t> PrefixStore::load(const std::string& path) {
+  KVC_ASSIGN_OR_RETURN(const CacheFile file, CacheFile::open(path));
+  const std::vector<PrefixNamespace>& spaces = file.info().spaces;
+  if (!spaces.empty() && std::find(spaces.begin(), spaces.end(), space_) == spaces.end()) {
+    return Status(StatusCode::kInvalidArgument,
+                  "namespaces: found texts of " + std::to_string(spaces.size()) +
+                      ", none of this model, expected its own (weights, tokenizer, version)");
+  }
   const std::lock_guard lock(mutex_);
   return prefixes_.load(path);
 }

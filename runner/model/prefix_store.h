@@ -63,10 +63,11 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   std::int64_t reserved_bytes() const;
   std::int64_t leases_refused() const;
 
-  // All that is known in a file: see PrefixCache::save and load. / One text: its longest stored
-  // beginning, which counts as a match, in a file (CacheFile), and back, to be found here. Both
-  // return its tokens. Errors: those of CacheFile; kNotFound, and no file, where fewer than `least`
-  // tokens are known.
+  // All that is known in a file: see PrefixCache::save and load, also kInvalidArgument for a file
+  // that has texts, and none of this namespace: they would never be found here. / One text: its
+  // longest stored beginning, which counts as a match, in a file (CacheFile), and back, to be found
+  // here. Both return its tokens. Errors: those of CacheFile; kNotFound, and no file, where fewer
+  // than `least` tokens are known.
   Result<std::int64_t> save(const std::string& path) const;
   Result<std::int64_t> load(const std::string& path);
   Result<std::int64_t> save_text(const std::string& path, std::span<const std::int32_t> text,

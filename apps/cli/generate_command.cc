@@ -140,8 +140,9 @@ Status check_room(const Flags& flags, const runner::Model& model, std::int64_t p
   if (pages <= store.num_pages()) return {};
   return Status(
       StatusCode::kInvalidArgument,
-      fmt::format("prefix-cache: found {}, room for {} pages, expected {} pages, {} of rows",
-                  human_bytes(store.budget_bytes()), store.num_pages(), pages,
+      fmt::format("prefix-cache: found {}, room for {} tokens, expected room for {}, {} of rows",
+                  human_bytes(store.budget_bytes()), store.num_pages() * store.page_size(),
+                  pages * store.page_size(),
                   human_bytes(pages * store.page_size() * store.row_bytes())));
 }
 

@@ -15,8 +15,9 @@ PrefixStore::PrefixStore(std::shared_ptr<PagedCache> cache, PrefixCache prefixes
                          const PrefixNamespace& space)
     : cache_(std::move(cache)),
       prefixes_(std::move(prefixes)),
-      // Layers of a model all live alike: one group.
-      num_pages_(cache_->stats().pages_total / cache_->num_groups()),
+      // Layers of a model all live alike: one group. Of a budget the bytes of one page are left to
+      // what is no page: sequences, and the name of the namespace.
+      num_pages_(cache_->stats().pages_total / cache_->num_groups() - (budget_bytes > 0 ? 1 : 0)),
       row_bytes_(row_bytes),
       budget_bytes_(budget_bytes),
       space_(space) {}

@@ -54,7 +54,7 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   // None where others have spoken for them.
   std::optional<Lease> lease(std::int64_t pages);
 
-  std::int64_t num_pages() const { return num_pages_; }
+  std::int64_t num_pages() const { return num_pages_; }  // that leases may have together
   std::int64_t page_size() const { return cache_->page_size(); }
   std::int64_t row_bytes() const { return row_bytes_; }  // of one token in all layers
   std::int64_t budget_bytes() const { return budget_bytes_; }

@@ -211,8 +211,8 @@ TEST_F(GenerateCommandTest, PromptsThatBeginAlikeComputeWhatTheyShareOnce) {
 
 TEST_F(GenerateCommandTest, OnePromptWithAPrefixCacheIsThatWithout) {
   const auto plain = run_json("--prompt 'Once upon a time' --max-tokens 12 --cache paged");
-  for (const char* flags : {"--prefix-cache", "--prefix-cache 1MiB", "--no-prefix-cache",
-                            "--prefix-cache --cache paged"}) {
+  for (const char* flags : {"--prefix-cache", "--prefix-cache 1MiB", "--prefix-cache 4194304TiB",
+                            "--no-prefix-cache", "--prefix-cache --cache paged"}) {
     const auto ran = run_json("--prompt 'Once upon a time' --max-tokens 12 " + std::string(flags));
     EXPECT_EQ(ran["tokens"], plain["tokens"]) << flags;
     EXPECT_EQ(ran["kv_bytes"], plain["kv_bytes"]) << flags;
@@ -259,7 +259,8 @@ TEST_F(GenerateCommandTest, AFileOfATextWithoutRoomIsRefusedAndNotWritten) {
   const std::string prompt = "--prompt 'Once upon a time there was a fox' --max-tokens 60 ";
   const Ran ran = run(prompt + "--prefix-cache 20KiB --save-cache " + file);
   EXPECT_EQ(ran.exit_code, 2);
-  EXPECT_NE(ran.error.find("prefix-cache: found 20.0 KiB, room for 2 pages, expected 6 pages"),
+  EXPECT_NE(ran.error.find(
+                "prefix-cache: found 20.0 KiB, room for 16 tokens, expected room for 96, 48.0 KiB"),
             std::string::npos)
       << ran.error;
   EXPECT_EQ(ran.out, "");

@@ -176,7 +176,7 @@ TEST_F(GenerationPrefixTest, TheBudgetBoundsAllAtEveryMoment) {
 // has beyond its pages: what is not a page (sequences, the name of the namespace) takes some too.
 TEST_F(GenerationPrefixTest, ATextThatIsGivenAllPagesOfABudgetIsServed) {
   take_model("qwen2_tied");
-  for (std::int64_t budget = 7000; budget < 43000; budget += budget < 20000 ? 57 : 561) {
+  for (std::int64_t budget = 4000; budget < 43000; budget += budget < 12000 ? 17 : 561) {
     LimitedMemory memory(budget);
     const auto shared = store(0, budget, &memory);
     // All of them stored in the first step, or some behind the prompt.

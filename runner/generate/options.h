@@ -85,8 +85,8 @@ struct GenerateResult {
 Status check_prompt(const ModelConfig& config, std::span<const std::int32_t> prompt);
 Status check_options(const GenerateOptions& options);
 
-// Pages of options.prefixes that a prompt and what is generated after it are given, or not: one that
-// is found in part is held while it is copied. REQUIRES: options.prefixes.
+// Pages of options.prefixes that a prompt and what is generated after it are given, or not: one
+// that is found in part is held while it is copied. REQUIRES: options.prefixes.
 std::int64_t shared_pages_of(const Model& model, std::int64_t prompt_tokens,
                              const GenerateOptions& options);
 

@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -30,6 +29,13 @@ struct Flags {
   bool chat = false;
   std::optional<std::string> system;
   bool json = false;
+
+  // Those of the two that are there, for messages; empty: neither.
+  std::string named_files() const {
+    const std::string save = save_file.empty() ? "" : "save-cache";
+    const std::string load = load_file.empty() ? "" : "load-cache";
+    return save + (save.empty() || load.empty() ? "" : ", ") + load;
+  }
 };
 
 constexpr std::int64_t kMaxActive = 8;
@@ -67,9 +73,11 @@ Result<std::vector<std::string>> batch_prompts(const Flags& flags, const std::st
 }
 
 Status check_batch_flags(const Flags& flags, bool batch) {
-  if (batch && !(flags.load_file.empty() && flags.save_file.empty())) {
+  if (const std::string files = flags.named_files(); batch && !files.empty()) {
     return Status(StatusCode::kInvalidArgument,
-                  "save-cache, load-cache: found several prompts, expected one");
+                  files +
+                      ": found a running batch, expected one prompt (--cache paged takes a "
+                      "whole file as one)");
   }
   if (batch && flags.options.num_beams != 1) {
     return Status(StatusCode::kInvalidArgument,
@@ -96,29 +104,59 @@ Result<std::shared_ptr<runner::PrefixStore>> open_prefixes(const Flags& flags,
                                                            const runner::LoadedModel& loaded) {
   const runner::Model& model = loaded.model;
   KVC_ASSIGN_OR_RETURN(const std::int64_t bytes, flags.prefix.bytes());
-  const bool files = !flags.load_file.empty() || !flags.save_file.empty();
-  if (!flags.prefix.wanted() && !files) return std::shared_ptr<runner::PrefixStore>();
+  const std::string files = flags.named_files();
+  if (!flags.prefix.wanted() && files.empty()) return std::shared_ptr<runner::PrefixStore>();
+  if (bytes == 0) {
+    return Status(StatusCode::kInvalidArgument,
+                  "no-prefix-cache: found it beside " + files + ", expected one of them");
+  }
   if (!flags.cache.empty() && flags.cache != "paged") {
     return Status(StatusCode::kInvalidArgument,
-                  std::string(files ? "save-cache, load-cache" : "prefix-cache") +
-                      ": found cache " + flags.cache + ", expected paged or batching");
+                  (files.empty() ? "prefix-cache" : files) + ": found cache " + flags.cache +
+                      ", expected paged" + (files.empty() ? " or batching" : ""));
   }
   runner::HistoryOptions rows;
   rows.rows = flags.options.kv_dtype;
   rows.dtype = model.default_kv_dtype();
   rows.layout = flags.options.layout;
   rows.page_size = flags.options.page_size;
-  if (!files) return runner::PrefixStore::create(model.config(), rows, 0, bytes);
+  if (files.empty()) return runner::PrefixStore::create(model.config(), rows, 0, bytes);
   KVC_ASSIGN_OR_RETURN(const PrefixNamespace space,
                        runner::space_of(loaded, flags.model.activations));
   KVC_ASSIGN_OR_RETURN(auto store,
-                       runner::PrefixStore::create(model.config(), rows, 0,
-                                                   std::max(bytes, PrefixFlags::kBytes), space));
+                       runner::PrefixStore::create(model.config(), rows, 0, bytes, space));
   if (!flags.load_file.empty()) {
     KVC_ASSIGN_OR_RETURN(const std::int64_t tokens, store->load_text(flags.load_file));
     say("{}: {} tokens\n", flags.load_file, tokens);
   }
   return store;
+}
+
+// A text without room in the store goes past it, and a file is of what is in the store.
+Status check_room(const Flags& flags, const runner::Model& model, std::int64_t prompt_tokens) {
+  if (flags.named_files().empty()) return {};
+  const runner::PrefixStore& store = *flags.options.prefixes;
+  const std::int64_t pages = runner::shared_pages_of(model, prompt_tokens, flags.options);
+  if (pages <= store.num_pages()) return {};
+  return Status(
+      StatusCode::kInvalidArgument,
+      fmt::format("prefix-cache: found {}, room for {} tokens, expected room for {}, {} of rows",
+                  human_bytes(store.budget_bytes()), store.num_pages() * store.page_size(),
+                  pages * store.page_size(),
+                  human_bytes(pages * store.page_size() * store.row_bytes())));
+}
+
+// Writes the rows of a prompt and of what came after it. The newest token was never stored, and of
+// beams that had ended their last rows may be gone.
+Status save_rows(const Flags& flags, std::vector<std::int32_t> text,
+                 const runner::GenerateResult& result) {
+  auto least = static_cast<std::int64_t>(text.size());
+  if (flags.options.num_beams == 1) least += static_cast<std::int64_t>(result.tokens.size()) - 1;
+  text.insert(text.end(), result.tokens.begin(), result.tokens.end());
+  KVC_ASSIGN_OR_RETURN(const std::int64_t tokens,
+                       flags.options.prefixes->save_text(flags.save_file, text, least));
+  say("{}: {} tokens\n", flags.save_file, tokens);
+  return {};
 }
 
 // Turns a prompt into tokens, as it is or as a question in the form of the model's chat template.
@@ -182,6 +220,8 @@ Status run(Flags& flags) {
   }
   KVC_ASSIGN_OR_RETURN(flags.options.prefixes, open_prefixes(flags, loaded));
   KVC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, encoder.encode(prompt));
+  KVC_RETURN_IF_ERROR(runner::check_prompt(loaded.model.config(), tokens));
+  KVC_RETURN_IF_ERROR(check_room(flags, loaded.model, static_cast<std::int64_t>(tokens.size())));
 
   ProgressBar prefill("prefill");
   runner::GenerateCallbacks callbacks;
@@ -201,12 +241,6 @@ Status run(Flags& flags) {
   KVC_ASSIGN_OR_RETURN(
       const runner::GenerateResult result,
       runner::generate(loaded.model, loaded.tokenizer, tokens, flags.options, callbacks));
-  if (!flags.save_file.empty()) {
-    std::vector<std::int32_t> text = tokens;
-    text.insert(text.end(), result.tokens.begin(), result.tokens.end());
-    text.push_back(0);  // a match leaves the last one out
-    KVC_RETURN_IF_ERROR(flags.options.prefixes->save_text(flags.save_file, text));
-  }
   if (flags.json) {
     print("{}\n", to_json(result, loaded.tokenizer).dump());
   } else {
@@ -214,7 +248,7 @@ Status run(Flags& flags) {
     std::fflush(stdout);
     print_summary(result);
   }
-  return {};
+  return flags.save_file.empty() ? Status() : save_rows(flags, tokens, result);
 }
 
 }  // namespace

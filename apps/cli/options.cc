@@ -1,6 +1,6 @@
 #include "apps/cli/options.h"
 
-#include <charconv>
+#include <algorithm>
 #include <filesystem>
 #include <string_view>
 
@@ -12,36 +12,70 @@ namespace {
 // Models that do not ship, and are fetched by name.
 constexpr std::string_view kFetchedModels[] = {"smollm2"};
 
-}  // namespace
-
-Result<std::int64_t> parse_bytes(const std::string& name, std::string_view text) {
-  double number = 0;
-  const char* const end = text.data() + text.size();
-  const auto parsed = std::from_chars(text.data(), end, number, std::chars_format::fixed);
-  std::string unit(parsed.ptr, end);
-  for (char& c : unit) {
+// Bytes of a unit, in letters of either case; 0 for what is none.
+std::int64_t scale_of(std::string_view unit) {
+  std::string word(unit);
+  for (char& c : word) {
     if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
   }
-  if (const auto word = unit.find_first_not_of(' '); word != std::string::npos) {
-    unit.erase(0, word);
-  }
-  double scale = unit.empty() || unit == "B" ? 1 : 0;
-  double thousands = 1;
-  double binary = 1;
+  if (word.empty() || word == "B") return 1;
+  std::int64_t thousands = 1;
+  std::int64_t binary = 1;
   for (const char prefix : {'K', 'M', 'G', 'T'}) {
     thousands *= 1000;
     binary *= 1024;
     const std::string letter(1, prefix);
-    if (unit == letter + "B") scale = thousands;
-    if (unit == letter + "IB" || unit == letter) scale = binary;
+    if (word == letter + "B") return thousands;
+    if (word == letter + "IB" || word == letter) return binary;
   }
-  const double bytes = number * scale;
-  if (parsed.ec != std::errc() || !(bytes >= 1 && bytes <= 0x1p62)) {
+  return 0;
+}
+
+}  // namespace
+
+Result<std::int64_t> parse_bytes(const std::string& name, std::string_view text) {
+  constexpr std::string_view kSpace = " \t\n\v\f\r";
+  constexpr std::int64_t kMost = std::int64_t{1} << 62;
+  std::string_view rest = text;
+  const auto skip_space = [&] {
+    rest.remove_prefix(std::min(rest.size(), rest.find_first_not_of(kSpace)));
+  };
+  const auto take_digits = [&] {
+    const auto digits = rest.substr(0, rest.find_first_not_of("0123456789"));
+    rest.remove_prefix(digits.size());
+    return digits;
+  };
+  skip_space();
+  const std::string_view whole = take_digits();
+  std::string_view part;  // behind the point
+  bool is_number = !whole.empty();
+  if (rest.starts_with('.')) {
+    rest.remove_prefix(1);
+    part = take_digits();
+    is_number = is_number && !part.empty();
+  }
+  skip_space();
+  const std::string_view unit = rest.substr(0, rest.find_first_of(kSpace));
+  rest.remove_prefix(unit.size());
+  skip_space();
+  const std::int64_t scale = rest.empty() ? scale_of(unit) : 0;
+  std::int64_t number = 0;
+  for (const char digit : whole) {
+    number = number > kMost / 10 ? kMost + 1 : number * 10 + (digit - '0');
+  }
+  std::int64_t bytes =
+      0;  // of the part: whole bytes of all digits from one on, the last ones first
+  for (auto digit = part.rbegin(); digit != part.rend(); ++digit) {
+    bytes = ((*digit - '0') * scale + bytes) / 10;
+  }
+  const bool fits = is_number && scale > 0 && number <= (kMost - bytes) / scale;
+  if (fits) bytes += number * scale;
+  if (!fits || bytes < 1) {
     return Status(StatusCode::kInvalidArgument,
                   name + ": found " + std::string(text) +
-                      ", expected at least 1 byte, as 1073741824, 512MiB or 1.5GB");
+                      ", expected 1 byte .. 2^62, as 1073741824, 512MiB or 1.5GB");
   }
-  return static_cast<std::int64_t>(bytes);
+  return bytes;
 }
 
 void PrefixFlags::add(CLI::App& app) {
@@ -65,7 +99,7 @@ Result<std::int64_t> PrefixFlags::bytes() const {
                   "no-prefix-cache: found it beside --prefix-cache, expected one of them");
   }
   if (refused_) return 0;
-  return bytes_.empty() ? kBytes : parse_bytes("prefix-cache", bytes_);
+  return bytes_.empty() ? runner::kPrefixBytes : parse_bytes("prefix-cache", bytes_);
 }
 
 void ModelFlags::add_model(CLI::App& app) {

@@ -18,6 +18,7 @@
 #include "runner/generate/loaded_model.h"
 #include "runner/model/kv_dtype.h"
 #include "runner/model/model.h"
+#include "runner/model/prefix_store.h"
 
 namespace kvcache::cli {
 
@@ -71,17 +72,18 @@ CLI::Option* add_number(CLI::App& app, const std::string& name, T& variable,
       ->transform(decimal<typename NumberOf<T>::type>());
 }
 
-// What an amount of memory says: a number, with KB, MB, GB, TB (by thousands) or KiB, MiB, GiB, TiB
-// behind it. Errors: kInvalidArgument, naming `name`, for what is none or not 1 .. 2^62.
+// What an amount of memory says, as kvcache._bytes reads it: digits, with or without a point among
+// them, and KB, MB, GB, TB (by thousands) or KiB, MiB, GiB, TiB (or K, M, G, T) behind them; a part
+// of a byte is left out. Errors: kInvalidArgument, naming `name`, for what is none or not 1 ..
+// 2^62.
 Result<std::int64_t> parse_bytes(const std::string& name, std::string_view text);
 
 // --prefix-cache [BYTES], --no-prefix-cache.
 struct PrefixFlags {
-  static constexpr std::int64_t kBytes = std::int64_t{1} << 30;
-
   void add(CLI::App& app);
   bool wanted() const { return given_->count() > 0; }
-  // kBytes where none are said; 0 with --no-prefix-cache. Errors: kInvalidArgument for both.
+  // runner::kPrefixBytes where none are said; 0 with --no-prefix-cache. Errors: kInvalidArgument
+  // for both.
   Result<std::int64_t> bytes() const;
 
  private:

@@ -272,7 +272,7 @@ std::int64_t save_prefixes(const PyModel& self, Given<kPathOrNone> path) {
   const std::string file = path.is_none() ? self.prefix_file : path_from(path);
   if (self.prefixes == nullptr || file.empty()) {
     raise(PyExc_ValueError, file.empty() ? "path: found none, expected one, or a prefix_cache_file"
-                                         : "path: found a model without a prefix_cache");
+                                         : "prefix_cache: found none, expected a model with one");
   }
   Result<std::int64_t> pages = std::int64_t{0};
   {
@@ -539,7 +539,8 @@ void bind_model(nb::module_& module) {
            "its pieces.\n\nprompt: str, or token ids (a list or an array of integers). A list of "
            "prompts runs in one batch, at most\nmax_active of them at a time, and gives a list, "
            "or a stream of (index, piece); each has the tokens of its run\nalone, and one that "
-           "fails ends alone (`error`).\nmax_tokens: new "
+           "fails ends alone (`error`). Prompts that begin alike compute what they share "
+           "once.\nmax_tokens: new "
            "tokens at the most. stop: one text or several; the text ends before the first of "
            "them.\ncache: \"none\", \"dynamic\" (default), \"static\", \"paged\" (pages of "
            "page_size tokens; default where only they\nhold the rows), \"functional\"; "

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -135,7 +136,7 @@ Made<kEvents> take_events(PyPrefixCache& self, std::int64_t most) {
     }
     if (count == 0) break;
     most -= count;
-    for (const PrefixEvent& event : std::vector<PrefixEvent>(taken, taken + count)) {
+    for (const PrefixEvent& event : std::span(taken, static_cast<std::size_t>(count))) {
       constexpr const char* kKinds[] = {"stored", "removed", "lost"};
       nb::dict said;
       said["kind"] = kKinds[static_cast<std::size_t>(event.kind)];

@@ -129,17 +129,23 @@ void PrefixDoor::pass(const std::string& reason) {
 }
 
 nb::dict PrefixDoor::stats() {
-  nb::dict stats = prefix_stats(store_->stats());
-  stats["reserved_bytes"] = store_->reserved_bytes();
+  PrefixStats counters;
+  std::int64_t reserved = 0, refused = 0;
+  {
+    const Released others;
+    counters = store_->stats();
+    reserved = store_->reserved_bytes();
+    refused = store_->leases_refused();
+  }
+  nb::dict stats = prefix_stats(counters);
+  stats["reserved_bytes"] = reserved;
   stats["budget_bytes"] = store_->budget_bytes();
   std::map<std::string, std::int64_t> counts;
   {
     const std::lock_guard lock(mutex_);
     counts = passed_;
   }
-  if (const std::int64_t refused = store_->leases_refused(); refused > 0) {
-    counts["no room"] = refused;
-  }
+  if (refused > 0) counts["no room"] = refused;
   nb::dict passed;
   for (const auto& [reason, count] : counts) passed[reason.c_str()] = count;
   stats["passed"] = passed;
@@ -150,19 +156,45 @@ TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions optio
                        const std::vector<std::int32_t>& prompt, bool keep_pieces)
     : loaded_(std::move(loaded)), options_(std::move(options)), keep_pieces_(keep_pieces) {
   const runner::LoadedModel& files = loaded_->files;
-  one_ = take(runner::Generation::create(files.model, files.tokenizer, prompt, options_.core));
+  Status status;
+  {
+    const Released others;
+    auto made = runner::Generation::create(files.model, files.tokenizer, prompt, options_.core);
+    status = made.status();
+    if (status.ok()) one_ = std::move(*made);
+  }
+  check(status);
 }
 
 TextStream::TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options,
                        const Prompts& prompts, std::int64_t max_active, bool keep_pieces)
     : loaded_(std::move(loaded)), options_(std::move(options)), keep_pieces_(keep_pieces) {
-  engine_.emplace(take(open_engine(prompts, max_active)));
+  Status status;
+  {
+    const Released others;
+    status = start(prompts, max_active);
+    if (!status.ok()) engine_.reset();
+  }
+  check(status);
+  prompts_ = engine_->size();
+}
+
+TextStream::~TextStream() {
+  if (one_ == nullptr && !engine_.has_value()) return;
+  const Released others;
+  one_.reset();
+  engine_.reset();
+}
+
+Status TextStream::start(const Prompts& prompts, std::int64_t max_active) {
+  KVC_ASSIGN_OR_RETURN(runner::Engine engine, open_engine(prompts, max_active));
+  engine_.emplace(std::move(engine));
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     const Status status = engine_->add(prompts[i]).status();
     if (status.ok()) continue;
-    raise(Status(status.code(), "[" + std::to_string(i) + "] " + status.message()));
+    return Status(status.code(), "[" + std::to_string(i) + "] " + status.message());
   }
-  prompts_ = engine_->size();
+  return {};
 }
 
 Result<runner::Engine> TextStream::open_engine(const Prompts& prompts, std::int64_t max_active) {

@@ -73,6 +73,10 @@ class TextStream {
   TextStream(std::shared_ptr<const Loaded> loaded, StreamOptions options, const Prompts& prompts,
              std::int64_t max_active, bool keep_pieces);
 
+  ~TextStream();
+  TextStream(const TextStream&) = delete;
+  TextStream& operator=(const TextStream&) = delete;
+
   // The next characters, without the GIL while they are computed: str, or (index, str) of several
   // prompts; StopIteration at the end. An error ends the stream; an interrupt does not.
   TextPiece next();
@@ -97,6 +101,8 @@ class TextStream {
   // One step without the GIL, then signals. False if all is done, or was over before.
   bool advance();
   Status step();
+  // Without the GIL, as all that may wait for the turn of others in a store.
+  Status start(const Prompts& prompts, std::int64_t max_active);
   Result<runner::Engine> open_engine(const Prompts& prompts, std::int64_t max_active);
 
   std::shared_ptr<const Loaded> loaded_;

@@ -13,14 +13,15 @@ _UNITS = {
 }  # fmt: skip
 _WRITTEN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
 _MOST = 2**62
-_EXPECTED = 'bytes: at least 1, an int or text such as "512MiB" or "2GiB"'
+_EXPECTED = 'bytes: 1 .. 2^62, an int or text such as "512MiB" or "1.5GB"'
 
 DEFAULT_PREFIX_BYTES = 2**30
 
 
 def byte_count(value: int | str, name: str = "bytes") -> int:
-    """The bytes that `value` says, at least 1: an int, or a number with a unit, KB MB GB TB by
-    thousands, KiB MiB GiB TiB (or K M G T) by 1024.
+    """The bytes that `value` says, 1 .. 2^62: an int, or a number with a unit, KB MB GB TB by
+    thousands, KiB MiB GiB TiB (or K M G T) by 1024; a part of a byte is left out. `parse_bytes` of the
+    command line reads the same.
 
     Errors: TypeError, ValueError, naming `name`, what was found and what was expected.
     """
@@ -29,13 +30,17 @@ def byte_count(value: int | str, name: str = "bytes") -> int:
         unit = _UNITS.get(found[2].upper()) if found else None
         if unit is None:
             raise ValueError(f"{name}: found {value!r}, expected {_EXPECTED}")
-        count = int(Fraction(found[1]) * unit)
+        try:
+            count = int(Fraction(found[1]) * unit)
+        except ValueError:  # more digits than Python takes
+            raise ValueError(f"{name}: found {sum(map(str.isdigit, value))} digits, expected {_EXPECTED}") from None
     elif isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: found {type(value).__name__}, expected {_EXPECTED}")
     else:
         count = value.__index__()
     if not 1 <= count <= _MOST:
-        raise ValueError(f"{name}: found {value!r}, expected {_EXPECTED}, and less than 2^62")
+        shown = repr(value) if count.bit_length() < 1024 else f"an int of {count.bit_length()} bits"
+        raise ValueError(f"{name}: found {shown}, expected {_EXPECTED}")
     return count
 
 

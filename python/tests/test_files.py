@@ -4,6 +4,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy
 import pytest
@@ -144,8 +145,30 @@ def test_a_file_of_another_model_is_none(tmp_path):
     chat(path, 1, "save")
     with pytest.warns(UserWarning, match="prefix_cache_file: begins empty: layers"):
         kvcache.Model(MODEL, threads=1, prefix_cache_file=path, kv_dtype="int8")
-    other = kvcache.Model(MODEL, threads=1, weights="int8", prefix_cache_file=path)
+    with pytest.warns(UserWarning, match="begins empty: namespaces: found texts of 1, none of this model"):
+        other = kvcache.Model(MODEL, threads=1, weights="int8", prefix_cache_file=path)
+    # Its pages are not there to fill the budget, nor to be written again.
+    assert other.prefix_stats()["pages"] == 0
     text = other.tokenizer.encode("Once upon a time there was a fox who lived by the sea.")
     assert other.generate(text, max_tokens=2).reused_tokens == 0
+    assert other.save_prefixes() == other.prefix_stats()["pages"] > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = kvcache.Model(MODEL, threads=1, weights="int8", prefix_cache_file=path)
+    assert again.generate(text, max_tokens=2).reused_tokens == len(text) - 1
+
+
+def test_a_file_without_texts_is_a_beginning(tmp_path):
+    path = tmp_path / "chat.kvc"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            model = kvcache.Model(MODEL, threads=1, prefix_cache_file=path)
+            assert model.save_prefixes() == 0
+
+
+def test_what_is_missing_to_save_is_named(tmp_path):
     with pytest.raises(ValueError, match="path: found none"):
         kvcache.Model(MODEL, threads=1).save_prefixes()
+    with pytest.raises(ValueError, match="^prefix_cache: found none, expected a model with one"):
+        kvcache.Model(MODEL, threads=1).save_prefixes(tmp_path / "chat.kvc")

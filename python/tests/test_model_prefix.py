@@ -1,7 +1,9 @@
 """kvcache.Model with a prefix cache: chats, batches, threads, what goes past it, and what is refused."""
 
 import pathlib
+import sys
 import threading
+import time
 
 import numpy
 import pytest
@@ -158,6 +160,53 @@ def test_threads_share_it_and_have_the_words_of_one_alone(plain, model):
     assert stats["hits"] > 0 and stats["pages"] == stats["pages_unheld"]
 
 
+def test_who_waits_for_the_store_lets_others_run(model, tmp_path):
+    ids = model.tokenizer.encode(PROMPT)
+    for count in range(8):
+        model.generate([count + 1] * 400, 1)
+    done = threading.Event()
+    ticks = [0]
+
+    def tick():
+        while not done.is_set():
+            ticks[0] += 1
+            time.sleep(0)
+
+    def save():                                                # holds the store as long as it writes
+        while not done.is_set():
+            model.save_prefixes(tmp_path / "prefixes.kvc")
+
+    streams = []
+    calls = {
+        "stats": lambda: model.prefix_stats(),
+        "one": lambda: streams.append(model.generate(ids, 1, stream=True)),
+        "drop one": lambda: streams.clear(),
+        "several": lambda: streams.append(model.generate([ids, ids], 1, stream=True)),
+        "drop several": lambda: streams.clear(),
+    }
+    ran = dict.fromkeys(calls, False)
+    threads = [threading.Thread(target=work) for work in (tick, save)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)                                # others run only where a call lets them
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(500):
+            for name, call in calls.items():
+                time.sleep(0.001)                              # until one saves
+                before = ticks[0]
+                call()
+                ran[name] = ran[name] or ticks[0] > before
+            if all(ran.values()):
+                break
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert all(ran.values()), ran
+
+
 def test_a_model_without_one_has_no_counters(plain):
     assert plain.prefix_stats() is None
     assert kvcache.Model(DIRECTORY, prefix_cache=False).prefix_stats() is None
@@ -177,5 +226,5 @@ def test_a_bad_budget_is_named(value, error):
 def test_another_type_is_named():
     with pytest.raises(TypeError, match="^prefix_cache: found float, expected bytes"):
         kvcache.Model(DIRECTORY, prefix_cache=1.5)
-    with pytest.raises(ValueError, match="kv_dtype|found"):
+    with pytest.raises(ValueError, match="^kv_dtype: found int9, expected f32, f16"):
         kvcache.Model(DIRECTORY, prefix_cache=True, kv_dtype="int9")

@@ -33,7 +33,7 @@ struct EngineOptions {
   // What texts leave behind when they end, to be found by others: as much of it as takes so many
   // bytes (PrefixStats::bytes), beside what goes on. 0: no prefix cache. Not looked at with
   // GenerateOptions::prefixes, whose budget rules: kv_tokens are then spoken for in that store.
-  std::int64_t cached_bytes = std::int64_t{1} << 30;
+  std::int64_t cached_bytes = kPrefixBytes;
 };
 
 // Requests are numbered from 0 in the order they were added. Any of these may be empty. A call may

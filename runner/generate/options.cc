@@ -92,8 +92,10 @@ Status check_options(const GenerateOptions& options) {
   return {};
 }
 
-Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t prompt_tokens,
-                                              const GenerateOptions& options) {
+namespace {
+
+HistoryOptions history_options(const Model& model, std::int64_t prompt_tokens,
+                               const GenerateOptions& options) {
   const std::int64_t context = model.config().max_position_embeddings;
   HistoryOptions history;
   history.kind = options.cache;
@@ -105,11 +107,23 @@ Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t p
   history.max_length = prompt_tokens + std::min(options.max_tokens - 1, context - prompt_tokens);
   history.num_sequences = options.num_beams;
   history.memory = options.memory;
-  if (options.prefixes == nullptr) return make_history(model.config(), history);
-  HistoryOptions shared = history;
+  return history;
+}
+
+}  // namespace
+
+std::int64_t shared_pages_of(const Model& model, std::int64_t prompt_tokens,
+                             const GenerateOptions& options) {
+  HistoryOptions shared = history_options(model, prompt_tokens, options);
   shared.page_size = options.prefixes->page_size();
-  // A page that is found in part is held while it is copied.
-  auto lease = options.prefixes->lease(pages_of(shared) + 1);
+  return pages_of(shared) + 1;
+}
+
+Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t prompt_tokens,
+                                              const GenerateOptions& options) {
+  const HistoryOptions history = history_options(model, prompt_tokens, options);
+  if (options.prefixes == nullptr) return make_history(model.config(), history);
+  auto lease = options.prefixes->lease(shared_pages_of(model, prompt_tokens, options));
   if (!lease.has_value()) return make_history(model.config(), history);
   KVC_ASSIGN_OR_RETURN(auto made, PagedHistory::create_in(std::move(*lease)));
   KVC_RETURN_IF_ERROR(made->add());

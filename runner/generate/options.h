@@ -85,6 +85,11 @@ struct GenerateResult {
 Status check_prompt(const ModelConfig& config, std::span<const std::int32_t> prompt);
 Status check_options(const GenerateOptions& options);
 
+// Pages of options.prefixes that a prompt and what is generated after it are given, or not: one
+// that is found in part is held while it is copied. REQUIRES: options.prefixes.
+std::int64_t shared_pages_of(const Model& model, std::int64_t prompt_tokens,
+                             const GenerateOptions& options);
+
 // A history for a prompt and what is generated after it, with room for options.num_beams sequences:
 // in the pages of options.prefixes, or where these are spoken for in what the other options say.
 Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t prompt_tokens,

@@ -1,7 +1,9 @@
 #include "runner/model/prefix_store.h"
 
+#include <algorithm>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kvcache/cache_file.h"
 #include "runner/model/paged_history.h"
@@ -13,8 +15,9 @@ PrefixStore::PrefixStore(std::shared_ptr<PagedCache> cache, PrefixCache prefixes
                          const PrefixNamespace& space)
     : cache_(std::move(cache)),
       prefixes_(std::move(prefixes)),
-      // Layers of a model all live alike: one group.
-      num_pages_(cache_->stats().pages_total / cache_->num_groups()),
+      // Layers of a model all live alike: one group. Of a budget the bytes of one page are left to
+      // what is no page: sequences, and the name of the namespace.
+      num_pages_(cache_->stats().pages_total / cache_->num_groups() - (budget_bytes > 0 ? 1 : 0)),
       row_bytes_(row_bytes),
       budget_bytes_(budget_bytes),
       space_(space) {}
@@ -78,17 +81,33 @@ Result<std::int64_t> PrefixStore::save(const std::string& path) const {
 }
 
 Result<std::int64_t> PrefixStore::load(const std::string& path) {
+  KVC_ASSIGN_OR_RETURN(const CacheFile file, CacheFile::open(path));
+  const std::vector<PrefixNamespace>& spaces = file.info().spaces;
+  if (!spaces.empty() && std::find(spaces.begin(), spaces.end(), space_) == spaces.end()) {
+    return Status(StatusCode::kInvalidArgument,
+                  "namespaces: found texts of " + std::to_string(spaces.size()) +
+                      ", none of this model, expected its own (weights, tokenizer, version)");
+  }
   const std::lock_guard lock(mutex_);
   return prefixes_.load(path);
 }
 
-Status PrefixStore::save_text(const std::string& path, std::span<const std::int32_t> text) {
+Result<std::int64_t> PrefixStore::save_text(const std::string& path,
+                                            std::span<const std::int32_t> text,
+                                            std::int64_t least) {
+  std::vector<std::int32_t> asked(text.begin(), text.end());
+  asked.push_back(0);  // a match leaves the last one out
   const std::lock_guard lock(mutex_);
-  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes_.match(text, space_));
+  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes_.match(asked, space_));
+  if (handle.length() < least) {
+    return Status(StatusCode::kNotFound, "text: found rows of " + std::to_string(handle.length()) +
+                                             " tokens, expected at least " + std::to_string(least));
+  }
   KVC_ASSIGN_OR_RETURN(const SequenceId seq, prefixes_.open(handle));
   const Status status = CacheFile::save(*cache_, seq, path, space_);
   KVC_RETURN_IF_ERROR(cache_->release(seq));
-  return status;
+  KVC_RETURN_IF_ERROR(status);
+  return handle.length();
 }
 
 Result<std::int64_t> PrefixStore::load_text(const std::string& path) {

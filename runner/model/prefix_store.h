@@ -14,6 +14,9 @@
 
 namespace kvcache::runner {
 
+// What a prefix cache takes where nobody says: 1 GiB.
+inline constexpr std::int64_t kPrefixBytes = std::int64_t{1} << 30;
+
 // Rows of one model in one stored form, so that all texts share a namespace: weights, tokenizer and
 // form are those of who made it. Histories over it may run in several threads: each call of theirs
 // holds the mutex, attention does not.
@@ -51,7 +54,7 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   // None where others have spoken for them.
   std::optional<Lease> lease(std::int64_t pages);
 
-  std::int64_t num_pages() const { return num_pages_; }
+  std::int64_t num_pages() const { return num_pages_; }  // that leases may have together
   std::int64_t page_size() const { return cache_->page_size(); }
   std::int64_t row_bytes() const { return row_bytes_; }  // of one token in all layers
   std::int64_t budget_bytes() const { return budget_bytes_; }
@@ -60,11 +63,15 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   std::int64_t reserved_bytes() const;
   std::int64_t leases_refused() const;
 
-  // All that is known in a file: see PrefixCache::save and load. / One text: its longest stored
-  // beginning as a file (CacheFile), whose tokens load_text() returns once they are found here.
+  // All that is known in a file: see PrefixCache::save and load, also kInvalidArgument for a file
+  // that has texts, and none of this namespace: they would never be found here. / One text: its
+  // longest stored beginning, which counts as a match, in a file (CacheFile), and back, to be found
+  // here. Both return its tokens. Errors: those of CacheFile; kNotFound, and no file, where fewer
+  // than `least` tokens are known.
   Result<std::int64_t> save(const std::string& path) const;
   Result<std::int64_t> load(const std::string& path);
-  Status save_text(const std::string& path, std::span<const std::int32_t> text);
+  Result<std::int64_t> save_text(const std::string& path, std::span<const std::int32_t> text,
+                                 std::int64_t least);
   Result<std::int64_t> load_text(const std::string& path);
 
   // Evicts of what nobody holds until it takes no more than `bytes`.

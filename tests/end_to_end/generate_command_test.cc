@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -209,8 +211,8 @@ TEST_F(GenerateCommandTest, PromptsThatBeginAlikeComputeWhatTheyShareOnce) {
 
 TEST_F(GenerateCommandTest, OnePromptWithAPrefixCacheIsThatWithout) {
   const auto plain = run_json("--prompt 'Once upon a time' --max-tokens 12 --cache paged");
-  for (const char* flags : {"--prefix-cache", "--prefix-cache 1MiB", "--no-prefix-cache",
-                            "--prefix-cache --cache paged"}) {
+  for (const char* flags : {"--prefix-cache", "--prefix-cache 1MiB", "--prefix-cache 4194304TiB",
+                            "--no-prefix-cache", "--prefix-cache --cache paged"}) {
     const auto ran = run_json("--prompt 'Once upon a time' --max-tokens 12 " + std::string(flags));
     EXPECT_EQ(ran["tokens"], plain["tokens"]) << flags;
     EXPECT_EQ(ran["kv_bytes"], plain["kv_bytes"]) << flags;
@@ -235,11 +237,83 @@ TEST_F(GenerateCommandTest, APromptSavedOnceIsNotComputedAgain) {
            {"--kv-dtype int8 --load-cache " + file, "layers[0].buffers[0].form: found plain"},
            {"--weights int8 --load-cache " + file, "namespace: found "},
            {"--load-cache " + file + ".none", "No such file"},
-           {"--cache dynamic --load-cache " + file, "load-cache: found cache dynamic"},
+           {"--cache dynamic --load-cache " + file,
+            "load-cache: found cache dynamic, expected paged\n"},
+           {"--cache batching --load-cache " + file,
+            "load-cache: found a running batch, expected one prompt"},
+           {"--cache batching --save-cache " + file,
+            "save-cache: found a running batch, expected one prompt"},
+           {"--cache dynamic --prefix-cache", "found cache dynamic, expected paged or batching"},
+           {"--no-prefix-cache --load-cache " + file, "no-prefix-cache: found it beside"},
            {"--load-cache " + directory_.write("other", "text"), "file: found 4"}}) {
     const Ran ran = run("--prompt x --max-tokens 2 " + flags);
     EXPECT_EQ(ran.exit_code, 2) << flags << ran.error;
     EXPECT_NE(ran.error.find(words), std::string::npos) << ran.error;
+  }
+}
+
+// A text that the prefix cache has no room for goes past it, so that there are no rows to save and
+// nothing is begun with: said before anything is computed.
+TEST_F(GenerateCommandTest, AFileOfATextWithoutRoomIsRefusedAndNotWritten) {
+  const std::string file = directory_.path() + "/none.kvc";
+  const std::string prompt = "--prompt 'Once upon a time there was a fox' --max-tokens 60 ";
+  const Ran ran = run(prompt + "--prefix-cache 20KiB --save-cache " + file);
+  EXPECT_EQ(ran.exit_code, 2);
+  EXPECT_NE(ran.error.find(
+                "prefix-cache: found 20.0 KiB, room for 16 tokens, expected room for 96, 48.0 KiB"),
+            std::string::npos)
+      << ran.error;
+  EXPECT_EQ(ran.out, "");
+  EXPECT_FALSE(std::filesystem::exists(file));
+
+  const Ran saved = run(prompt + "--prefix-cache 4MiB --save-cache " + file);
+  EXPECT_EQ(saved.exit_code, 0) << saved.error;
+  EXPECT_NE(saved.error.find(file + ": 51 tokens"), std::string::npos) << saved.error;
+  for (const char* room : {"50KiB", "20KiB"}) {  // not what is new, and not even the file
+    const std::string words = "--prompt 'Once upon a time there was a fox' --max-tokens 90 ";
+    const Ran loaded = run(words + "--load-cache " + file + " --prefix-cache " + room);
+    EXPECT_NE(loaded.exit_code, 0) << room;
+    EXPECT_EQ(loaded.out, "") << room;
+  }
+}
+
+TEST_F(GenerateCommandTest, AFileOfATextIsOfItsRowsWhereverItEnds) {
+  const std::string file = directory_.path() + "/text.kvc";
+  for (const char* flags : {"--max-tokens 1", "--max-tokens 30", "--max-tokens 30 --num-beams 3",
+                            "--max-tokens 30 --prefill-chunk 3"}) {
+    const auto saved =
+        run_json("--prompt 'Once upon a time' " + std::string(flags) + " --save-cache " + file);
+    const Ran ran = run("--prompt 'Once upon a time' --max-tokens 1 --load-cache " + file);
+    const auto prompt = saved["prompt_tokens"].get<std::size_t>();
+    const auto most = prompt + saved["tokens"].size() - 1;
+    std::size_t tokens = 0;
+    ASSERT_EQ(std::sscanf(ran.error.c_str() + ran.error.find(": ") + 2, "%zu tokens", &tokens), 1)
+        << ran.error;
+    EXPECT_LE(tokens, most) << flags;
+    EXPECT_GE(tokens, saved.contains("beams") ? prompt : most) << flags;
+  }
+}
+
+TEST_F(GenerateCommandTest, AnAmountOfMemoryIsReadExactlyAsPythonReadsIt) {
+  for (const auto& [amount, bytes] :
+       std::vector<std::pair<std::string, std::string>>{{"100", "100"},
+                                                        {"1.001KB", "1001"},
+                                                        {" 0.1 kb ", "100"},
+                                                        {"0.999999999999999999K", "1023"},
+                                                        {"7B", "7"}}) {
+    const Ran ran = run("--prompt x --prefix-cache '" + amount + "'");
+    EXPECT_EQ(ran.exit_code, 2) << amount;
+    EXPECT_NE(ran.error.find("prefix_cache: found " + bytes + ", expected at least"),
+              std::string::npos)
+        << amount << ran.error;
+  }
+  for (const char* amount : {".5GiB", "1.GiB", "1.5.5GiB", "-1", "+1", "1e9", "inf", "nan", "0x10",
+                             "1 2", "GiB", "2 Gigs", "0", "0.2", "4611686018427387905",
+                             "99999999TiB", "18446744073709551617", "99999999999999999990"}) {
+    const Ran ran = run("--prompt x --prefix-cache='" + std::string(amount) + "'");
+    EXPECT_EQ(ran.exit_code, 2) << amount;
+    EXPECT_NE(ran.error.find("found " + std::string(amount)), std::string::npos) << ran.error;
+    EXPECT_NE(ran.error.find("expected 1 byte .. 2^62"), std::string::npos) << ran.error;
   }
 }
 

@@ -207,6 +207,48 @@ TEST_F(EnginePrefixTest, WhereMemoryIsRefusedKeptPagesGiveWay) {
   EXPECT_EQ(memory.committed_bytes(), 0);
 }
 
+// What is not a page (sequences, entries of tables, the name of the namespace) has room too, in the
+// budget of a store that an engine has all of, and where just as many bytes are to be had.
+TEST_F(EnginePrefixTest, RequestsThatHaveAllOfABudgetAreServed) {
+  options_.page_size = 4;
+  options_.prefill_chunk = 9;
+  for (std::uint32_t seed = 0; seed < 12; ++seed) {
+    std::mt19937 random(seed);
+    const auto some = [&](std::int64_t most) { return static_cast<std::int64_t>(random()) % most; };
+    const std::int64_t budget = 50000 + some(50000);
+    LimitedMemory memory(budget);
+    HistoryOptions rows;
+    rows.dtype = model_.default_kv_dtype();
+    rows.page_size = 4;
+    rows.memory = &memory;
+    options_.prefixes = PrefixStore::create(model_.config(), rows, 0, budget).value();
+    const std::int64_t pages = options_.prefixes->num_pages();
+    const std::int64_t active = 1 + some(std::min<std::int64_t>(12, pages / 2));
+    engine_.kv_tokens = 4 * (pages - active);
+    {
+      Engine engine = make(active);
+      options_.prefixes = nullptr;
+      std::vector<Wish> wishes;
+      for (std::int32_t i = 0; i < 40; ++i) {
+        const std::int64_t stored = 1 + some(i % 8 == 0 ? engine_.kv_tokens : 12);
+        const std::int64_t prompt = 1 + some(stored);
+        wishes.push_back({prompt, 1 + stored - prompt, some(prompt), i % 3});
+        add(engine, wishes.back());
+      }
+      while (!engine.done() && !HasFatalFailure()) {
+        step(engine);
+        EXPECT_LE(memory.committed_bytes(), budget);
+      }
+      for (std::size_t i = 0; i < wishes.size(); ++i) {
+        expect_as_alone(engine, static_cast<std::int64_t>(i), wishes[i],
+                        "seed " + std::to_string(seed) + " request " + std::to_string(i));
+      }
+    }
+    EXPECT_EQ(memory.committed_bytes(), 0);
+    ASSERT_FALSE(HasFailure());
+  }
+}
+
 TEST_F(EnginePrefixTest, RequestsInAnyOrderHaveTheTokensOfTheirRunAlone) {
   options_.prefill_chunk = 9;
   options_.page_size = 4;

@@ -2,6 +2,7 @@
 // threads.
 #include <atomic>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +17,7 @@
 #include "support/golden_checkpoint.h"
 #include "support/model_runs.h"
 #include "support/refusing_memory.h"
+#include "support/temp_dir.h"
 
 namespace kvcache::runner {
 namespace {
@@ -168,6 +170,97 @@ TEST_F(GenerationPrefixTest, TheBudgetBoundsAllAtEveryMoment) {
                 .message()
                 .substr(0, 28),
             "prefix_cache: found 100, exp");
+}
+
+// The longest text that is given room has it, whatever is found and however many bytes the budget
+// has beyond its pages: what is not a page (sequences, the name of the namespace) takes some too.
+TEST_F(GenerationPrefixTest, ATextThatIsGivenAllPagesOfABudgetIsServed) {
+  take_model("qwen2_tied");
+  for (std::int64_t budget = 4000; budget < 43000; budget += budget < 12000 ? 17 : 561) {
+    LimitedMemory memory(budget);
+    const auto shared = store(0, budget, &memory);
+    // All of them stored in the first step, or some behind the prompt.
+    options_.max_tokens = budget % 2 == 0 ? 1 : 6;
+    const std::int64_t tokens = 4 * (shared->num_pages() - 1) - (options_.max_tokens - 1);
+    if (tokens < 1) continue;
+    run(prompt_of(tokens), shared);
+    for (const std::size_t from : {43, 42, 41, 30, 7, 2, 1, 0}) {
+      if (static_cast<std::int64_t>(from) >= tokens) continue;
+      const GenerateResult result = run(prompt_of(tokens, from), shared);
+      EXPECT_EQ(result.reused_tokens, static_cast<std::int64_t>(from)) << budget;
+      ASSERT_FALSE(::testing::Test::HasFailure()) << budget << " " << from;
+    }
+    EXPECT_EQ(shared->leases_refused(), 0);
+    check(*shared);
+  }
+}
+
+TEST_F(GenerationPrefixTest, SeveralTextsAtATimeStayInABudgetAndAreServed) {
+  take_model("qwen2_tied");
+  for (const std::int64_t budget : {60000, 100000, 400000}) {
+    LimitedMemory memory(budget);
+    const auto shared = store(0, budget, &memory);
+    GenerateOptions options = options_;
+    options.prefixes = shared;
+    std::vector<std::pair<Tokens, std::unique_ptr<Generation>>> texts;
+    for (std::size_t i = 0; i < 60; ++i) {
+      Tokens prompt = prompt_of(static_cast<std::int64_t>(10 + 7 * i % 40), 5 * (i % 5));
+      auto made = Generation::create(*model_, tokenizer_, prompt, options);
+      ASSERT_TRUE(made.ok()) << made.status().to_string();
+      texts.emplace_back(std::move(prompt), std::move(*made));
+      for (std::size_t t = 0; t < texts.size();) {
+        auto& [asked, text] = texts[t];
+        const Status status = text->step();
+        ASSERT_TRUE(status.ok()) << status.to_string();
+        EXPECT_LE(shared->reserved_bytes(), budget);
+        if (!text->done()) {
+          ++t;
+          continue;
+        }
+        EXPECT_EQ(text->result().last_logits, run(asked, nullptr).last_logits);
+        texts.erase(texts.begin() + static_cast<std::ptrdiff_t>(t));
+      }
+      check(*shared);
+    }
+    EXPECT_GT(shared->stats().hits, 0);
+  }
+}
+
+// Memory that others share, not a budget: full of what nobody holds.
+TEST_F(GenerationPrefixTest, MemoryFullOfKnownPagesServesEveryText) {
+  take_model("qwen2_tied");
+  for (const std::int64_t bytes : {200000, 300000, 301000, 302000}) {
+    LimitedMemory memory(bytes);
+    const auto shared = store(4096, 0, &memory);
+    for (std::size_t i = 0; i < 30; ++i) {
+      const Tokens prompt = prompt_of(40 + static_cast<std::int64_t>(i), i);
+      const GenerateResult first = run(prompt, shared);
+      const GenerateResult again = run(prompt, shared);
+      EXPECT_EQ(again.reused_tokens, first.prompt_tokens - 1) << bytes << " " << i;
+      EXPECT_EQ(again.last_logits, first.last_logits);
+      ASSERT_FALSE(::testing::Test::HasFailure());
+    }
+    EXPECT_GT(shared->stats().pages_evicted, 0);
+    check(*shared);
+  }
+}
+
+TEST_F(GenerationPrefixTest, ATextThatIsNotKnownIsNotWritten) {
+  take_model("qwen2_tied");
+  const auto shared = store(64);
+  const test::TempDir directory;
+  const std::string path = directory.path() + "/text.kvc";
+  const Tokens prompt = prompt_of(20);
+  const auto cold = shared->save_text(path, prompt, 1);
+  EXPECT_EQ(cold.status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(cold.status().message(), "text: found rows of 0 tokens, expected at least 1");
+  EXPECT_FALSE(std::filesystem::exists(path));
+  run(prompt, shared);
+  EXPECT_EQ(shared->save_text(path, prompt, 20).value(), 20);
+  EXPECT_EQ(shared->save_text(path, prompt_of(20, 11), 0).value(), 11);
+  const auto other = store(64);
+  EXPECT_EQ(other->load_text(path).value(), 11);
+  EXPECT_EQ(run(prompt, other).reused_tokens, 11);
 }
 
 TEST_F(GenerationPrefixTest, ThreadsHaveTheTextsOfOneAlone) {

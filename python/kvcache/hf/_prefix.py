@@ -103,7 +103,7 @@ class Prefixes:
     def __init__(self, budget, never=None):
         self.budget = budget
         self.never = never
-        self.store = _core.hf.PrefixStore(budget, PAGE)
+        self.store = _core.hf.ModelRows(budget, PAGE)
         self.weights = _weights.Weights()
         self.filled = None  # indices of the layers that have rows
         self.calls = 0

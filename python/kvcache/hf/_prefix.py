@@ -98,21 +98,22 @@ class Prefixes:
     their own: nothing of it is what the model is.
 
     never: why all calls go past it; None where they do not.
+    filled: indices of the layers that have rows after a forward pass, which are all stored.
     """
 
-    def __init__(self, budget, never=None):
+    def __init__(self, budget, never=None, filled=()):
         self.budget = budget
         self.never = never
+        self.filled = filled
         self.store = _core.hf.ModelRows(budget, PAGE)
         self.weights = _weights.Weights()
-        self.filled = None  # indices of the layers that have rows
         self.calls = 0
         self.passed = collections.Counter()
         self.lock = threading.Lock()  # of what is counted
         self.here = threading.local()  # the session that this thread began last
 
     def __reduce__(self):
-        return Prefixes, (self.budget, self.never)
+        return Prefixes, (self.budget, self.never, self.filled)
 
     def make_room(self, cache):
         """The store for rows as a cache of the model has them.
@@ -205,6 +206,7 @@ class Session:
         self.is_over = False
         self.changes = None  # of each layer, that are known here
         self.is_running = False  # between the hooks of a forward pass
+        self.total = 0  # columns after it
 
     def end(self):
         """Nothing more is found or stored for this call. It may happen anywhere, as the collector pleases."""
@@ -235,6 +237,7 @@ class Session:
             self.end()
             return None
         self.is_running = True
+        self.total = length + ids.shape[1]
         want_given(cache, True)
         keep = kwargs.get("logits_to_keep") or 1
         count = self.batch.find(ids, keep) - length
@@ -300,6 +303,11 @@ class Session:
         """Whether rows have done no more than to be appended to, since the first or since crop()."""
         return not self.is_over and self.changes == [layer.changes for layer in cache.layers]
 
+    def fills(self, cache):
+        """Whether a forward pass left its rows in every layer that is stored: an early exit skips some."""
+        return filled(cache) == self.prefixes.filled and all(
+            cache.layers[place].get_seq_length() == self.total for place in self.prefixes.filled)
+
     def crop(self, cache):
         """The newest columns were dropped, as drafts are. It followed until then."""
         self.changes = [layer.changes for layer in cache.layers]
@@ -310,14 +318,12 @@ class Session:
         if not self.is_running:
             return
         self.is_running = False
-        places = filled(cache)
         if self.changes is None:
             self.changes = [layer.changes for layer in cache.layers]
         goes_on = False
-        if self.follows(cache):
-            self.prefixes.filled = places  # the same for every call of a model
+        if self.follows(cache) and self.fills(cache):
             try:
-                goes_on = self.batch.append(rows_of(cache, places))
+                goes_on = self.batch.append(rows_of(cache, self.prefixes.filled))
             except (MemoryError, ValueError):  # in use by others, or changed: the call goes on without
                 pass
         want_given(cache, False)

@@ -1,6 +1,7 @@
 """What is found and stored is that of one call of generate(): not of who keeps its cache afterwards, nor of
 what goes through the model meanwhile that ids do not decide."""
 
+import copy
 import gc
 import threading
 import unittest
@@ -9,6 +10,7 @@ import weakref
 import torch
 import transformers
 
+import kvcache.hf
 import hf_models as models
 from prefix_case import Prefix, enabled, inputs_of, stats, words
 
@@ -124,10 +126,10 @@ class Afterwards(Prefix):
 class Meanwhile(Prefix):
     """Loops of a caller's own (`custom_generate`), within a call."""
 
-    def check(self, own, texts, batch=1, found=20):
+    def check(self, own, texts, batch=1, found=20, plain=None, **options):
         """After a call whose loop is `own(model, ids, cache)`, each of `texts` reuses at most `found` tokens and
         gives what it gives without."""
-        plain, model = models.llama(), enabled(models.llama())
+        plain, model = plain or models.llama(), enabled(models.llama(), **options)
 
         def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
             cache = kwargs[next(iter(models.holding(None)))]
@@ -183,6 +185,38 @@ class Meanwhile(Prefix):
             forward(model, [[7]], cache)
 
         self.check(own, lambda ids: [[*row.tolist(), 5, 6, 7, 8] for row in ids], batch=2)
+
+    def test_a_pass_that_skips_layers(self):
+        """As early exits do. The rows of these layers are then of earlier tokens."""
+        def own(model, ids, cache):
+            model.config.num_hidden_layers = 1
+            try:
+                forward(model, ids.flip(1), cache, logits_to_keep=1)
+                forward(model, [[5]], cache)
+            finally:
+                model.config.num_hidden_layers = 2
+            forward(model, [[6]], cache)
+
+        for options in ({"kind": "paged"}, {"kind": "dynamic"}, {"kind": "static", "max_length": 90},
+                        {"kind": "paged", "k_format": "fp8_e4m3"}):
+            with self.subTest(options):
+                plain = models.llama()
+                kvcache.hf.enable(plain, **options)
+                self.check(own, lambda ids: [[*row.tolist(), *row.flip(0).tolist(), 5, 6, 7] for row in ids],
+                           plain=plain, **options)
+
+    def test_calls_that_never_reach_a_layer(self):
+        """Whose rows are no beginning for calls that do; also in a copy, whose store had no others."""
+        inputs = models.prompt("llama", length=20)
+        for send in (lambda model: model, copy.deepcopy):
+            plain, model = models.llama(), send(enabled(models.llama()))
+            for layers, found in ((1, 0), (2, 0), (1, 19), (2, 19), (1, 19)):
+                for one in (plain, model):
+                    one.config.num_hidden_layers = layers
+                wanted = models.run(plain, inputs)
+                self.assertEqual(
+                    self.reused(model, lambda: self.same(models.run(model, inputs), wanted)), found)
+            self.check_store(model)
 
     def test_a_loop_that_keeps_what_it_was_told(self):
         """And so the session, until the next call of its thread; what it forwards then is checked as ever."""

@@ -57,6 +57,35 @@ class Misses(Prefix):
                 weight.data = weight.data * 2
         self.check_miss(swap)
 
+    def test_adapters_that_are_merged_in_place(self):
+        """Through weight.data, whose version counter is another one than the weight's."""
+        def merge(model):
+            projection = model.model.layers[1].self_attn.v_proj
+            generator = torch.Generator().manual_seed(1)
+            low, high = torch.randn(32, 2, generator=generator), torch.randn(2, 16, generator=generator)
+            projection.weight.data += (low @ high).T
+        self.check_miss(merge)
+        self.check_miss(lambda model: model.model.norm.weight.data.mul_(2))
+
+    def test_weights_that_are_no_numbers(self):
+        model = enabled(models.llama())
+        model.lm_head.weight.data[-1] = float("nan")
+        inputs = models.prompt("llama", length=20)
+        for found in (0, 19):
+            self.assertEqual(self.reused(model, lambda: model.generate(**inputs, max_new_tokens=1)), found)
+
+    def test_elements_of_every_type_and_shape_are_read(self):
+        for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64):
+            for shape in ((), (0,), (7,), (3, 5), (40, 1), (2, 3, 4, 5)):
+                tensor = torch.zeros(shape, dtype=dtype)
+                changed = torch.zeros(shape, dtype=dtype)
+                changed.data.fill_(1)
+                for turned in (lambda one: one, lambda one: one.T if one.dim() == 2 else one):
+                    found, same, other = (_weights.elements_of([turned(one)])
+                                          for one in (tensor, tensor.clone(), changed))
+                    self.assertEqual(found, same)
+                    self.assertEqual(found != other, tensor.numel() > 0)
+
     def test_adapters_that_are_switched_and_back(self):
         class Adapted(torch.nn.Linear):
             """A layer as PEFT has them, whose adapter scales."""

@@ -1,9 +1,10 @@
 """generate() finds what earlier calls computed: the prefix cache of `enable(model, prefix_cache=...)`.
 
-A call has a `Session` on its cache, which ends with it, whoever keeps the cache. Before the model's forward pass the rows that are stored for the
-beginning of every text are copied into the layers, and only the rest is forwarded; afterwards the rows
-that it computed are copied to the store, under their token ids. Both are hooks of the model, plain
-functions that find the session on the cache that they are given, so that nothing refers to the model.
+A call has a `Session` on its cache, which ends with it, whoever keeps the cache. Before the model's forward
+pass the rows that are stored for the beginning of every text are copied into the layers, and only the rest is
+forwarded; afterwards the rows that it computed are copied to the store, under their token ids. Both are hooks
+of the model, plain functions that find the session on the cache that they are given, so that nothing refers to
+the model.
 
 What is found and stored must be what ids alone decide: calls that bring more go past, by name.
 """

@@ -280,7 +280,7 @@ void bind_hf(nb::module_& module) {
   nb::module_ hf = module.def_submodule("hf", "What kvcache.hf needs of C++.");
   bind_paged_layer(hf);
   bind_attention_interface(hf);
-  bind_prefix_store(hf);
+  bind_model_rows(hf);
   hf.def(
       "without_gradient",
       [](const char* name, GivenTensor tensor) -> LikeTensor {

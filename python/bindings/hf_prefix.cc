@@ -61,7 +61,7 @@ Result<TensorView> PrefixRows::read(std::int64_t text, std::int64_t behind, std:
 
 // --- The store. ---
 
-Status PrefixStore::expect(std::span<const LayerSpec> layers) {
+Status ModelRows::expect(std::span<const LayerSpec> layers) {
   if (cache_.has_value() &&
       std::equal(layers.begin(), layers.end(), layers_.begin(), layers_.end())) {
     return {};
@@ -96,52 +96,55 @@ Status PrefixStore::expect(std::span<const LayerSpec> layers) {
   return {};
 }
 
-PrefixStats PrefixStore::stats() {
+PrefixStats ModelRows::stats() {
   release_retired();
   return prefixes_.has_value() ? prefixes_->stats() : PrefixStats();
 }
 
-std::int64_t PrefixStore::reserved_bytes() {
+std::int64_t ModelRows::reserved_bytes() {
   release_retired();
   return cache_.has_value() ? cache_->reserved_bytes() : 0;
 }
 
-Status PrefixStore::check_invariants() {
+Status ModelRows::check_invariants() {
   release_retired();
   if (!cache_.has_value()) return {};
   KVC_RETURN_IF_ERROR(cache_->check_invariants());
   return prefixes_->check_invariants();
 }
 
-void PrefixStore::retire(std::span<const SequenceId> seqs) {
+void ModelRows::retire(std::list<std::vector<SequenceId>>* seqs) noexcept {
   const std::lock_guard lock(retiring_);
-  retired_.insert(retired_.end(), seqs.begin(), seqs.end());
+  retired_.splice(retired_.end(), *seqs);
 }
 
-void PrefixStore::release_retired() noexcept {
-  std::vector<SequenceId> seqs;
+void ModelRows::release_retired() noexcept {
+  std::list<std::vector<SequenceId>> retired;
   {
     const std::lock_guard lock(retiring_);
-    seqs.swap(retired_);
+    retired.swap(retired_);
   }
-  for (const SequenceId seq : seqs) (void)cache_->release(seq);
+  for (const std::vector<SequenceId>& seqs : retired) {
+    for (const SequenceId seq : seqs) (void)cache_->release(seq);
+  }
 }
 
 // --- A batch. ---
 
-PrefixBatch::PrefixBatch(std::shared_ptr<PrefixStore> store, const PrefixNamespace& space,
+PrefixBatch::PrefixBatch(std::shared_ptr<ModelRows> store, const PrefixNamespace& space,
                          std::vector<std::int64_t> paddings, std::vector<std::int32_t> ends)
     : store_(std::move(store)), space_(space), texts_(paddings.size()), ends_(std::move(ends)) {
   for (std::size_t i = 0; i < texts_.size(); ++i) texts_[i].padding = paddings[i];
+  leaving_.emplace_back().reserve(2 * texts_.size());
 }
 
 PrefixBatch::~PrefixBatch() {
-  std::vector<SequenceId> seqs;
+  std::vector<SequenceId>& seqs = leaving_.front();
   for (const Text& text : texts_) {
     if (text.is_open) seqs.push_back(text.seq);
     if (text.loads > 0) seqs.push_back(text.loading);
   }
-  store_->retire(seqs);
+  if (!seqs.empty()) store_->retire(&leaving_);
 }
 
 const LayerSpec& PrefixBatch::layer(std::int64_t index) const noexcept {
@@ -214,6 +217,7 @@ Result<std::int64_t> PrefixBatch::find(const TensorView& ids, std::int64_t keep)
                                                     ", columns]");
   }
   end_loading();
+  crop(length_);  // a forward pass that failed may have opened what it found
   total_ = length_ + ids.shape[1];
   found_ = length_;
   for (std::size_t i = 0; i < texts_.size(); ++i) {

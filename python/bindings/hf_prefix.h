@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -50,12 +51,12 @@ struct PrefixCounts {
 };
 
 // Thread safety: one call at a time, who holds turn().
-class PrefixStore {
+class ModelRows {
  public:
-  PrefixStore(std::int64_t budget_bytes, std::int64_t page_size)
+  ModelRows(std::int64_t budget_bytes, std::int64_t page_size)
       : budget_bytes_(budget_bytes), page_size_(page_size) {}
-  PrefixStore(const PrefixStore&) = delete;
-  PrefixStore& operator=(const PrefixStore&) = delete;
+  ModelRows(const ModelRows&) = delete;
+  ModelRows& operator=(const ModelRows&) = delete;
 
   std::recursive_mutex& turn() const noexcept { return turn_; }
 
@@ -74,9 +75,9 @@ class PrefixStore {
  private:
   friend class PrefixBatch;
 
-  // Sequences of batches that are gone. Nothing else is held while they are listed, so that the
-  // garbage collector may end a batch anywhere.
-  void retire(std::span<const SequenceId> seqs);
+  // Sequences of batches that are gone, a node of each. Nothing else is held while they are listed,
+  // and nothing allocated, so that the garbage collector may end a batch anywhere.
+  void retire(std::list<std::vector<SequenceId>>* seqs) noexcept;
   void release_retired() noexcept;
 
   const std::int64_t budget_bytes_;
@@ -86,7 +87,7 @@ class PrefixStore {
   std::optional<PrefixCache> prefixes_;  // over it
   PrefixCounts counts_;
   std::mutex retiring_;
-  std::vector<SequenceId> retired_;
+  std::list<std::vector<SequenceId>> retired_;
   mutable std::recursive_mutex turn_;
 };
 
@@ -94,11 +95,12 @@ class PrefixStore {
 // forward pass: find() what its new columns and those before have stored, gather() that, append()
 // what it computed.
 //
-// Thread safety: one call at a time, who holds the store's turn(). It may go at any time.
+// Thread safety: one call at a time, who holds the store's turn(). It may go at any time: nothing
+// more is then stored, and what is can be found to its last token.
 class PrefixBatch {
  public:
   // ends: ids of tokens behind which nothing of a text that grows by single tokens is stored.
-  PrefixBatch(std::shared_ptr<PrefixStore> store, const PrefixNamespace& space,
+  PrefixBatch(std::shared_ptr<ModelRows> store, const PrefixNamespace& space,
               std::vector<std::int64_t> paddings, std::vector<std::int32_t> ends);
   PrefixBatch(const PrefixBatch&) = delete;
   PrefixBatch& operator=(const PrefixBatch&) = delete;
@@ -127,8 +129,6 @@ class PrefixBatch {
   // The call dropped its newest columns, and has that many. REQUIRES: between forward passes.
   void crop(std::int64_t columns) noexcept;
 
-  // From here on nothing is stored; what is can be found to its last token.
-  void close() noexcept;
   std::int64_t batch() const noexcept { return static_cast<std::int64_t>(texts_.size()); }
 
  private:
@@ -144,16 +144,19 @@ class PrefixBatch {
   };
 
   Status open(Text& text, const PrefixHandle& handle);
+  // From here on nothing of it is stored; what is can be found to its last token.
   void close(Text& text) noexcept;
+  void close() noexcept;  // all of them
   void end_loading() noexcept;
   // Shortens `start` to what every layer can serve of all texts.
   Status settle(std::int64_t* start) const;
   Status store_text(std::int64_t index, std::span<const PrefixRows> layers);
 
-  std::shared_ptr<PrefixStore> store_;
+  std::shared_ptr<ModelRows> store_;
   PrefixNamespace space_;
   std::vector<Text> texts_;
   std::vector<std::int32_t> ends_;
+  std::list<std::vector<SequenceId>> leaving_;  // one node, with room for all that the end lists
   std::int64_t length_ = 0;
   std::int64_t total_ = 0;  // with those of the forward pass
   std::int64_t found_ = 0;

@@ -26,14 +26,14 @@ namespace {
 
 // With the store whose turn its calls take.
 struct PyBatch {
-  std::shared_ptr<PrefixStore> store;
+  std::shared_ptr<ModelRows> store;
   std::unique_ptr<PrefixBatch> batch;
 };
 
 using Counters = nb::typed<nb::dict, nb::str, Made<said::kCounted>>;
 using LayerRows = nb::typed<nb::list, GivenLayerRows>;
 
-Counters stats(PrefixStore& self) {
+Counters stats(ModelRows& self) {
   const Turn turn(self.turn());
   const PrefixStats index = self.stats();
   const PrefixCounts& counts = self.counts();
@@ -59,7 +59,7 @@ Counters stats(PrefixStore& self) {
   return nb::borrow<Counters>(all);
 }
 
-PyBatch new_batch(std::shared_ptr<PrefixStore> store, nb::bytes space,
+PyBatch new_batch(std::shared_ptr<ModelRows> store, nb::bytes space,
                   std::vector<std::int64_t> paddings, std::vector<std::int32_t> ends) {
   PrefixNamespace name;
   if (space.size() != name.bits.size()) {
@@ -126,7 +126,7 @@ struct Layers {
   std::vector<PrefixRows> all;
 };
 
-void expect(PrefixStore& self, const LayerRows& layers) {
+void expect(ModelRows& self, const LayerRows& layers) {
   const Turn turn(self.turn());
   const Layers given(layers);
   std::vector<LayerSpec> specs;
@@ -152,12 +152,12 @@ bool append(PyBatch& self, const LayerRows& layers) {
 
 }  // namespace
 
-void bind_prefix_store(nb::module_& hf) {
-  nb::class_<PrefixStore>(hf, "PrefixStore",
-                          "Rows of all layers of a model that may be found again, in at most "
-                          "budget_bytes.")
+void bind_model_rows(nb::module_& hf) {
+  nb::class_<ModelRows>(hf, "ModelRows",
+                        "Rows of all layers of a model that may be found again, in at most "
+                        "budget_bytes.")
       .def(nb::new_([](std::int64_t budget_bytes, std::int64_t page_size) {
-             return std::make_shared<PrefixStore>(budget_bytes, page_size);
+             return std::make_shared<ModelRows>(budget_bytes, page_size);
            }),
            "budget_bytes"_a, "page_size"_a)
       .def("expect", &expect, "layers"_a,
@@ -167,16 +167,17 @@ void bind_prefix_store(nb::module_& hf) {
       .def("stats", &stats, "Counters: see kvcache.hf.prefix_stats.")
       .def(
           "check_invariants",
-          [](PrefixStore& self) {
+          [](ModelRows& self) {
             const Turn turn(self.turn());
             check(self.check_invariants());
           },
           "For tests.\n\nErrors: RuntimeError.");
 
-  nb::class_<PyBatch>(hf, "PrefixBatch",
-                      "The texts of one call: rows of columns, of which the first paddings[b] are "
-                      "no text.\n\nspace: 32 bytes; texts of different ones never meet. ends: ids "
-                      "behind which nothing of a text that\ngrows by single tokens is stored.")
+  nb::class_<PyBatch>(
+      hf, "PrefixBatch",
+      "The texts of one call, while it lives: rows of columns, of which the first paddings[b] are "
+      "no text.\n\nspace: 32 bytes; texts of different ones never meet. ends: ids "
+      "behind which nothing of a text that\ngrows by single tokens is stored.")
       .def(nb::new_(&new_batch), "store"_a, "space"_a, "paddings"_a, "ends"_a)
       .def(
           "find", &find, "ids"_a, "keep"_a,
@@ -198,13 +199,6 @@ void bind_prefix_store(nb::module_& hf) {
             self.batch->crop(columns);
           },
           "columns"_a, "The call dropped its newest columns, and has that many.")
-      .def(
-          "close",
-          [](PyBatch& self) {
-            const Turn turn(self.store->turn());
-            self.batch->close();
-          },
-          "From here on nothing is stored; what is can be found to its last token.")
       .def_prop_ro(
           "length", [](const PyBatch& self) { return self.batch->length(); },
           "Columns that the call has rows of.");

@@ -1,4 +1,4 @@
-// PrefixStore and PrefixBatch in Python.
+// ModelRows and PrefixBatch in Python.
 #ifndef KVCACHE_PYTHON_BINDINGS_HF_PREFIX_BIND_H_
 #define KVCACHE_PYTHON_BINDINGS_HF_PREFIX_BIND_H_
 
@@ -6,7 +6,7 @@
 
 namespace kvcache::python {
 
-void bind_prefix_store(nanobind::module_& hf);
+void bind_model_rows(nanobind::module_& hf);
 
 }  // namespace kvcache::python
 

@@ -1,9 +1,10 @@
 """generate() finds what earlier calls computed: the prefix cache of `enable(model, prefix_cache=...)`.
 
-A call has a `Session` on its cache. Before the model's forward pass the rows that are stored for the
-beginning of every text are copied into the layers, and only the rest is forwarded; afterwards the rows
-that it computed are copied to the store, under their token ids. Both are hooks of the model, plain
-functions that find the session on the cache that they are given, so that nothing refers to the model.
+A call has a `Session` on its cache, which ends with it, whoever keeps the cache. Before the model's forward
+pass the rows that are stored for the beginning of every text are copied into the layers, and only the rest is
+forwarded; afterwards the rows that it computed are copied to the store, under their token ids. Both are hooks
+of the model, plain functions that find the session on the cache that they are given, so that nothing refers to
+the model.
 
 What is found and stored must be what ids alone decide: calls that bring more go past, by name.
 """
@@ -98,21 +99,22 @@ class Prefixes:
     their own: nothing of it is what the model is.
 
     never: why all calls go past it; None where they do not.
+    filled: indices of the layers that have rows after a forward pass, which are all stored.
     """
 
-    def __init__(self, budget, never=None):
+    def __init__(self, budget, never=None, filled=()):
         self.budget = budget
         self.never = never
-        self.store = _core.hf.PrefixStore(budget, PAGE)
+        self.filled = filled
+        self.store = _core.hf.ModelRows(budget, PAGE)
         self.weights = _weights.Weights()
-        self.filled = None  # indices of the layers that have rows
         self.calls = 0
         self.passed = collections.Counter()
         self.lock = threading.Lock()  # of what is counted
         self.here = threading.local()  # the session that this thread began last
 
     def __reduce__(self):
-        return Prefixes, (self.budget, self.never)
+        return Prefixes, (self.budget, self.never, self.filled)
 
     def make_room(self, cache):
         """The store for rows as a cache of the model has them.
@@ -127,7 +129,8 @@ class Prefixes:
             self.passed[reason] += 1
 
     def end_last(self):
-        """A thread that begins a call is done with the one before, whoever still has its cache."""
+        """A thread that begins a call is done with the one before, also where the exception that ended it, and
+        so all that it had, is kept."""
         last = getattr(self.here, "session", None)
         session = None if last is None else last()
         if session is not None:
@@ -145,8 +148,10 @@ class Prefixes:
             return self.pass_by(reason)
         ends = generation_config.eos_token_id
         ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
-        cache.session = Session(self, paddings, ends, str(getattr(mode, "value", mode)))
-        self.here.session = weakref.ref(cache.session)
+        session = cache.session = Session(self, paddings, ends, str(getattr(mode, "value", mode)))
+        self.here.session = weakref.ref(session)
+        # generate() makes itself a copy of what it is told, which lives as long as the call.
+        weakref.finalize(generation_config, session.end).atexit = False
 
     def given(self, cache):
         """A call that brings a cache of its own."""
@@ -190,23 +195,24 @@ class Prefixes:
 
 
 class Session:
-    """One call of generate(): its texts in the store. It holds no reference to the cache that it is on."""
+    """One call of generate(): its texts in the store. It holds no reference to the cache that it is on, and once
+    it is over none to the store."""
 
     def __init__(self, prefixes, paddings, ends, mode):
         self.prefixes = prefixes
-        self.paddings = paddings
+        self.paddings = paddings  # None before the first forward pass, where there are none
         self.ends = ends
         self.mode = mode
         self.batch = None  # before the first forward pass
         self.is_over = False
         self.changes = None  # of each layer, that are known here
         self.is_running = False  # between the hooks of a forward pass
+        self.total = 0  # columns after it
 
     def end(self):
-        """Nothing more is found or stored for this call."""
+        """Nothing more is found or stored for this call. It may happen anywhere, as the collector pleases."""
         self.is_over = True
-        if self.batch is not None:
-            self.batch.close()
+        self.batch = self.prefixes = None
 
     def before(self, model, args, kwargs, cache):
         """What a forward pass is to be given instead: (args, kwargs), or None for the same."""
@@ -219,18 +225,20 @@ class Session:
             except _weights.Unknown:
                 reason = "weights"
             else:
-                paddings = self.paddings or [0] * ids.shape[0]
-                self.batch = _core.hf.PrefixBatch(self.prefixes.store, space, paddings, self.ends)
+                self.paddings = self.paddings or [0] * ids.shape[0]
+                self.batch = _core.hf.PrefixBatch(self.prefixes.store, space, self.paddings, self.ends)
         if reason is not None:
             if self.batch is None:
                 self.prefixes.pass_by(reason)
             self.end()
             return None
         length = self.batch.length
-        if cache.get_seq_length() != length:  # cropped, or a forward pass failed midway
+        # Cropped, a forward pass failed midway, or rows went from text to text.
+        if cache.get_seq_length() != length or self.changes is not None and not self.follows(cache):
             self.end()
             return None
         self.is_running = True
+        self.total = length + ids.shape[1]
         want_given(cache, True)
         keep = kwargs.get("logits_to_keep") or 1
         count = self.batch.find(ids, keep) - length
@@ -250,12 +258,13 @@ class Session:
         if ids is None or ids.dim() != 2:
             return "input_ids"
         reason = unread(kwargs)
-        if reason is not None or self.batch is not None and ids.shape[1] == 1:
-            return reason
-        if model.training:
-            return "training"
+        if reason is not None or model.training:
+            return reason or "training"
+        batch, count = ids.shape
         keep = kwargs.get("logits_to_keep")
-        if keep is None:
+        if count == 1 and self.batch is not None:  # of which nothing is spared, whatever is read
+            pass
+        elif keep is None:
             # All of them, or none is spared: who drafts tokens then reads more than the last.
             if "logits_to_keep" in inspect.signature(model.forward).parameters or (
                     self.mode == "assisted_generation"):
@@ -263,18 +272,21 @@ class Session:
         elif not isinstance(keep, int) or keep < 1:
             return "logits_to_keep"
         # Texts count from their first token; before it they are padding, which is not seen.
-        batch, count = ids.shape
         paddings = torch.tensor(self.paddings or [0] * batch)[:, None]
         begin = 0 if self.batch is None else self.batch.length
-        usual = torch.arange(begin + count)[None] - paddings
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        if len(usual) != batch or not (bool((usual >= 0).all()) if mask is None else (
-                mask.shape == usual.shape and bool(((mask != 0) == (usual >= 0)).all()))):
+        is_padded = bool(paddings.any())
+        if mask is None:
+            is_usual = not is_padded
+        else:
+            seen = torch.arange(begin + count)[None] >= paddings
+            is_usual = mask.shape == seen.shape and torch.equal(mask != 0, seen)
+        if len(paddings) != batch or not is_usual:
             return "attention_mask"
-        usual = usual[:, begin:]
         if positions is None:  # which models then count by columns
-            return "position_ids" if paddings.any() else None
-        is_usual = positions.dim() == 2 and positions.shape[1] == count and bool(
+            return "position_ids" if is_padded else None
+        usual = torch.arange(begin, begin + count)[None] - paddings
+        is_usual = positions.shape in ((1, count), (batch, count)) and bool(
             ((positions == usual) | (usual < 0)).all())
         return None if is_usual else "position_ids"
 
@@ -292,6 +304,11 @@ class Session:
         """Whether rows have done no more than to be appended to, since the first or since crop()."""
         return not self.is_over and self.changes == [layer.changes for layer in cache.layers]
 
+    def fills(self, cache):
+        """Whether a forward pass left its rows in every layer that is stored: an early exit skips some."""
+        return filled(cache) == self.prefixes.filled and all(
+            cache.layers[place].get_seq_length() == self.total for place in self.prefixes.filled)
+
     def crop(self, cache):
         """The newest columns were dropped, as drafts are. It followed until then."""
         self.changes = [layer.changes for layer in cache.layers]
@@ -302,14 +319,12 @@ class Session:
         if not self.is_running:
             return
         self.is_running = False
-        places = filled(cache)
         if self.changes is None:
             self.changes = [layer.changes for layer in cache.layers]
         goes_on = False
-        if self.follows(cache):
-            self.prefixes.filled = places  # the same for every call of a model
+        if self.follows(cache) and self.fills(cache):
             try:
-                goes_on = self.batch.append(rows_of(cache, places))
+                goes_on = self.batch.append(rows_of(cache, self.prefixes.filled))
             except (MemoryError, ValueError):  # in use by others, or changed: the call goes on without
                 pass
         want_given(cache, False)

@@ -57,6 +57,35 @@ class Misses(Prefix):
                 weight.data = weight.data * 2
         self.check_miss(swap)
 
+    def test_adapters_that_are_merged_in_place(self):
+        """Through weight.data, whose version counter is another one than the weight's."""
+        def merge(model):
+            projection = model.model.layers[1].self_attn.v_proj
+            generator = torch.Generator().manual_seed(1)
+            low, high = torch.randn(32, 2, generator=generator), torch.randn(2, 16, generator=generator)
+            projection.weight.data += (low @ high).T
+        self.check_miss(merge)
+        self.check_miss(lambda model: model.model.norm.weight.data.mul_(2))
+
+    def test_weights_that_are_no_numbers(self):
+        model = enabled(models.llama())
+        model.lm_head.weight.data[-1] = float("nan")
+        inputs = models.prompt("llama", length=20)
+        for found in (0, 19):
+            self.assertEqual(self.reused(model, lambda: model.generate(**inputs, max_new_tokens=1)), found)
+
+    def test_elements_of_every_type_and_shape_are_read(self):
+        for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64):
+            for shape in ((), (0,), (7,), (3, 5), (40, 1), (2, 3, 4, 5)):
+                tensor = torch.zeros(shape, dtype=dtype)
+                changed = torch.zeros(shape, dtype=dtype)
+                changed.data.fill_(1)
+                for turned in (lambda one: one, lambda one: one.T if one.dim() == 2 else one):
+                    found, same, other = (_weights.elements_of([turned(one)])
+                                          for one in (tensor, tensor.clone(), changed))
+                    self.assertEqual(found, same)
+                    self.assertEqual(found != other, tensor.numel() > 0)
+
     def test_adapters_that_are_switched_and_back(self):
         class Adapted(torch.nn.Linear):
             """A layer as PEFT has them, whose adapter scales."""
@@ -139,8 +168,15 @@ class Passed(Prefix):
         self.check_passed("position_ids", model, plain,
                           inputs={"input_ids": ids, "attention_mask": ones,
                                   "position_ids": 3 + torch.arange(20)[None].expand(2, -1)})
-        self.check_passed("output_hidden_states", model, output_hidden_states=True)
-        self.check_passed("logits_to_keep", model, logits_to_keep=0)
+        whole = inputs_of(ids)
+        models.run(model, whole)  # so that there is something to be found
+        self.check_passed("output_hidden_states", model, plain, whole, output_hidden_states=True)
+        self.check_passed("logits_to_keep", model, plain, whole, logits_to_keep=0)
+        found, wanted = (one.generate(**whole, max_new_tokens=2, output_hidden_states=True,
+                                      return_dict_in_generate=True).hidden_states[0] for one in (model, plain))
+        for one, other in zip(found, wanted, strict=True):
+            self.assertEqual(one.shape[1], 20)
+            self.assertLess((one - other).abs().max().item(), 1e-4)
         for usual in ({}, {"position_ids": torch.arange(20)[None].expand(2, -1)}):
             inputs = {"input_ids": ids, "attention_mask": ones, **usual}
             self.assertGreaterEqual(self.reused(model, lambda: models.run(model, inputs)),
@@ -211,23 +247,44 @@ class Passed(Prefix):
 
     def test_rows_that_depend_on_later_tokens(self):
         """As where a prompt is read in both directions."""
-        model = models.llama()
-        forward = model.model.forward
+        name = next(iter(models.holding(None)))
 
-        def in_both_directions(input_ids=None, attention_mask=None, **kwargs):
-            count = input_ids.shape[1]
-            if count > 1:
-                keys = count + kwargs[models_cache_name()].get_seq_length()
-                attention_mask = torch.zeros(input_ids.shape[0], 1, count, keys)
-            return forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        def made():
+            model = models.llama()
+            forward = model.model.forward
 
-        def models_cache_name():
-            return next(iter(models.holding(None)))
+            def in_both_directions(input_ids=None, attention_mask=None, **kwargs):
+                count = input_ids.shape[1]
+                if count > 1:
+                    cache = kwargs.get(name)
+                    keys = count + (0 if cache is None else cache.get_seq_length())
+                    attention_mask = torch.zeros(input_ids.shape[0], 1, count, keys)
+                return forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-        enabled(model)  # whose own tokens are read as ever
-        model.model.forward = in_both_directions
-        same, _ = kvcache.hf._probe.same_in_parts(model, lambda: kvcache.hf.Cache(model.config, "paged"))
-        self.assertFalse(same)
+            model.model.forward = in_both_directions
+            return model
+
+        for kind in ("paged", "dynamic"):
+            plain, model = made(), enabled(made(), kind)
+            for length in (20, 30):  # the longer begins with the shorter
+                inputs = inputs_of(torch.tensor([words(30)[:length]]))
+                self.same(models.run(model, inputs), models.run(plain, inputs))
+            counted = stats(model)
+            self.assertEqual((counted["passed"], counted["tokens_stored"]), ({"not_causal": 2}, 0))
+
+    def test_an_assistant(self):
+        """Each side has a prefix cache of its own: that of the assistant is passed, as its drafts are cropped."""
+        plain, model = models.llama(), enabled(models.llama())
+        assistant = enabled(models.llama(num_hidden_layers=1))
+        inputs = models.prompt("llama", length=20)
+        wanted = models.run(plain, inputs, assistant_model=models.llama(num_hidden_layers=1))
+        for _ in range(2):
+            found = models.run(model, inputs, assistant_model=assistant)
+            self.assertEqual(found[0].tolist(), wanted[0].tolist())
+        self.assertGreaterEqual(stats(model)["tokens_reused"], 15)
+        counted = stats(assistant)
+        self.assertEqual((set(counted["passed"]) - {"cache"}, counted["tokens_stored"]), ({"assistant"}, 0))
+        self.check_store(model)
 
     def test_training_and_weights_that_count_nothing(self):
         model = enabled(models.llama())

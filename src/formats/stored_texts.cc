@@ -67,9 +67,8 @@ Status read_lists(FieldReader& in, StoredTexts& texts) {
       std::min(texts.page_size, kMaxBytes / 2 / std::max<std::int64_t>(1, token_bytes));
   const std::int64_t most_ids = in.left() / 4;
   for (std::size_t i = 0; i < texts.pages.size(); ++i) {
-    const std::int64_t left = i == 0 ? most_ids
-                                     : most_ids - texts.pages[i - 1].tokens -
-                                           texts.pages[i - 1].count;
+    const std::int64_t left =
+        i == 0 ? most_ids : most_ids - texts.pages[i - 1].tokens - texts.pages[i - 1].count;
     KVC_RETURN_IF_ERROR(read_page(in, texts, i, std::min(countable, left)));
   }
   in.get_bytes(texts.present.data(), texts.present.size());

@@ -38,10 +38,11 @@ std::vector<LayerSpec> few_layers() {
 
 // Layers that keep all tokens: coded ones, of which the newest rows are plain, and a plain one.
 CacheConfig residual_config(std::int64_t page_size) {
-  CacheConfig config = stored_config({LayerSpec::kv(2, 32, 32, coded(RowFormat::kInt8), coded(RowFormat::kInt8)),
-                                      LayerSpec::kv(1, 16, 16, kF16, kF16),
-                                      LayerSpec::kv(1, 32, 32, coded(RowFormat::kInt4), kF16)},
-                                     page_size);
+  CacheConfig config =
+      stored_config({LayerSpec::kv(2, 32, 32, coded(RowFormat::kInt8), coded(RowFormat::kInt8)),
+                     LayerSpec::kv(1, 16, 16, kF16, kF16),
+                     LayerSpec::kv(1, 32, 32, coded(RowFormat::kInt4), kF16)},
+                    page_size);
   config.residual_tokens = 6;
   return config;
 }

@@ -1,6 +1,8 @@
 // PrefixCache in files: files are written and read in src/formats, pages and nodes made in
 // src/cache.
+#include <algorithm>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +23,7 @@ using internal::PagedStep;
 using internal::PagedStore;
 using internal::PrefixIndex;
 using internal::PrefixNode;
+using internal::PrefixSpace;
 using internal::RawRows;
 using internal::refusal;
 using internal::RowArray;
@@ -121,34 +124,64 @@ class Taker {
   Status run() {
     const StoredTexts& texts = header_.texts;
     room_.resize(static_cast<std::size_t>(header_.blocks.most_bytes()));
-    nodes_.assign(texts.pages.size(), -1);
+    spaces_.resize(texts.spaces.size());
+    nodes_.resize(texts.pages.size());
     added_.reserve(texts.pages.size());
+    shorter_.reserve(texts.pages.size());
+    struct Unfinished {  // of an error, and of memory that is refused
+      Taker& taker;
+      bool there = true;
+      ~Unfinished() {
+        if (there) taker.index_.take_back(taker.added_);
+      }
+    } unfinished{*this};
     for (std::size_t page = 0; page < texts.pages.size() && !full_; ++page) {
-      const Status status = take(page);
-      if (status.ok()) continue;
-      index_.take_back(added_);
-      return status;
+      KVC_RETURN_IF_ERROR(take(page));
     }
+    unfinished.there = false;
+    index_.take_back(shorter_);
     index_.use_again(added_);
     return {};
   }
-  std::int64_t taken() const { return static_cast<std::int64_t>(added_.size()); }
+  // Those that are there: a longer one may have come in another's place.
+  std::int64_t taken() const {
+    return std::count_if(added_.begin(), added_.end(),
+                         [&](const NodeRef& added) { return index_.is_there(added); });
+  }
 
  private:
+  using NodeRef = PrefixIndex::NodeRef;
+
+  // The namespace of a page, held until the end; null where it would take room of others.
+  PrefixSpace* space_of(const StoredPage& page) {
+    const auto number = static_cast<std::size_t>(page.space);
+    if (spaces_[number] == nullptr) {
+      const PrefixNamespace& name = header_.texts.spaces[number];
+      if (!index_.has_room_for(name)) return nullptr;
+      auto made = index_.space(name);
+      if (!made.ok()) return nullptr;
+      spaces_[number] = std::move(*made);
+    }
+    return spaces_[number].get();
+  }
+
   Status take(std::size_t number) {
     const StoredTexts& texts = header_.texts;
     const StoredPage& page = texts.pages[number];
-    const std::int32_t parent =
-        page.parent < 0 ? -1 : nodes_[static_cast<std::size_t>(page.parent)];
-    if (page.parent >= 0 && parent < 0) return {};
-    const auto space = index_.space(texts.spaces[static_cast<std::size_t>(page.space)]);
-    if (!space.ok()) {
-      full_ = true;  // the budget has no room for its name
+    std::int32_t parent = -1;
+    if (page.parent >= 0) {
+      const NodeRef& before = nodes_[static_cast<std::size_t>(page.parent)];
+      if (!index_.is_there(before)) return {};
+      parent = before.node;
+    }
+    PrefixSpace* const space = space_of(page);
+    if (space == nullptr) {
+      full_ = true;
       return {};
     }
-    std::int32_t& node = nodes_[number];
-    node = index_.child(**space, parent, texts.tokens_of(page));
-    if (node >= 0) return {};
+    NodeRef& node = nodes_[number];
+    node = index_.ref(index_.child(*space, parent, texts.tokens_of(page)));
+    if (node.node >= 0) return {};
     std::vector<bool> wanted(static_cast<std::size_t>(store_.layout().num_groups()));
     for (std::size_t layer = 0; layer < texts.layers.size(); ++layer) {
       if (texts.has(number, layer)) wanted[group_of(store_, layer)] = true;
@@ -167,8 +200,11 @@ class Taker {
       const auto& pages = step.rooms[group_of(store_, static_cast<std::size_t>(layer))].pages;
       put_page(store_, layer, buffer, pages.front(), rows_of(array, bytes.data()));
     });
-    node = index_.add(**space, parent, step, texts.tokens_of(page), page.priority);
-    if (node >= 0) added_.push_back(node);
+    NodeRef shorter;
+    node = index_.ref(
+        index_.add(*space, parent, step, texts.tokens_of(page), page.priority, &shorter));
+    if (node.node >= 0) added_.push_back(node);
+    if (shorter.node >= 0) shorter_.push_back(shorter);
     return {};
   }
 
@@ -177,8 +213,10 @@ class Taker {
   const File& file_;
   const TextsHeader& header_;
   std::vector<std::byte> room_;
-  std::vector<std::int32_t> nodes_;  // [num_pages] -1: it did not come
-  std::vector<std::int32_t> added_;
+  std::vector<std::shared_ptr<PrefixSpace>> spaces_;  // [num_spaces] null: not met yet
+  std::vector<NodeRef> nodes_;                        // [num_pages] none: it did not come
+  std::vector<NodeRef> added_;
+  std::vector<NodeRef> shorter_;  // that leave in the end: longer ones have come
   bool full_ = false;
 };
 

@@ -1,7 +1,10 @@
 #include "formats/stored_texts.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
+
+#include "base/checked_math.h"
 
 namespace kvcache::internal {
 namespace {
@@ -24,7 +27,8 @@ std::int64_t fields_of(std::int64_t layers_end, const StoredTexts& texts) {
          static_cast<std::int64_t>(texts.present.size());
 }
 
-Status read_page(FieldReader& in, StoredTexts& texts, std::size_t i) {
+// `most_count`: tokens of a page of which the rows and ids are countable.
+Status read_page(FieldReader& in, StoredTexts& texts, std::size_t i, std::int64_t most_count) {
   const std::string name = "pages[" + std::to_string(i) + "]";
   StoredPage& page = texts.pages[i];
   page.parent = in.get<std::int32_t>();
@@ -37,7 +41,7 @@ Status read_page(FieldReader& in, StoredTexts& texts, std::size_t i) {
       expect_field(name + ".parent", page.parent, -1, static_cast<std::int64_t>(i) - 1));
   KVC_RETURN_IF_ERROR(expect_field(name + ".space", page.space, 0,
                                    static_cast<std::int64_t>(texts.spaces.size()) - 1));
-  KVC_RETURN_IF_ERROR(expect_field(name + ".count", page.count, 1, texts.page_size));
+  KVC_RETURN_IF_ERROR(expect_field(name + ".count", page.count, 1, most_count));
   KVC_RETURN_IF_ERROR(expect_field(name + ".priority", page.priority, 0, 100));
   if (!zeros) return corrupt(name, "others in its zeros", "zeros");
   if (page.parent < 0) return {};
@@ -59,8 +63,13 @@ Status read_lists(FieldReader& in, StoredTexts& texts) {
     in.get_bytes(space.bits.data(), space.bits.size());
     space.tenant = in.get<std::int64_t>();
   }
+  const std::int64_t countable =
+      std::min(texts.page_size, kMaxBytes / 2 / std::max<std::int64_t>(1, token_bytes));
+  const std::int64_t most_ids = in.left() / 4;
   for (std::size_t i = 0; i < texts.pages.size(); ++i) {
-    KVC_RETURN_IF_ERROR(read_page(in, texts, i));
+    const std::int64_t left =
+        i == 0 ? most_ids : most_ids - texts.pages[i - 1].tokens - texts.pages[i - 1].count;
+    KVC_RETURN_IF_ERROR(read_page(in, texts, i, std::min(countable, left)));
   }
   in.get_bytes(texts.present.data(), texts.present.size());
   return {};

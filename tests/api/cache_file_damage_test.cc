@@ -36,6 +36,17 @@ std::vector<LayerSpec> few_layers() {
           LayerSpec::kv(1, 32, 32, coded(RowFormat::kInt4), kF16).living(window)};
 }
 
+// Layers that keep all tokens: coded ones, of which the newest rows are plain, and a plain one.
+CacheConfig residual_config(std::int64_t page_size) {
+  CacheConfig config =
+      stored_config({LayerSpec::kv(2, 32, 32, coded(RowFormat::kInt8), coded(RowFormat::kInt8)),
+                     LayerSpec::kv(1, 16, 16, kF16, kF16),
+                     LayerSpec::kv(1, 32, 32, coded(RowFormat::kInt4), kF16)},
+                    page_size);
+  config.residual_tokens = 6;
+  return config;
+}
+
 StoredSequence described(const Bytes& bytes) {
   return internal::read_header(internal::BytesFile(bytes)).value().seq;
 }
@@ -67,21 +78,28 @@ void expect_refused_or_equal(const Bytes& bytes, bool forged, const StoredCache&
   ASSERT_OK(into.cache.release(*loaded));
 }
 
-TEST(CacheFileDamage, TenThousandDamagedFilesAreRefusedByNameOrLoadEqualRows) {
-  StoredCache from(stored_config(few_layers(), 4));
-  CacheConfig config = stored_config(few_layers(), 8);
+void damage_many(const CacheConfig& written, const CacheConfig& config, int files) {
+  StoredCache from(written);
   const SequenceId seq = from.sequence(1, 300);
   const Bytes bytes = from.bytes(seq);
   std::mt19937_64 random(7);
   int loads = 0;
   StoredCache into(config);
-  for (int i = 0; i < 10000; ++i) {
+  for (int i = 0; i < files; ++i) {
     bool forged = false;
     const Bytes changed = damaged(bytes, random, &forged);
     expect_refused_or_equal(changed, forged, from, seq, into, &loads);
     if (::testing::Test::HasFailure()) FAIL() << "number " << i;
   }
   EXPECT_GT(loads, 0);  // of other ids, and edits that change nothing
+}
+
+TEST(CacheFileDamage, TenThousandDamagedFilesAreRefusedByNameOrLoadEqualRows) {
+  damage_many(stored_config(few_layers(), 4), stored_config(few_layers(), 8), 8000);
+}
+
+TEST(CacheFileDamage, DamagedFilesWithPlainNewestRowsAreRefusedByNameOrLoadEqualRows) {
+  damage_many(residual_config(4), residual_config(8), 2000);
 }
 
 TEST(CacheFileDamage, EveryTruncationIsRefused) {
@@ -146,6 +164,28 @@ TEST(CacheFileDamage, ForgedHeadersAreRefusedByTheField) {
          "layers[0].buffers[0].role: found 4");
   expect([](StoredSequence& s) { s.layers[0].spec.life.window = -1; },
          "layers[0].window: found -1");
+}
+
+// Of coded layers whose newest rows are plain all rows are there, as of every layer that keeps all.
+TEST(CacheFileDamage, LayersWithPlainNewestRowsBeginAtTheFirst) {
+  const CacheConfig config = residual_config(4);
+  StoredCache from(config);
+  StoredCache into(config);
+  const StoredSequence seq = described(from.bytes(from.sequence(1, 23)));
+  ASSERT_LT(seq.coded, seq.length);
+  for (std::size_t layer = 0; layer < seq.layers.size(); ++layer) {
+    for (const std::int64_t first : {std::int64_t{1}, std::int64_t{5}, seq.coded, seq.length}) {
+      StoredSequence changed = seq;
+      changed.layers[layer].first = first;
+      const Bytes bytes = forged(changed);
+      const Status status = CacheFile::over(bytes)->load(into.cache).status();
+      EXPECT_EQ(status.code(), StatusCode::kCorrupt);
+      const std::string words =
+          "layers[" + std::to_string(layer) + "].first: found " + std::to_string(first);
+      EXPECT_EQ(status.message().find(words), 0u) << status.message();
+      EXPECT_EQ(into.cache.stats().sequences, 0);
+    }
+  }
 }
 
 // A layer of the same group as another says that it holds more.

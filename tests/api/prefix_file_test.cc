@@ -253,6 +253,72 @@ TEST(PrefixFile, AFailureOfAnyCallLeavesFileAndCacheAsTheyWere) {
   EXPECT_GT(failures, 12);
 }
 
+// Into a cache that knows something already, also a beginning of what the file has.
+TEST(PrefixFile, AFailureOfAnyCallLeavesWhatWasKnown) {
+  const TempDir folder;
+  const std::string path = folder.path() + "/warm";
+  const CacheConfig config = PrefixWorld::config_of({Life(), window_of(9)}, 60, 4);
+  PrefixWorld before(config);
+  before.ask(counted(1, 15));
+  before.ask(counted(1, 15), named(2));
+  for (int i = 1; i < 5; ++i) before.ask(counted(1000 * i, 10), named(i));
+  ASSERT_OK(before.prefixes->save(path).status());
+  FailingFiles files;
+  const internal::FilesInPlace in_place(files);
+  for (const bool throws : {false, true}) {
+    if (throws) files.throw_instead();
+    int failures = 0;
+    for (int k = 0;; ++k) {
+      PrefixWorld after(config);
+      after.ask(counted(1, 14));
+      after.ask(counted(1, 6), named(2));
+      const std::int64_t pages = after.prefixes->stats().pages;
+      files.fail_at(k);
+      const auto loaded = after.prefixes->load(path, {&serial_executor()});
+      files.fail_at(-1);
+      after.check();
+      EXPECT_EQ(found(after, counted(1, 14)), 14);
+      EXPECT_EQ(found(after, counted(1, 6), named(2)), 6);
+      if (loaded.ok()) {
+        EXPECT_EQ(found(after, counted(1, 15)), 15);
+        break;
+      }
+      ++failures;
+      EXPECT_EQ(after.prefixes->stats().pages, pages) << k;
+      EXPECT_EQ(after.prefixes->stats().namespaces, 2) << k;
+    }
+    EXPECT_GT(failures, 30);
+  }
+}
+
+// Room for a namespace is none that pages have: nothing leaves, and every page has its own text,
+// however little of the file fits.
+TEST(PrefixFile, NamespacesWithoutRoomStayOutAndNothingLeavesForThem) {
+  const TempDir folder;
+  const std::string path = folder.path() + "/warm";
+  PrefixWorld before(PrefixWorld::config_of({Life()}, 200, 4));
+  for (int i = 0; i < 20; ++i) before.ask(counted(1, 8), named(i));
+  ASSERT_OK(before.prefixes->save(path).status());
+  CacheConfig config = PrefixWorld::config_of({Life()}, 0, 4);
+  std::int64_t most = 0;
+  for (config.budget_bytes = 900; most < 40; config.budget_bytes += 1 + config.budget_bytes % 9) {
+    ASSERT_LT(config.budget_bytes, 60000);
+    auto cache = PagedCache::create(config);
+    if (!cache.ok()) continue;
+    PrefixWorld after(config);
+
+    const auto loaded = after.prefixes->load(path);
+    ASSERT_OK(loaded.status());
+    const PrefixStats stats = after.prefixes->stats();
+    ASSERT_EQ(stats.pages_evicted, 0) << config.budget_bytes;
+    ASSERT_EQ(stats.pages, *loaded) << config.budget_bytes;
+    ASSERT_LE(after.cache.reserved_bytes(), config.budget_bytes);
+    ASSERT_GE(*loaded, most) << config.budget_bytes;
+    most = *loaded;
+    after.check();
+  }
+}
+
 TEST(PrefixFile, EveryPolicyIsSavedAndWarmedUp) {
   const TempDir folder;
   const std::string path = folder.path() + "/warm";

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <random>
 #include <set>
@@ -169,6 +170,91 @@ TEST(TextsHeaders, ComeBackAsTheyWereAndParentsComeFirst) {
         t.pages[2].tokens = 6;
       },
       "pages[0].count: found 3");
+}
+
+// A header of texts that says of layers and counts what `change` makes of them, with a sum that
+// fits and blocks that have no bytes.
+MemoryFile forged_texts(const std::function<void(StoredTexts&)>& change) {
+  StoredTexts texts;
+  texts.page_size = 1;
+  texts.layers = {LayerSpec::kv(1, 1, 1)};
+  texts.layers[0].num_buffers = 1;
+  texts.spaces.resize(1);
+  texts.pages = {{-1, 0, 1, 50, 0}};
+  texts.present = {1};
+  texts.tokens = {1};
+  TextsHeader header;
+  header.texts = texts;
+  change(header.texts);
+  StoredTexts& own = header.texts;
+  const auto pages = static_cast<std::int64_t>(own.pages.size());
+  std::int64_t bytes = kFixedBytes + 40 * static_cast<std::int64_t>(own.spaces.size()) +
+                       16 * pages + static_cast<std::int64_t>(own.present.size());
+  for (const LayerSpec& spec : own.layers) bytes += kLayerBytes + kBufferBytes * spec.num_buffers;
+  bytes = round_up(bytes + 4 * static_cast<std::int64_t>(own.tokens.size()), 8);
+  bytes = round_up(bytes + kSumBytes * (pages + 1), kFileAlignment);
+  header.blocks.sums.resize(own.pages.size());
+  header.blocks.offsets.assign(own.pages.size() + 1, bytes);
+  MemoryFile file;
+  EXPECT_TRUE(file.write_at(0, encode_texts_header(header)).ok());
+  return file;
+}
+
+// Sizes of which the product is no number of 64 bits are found out where they are read.
+TEST(TextsHeaders, PagesOfMoreBytesThanCanBeCountedAreRefused) {
+  for (const int bits : {19, 20}) {
+    for (const int dim_bits : {20, 21}) {
+      const auto file = forged_texts([&](StoredTexts& texts) {
+        texts.layers[0].buffers[0].heads = std::int64_t{1} << 21;
+        texts.layers[0].buffers[0].dim = std::int64_t{1} << dim_bits;
+        texts.page_size = texts.pages[0].count = 1 << bits;
+        texts.tokens.resize(std::size_t{1} << bits);
+      });
+      const Status status = read_texts_header(file).status();
+      EXPECT_EQ(status.code(), StatusCode::kCorrupt);
+    }
+  }
+  const auto file = forged_texts([](StoredTexts& texts) {
+    texts.layers[0].buffers[0].heads = texts.layers[0].buffers[0].dim = std::int64_t{1} << 21;
+    texts.page_size = texts.pages[0].count = 1 << 20;
+    texts.tokens.resize(std::size_t{1} << 20);
+  });
+  EXPECT_EQ(read_texts_header(file).status().message(),
+            "pages[0].count: found 1048576, expected 1 .. 131072");
+}
+
+TEST(TextsHeaders, CountsOfMoreIdsThanTheHeaderHasAreRefusedByThePage) {
+  const auto file = forged_texts([](StoredTexts& texts) {
+    texts.page_size = (std::int64_t{1} << 31) - 1;
+    texts.pages.assign(3, {-1, 0, static_cast<std::int32_t>(texts.page_size), 50, 0});
+    texts.present.assign(3, 1);
+  });
+  EXPECT_EQ(read_texts_header(file).status().message().find("pages[0].count: found 2147483647"),
+            0u);
+}
+
+TEST(TextsHeaders, EveryForgedFieldIsRefusedByItsName) {
+  const auto refused = [&](auto&& change, const std::string& words) {
+    const Status status = read_texts_header(forged_texts(change)).status();
+    EXPECT_EQ(status.code(), StatusCode::kCorrupt);
+    EXPECT_EQ(status.message().find(words), 0u) << status.message() << ", " << words;
+  };
+  refused([](StoredTexts& t) { t.page_size = 0; }, "page_size: found 0");
+  refused([](StoredTexts& t) { t.page_size = std::int64_t{1} << 31; }, "page_size: found");
+  refused([](StoredTexts& t) { t.layers.clear(); }, "num_layers: found 0");
+  refused([](StoredTexts& t) { t.layers[0].buffers[0].heads = 0; },
+          "layers[0].buffers[0].heads: found 0");
+  refused([](StoredTexts& t) { t.layers[0].buffers[0].dim = std::int64_t{1} << 31; },
+          "layers[0].buffers[0].dim: found");
+  refused([](StoredTexts& t) { t.layers[0].life.window = -1; }, "layers[0].window: found -1");
+  refused([](StoredTexts& t) { t.layers[0].life.sink_tokens = -1; }, "layers[0].sink_tokens");
+  refused([](StoredTexts& t) { t.pages[0].parent = -2; }, "pages[0].parent: found -2");
+  refused([](StoredTexts& t) { t.pages[0].parent = 0; }, "pages[0].parent: found 0");
+  refused([](StoredTexts& t) { t.pages[0].space = -1; }, "pages[0].space: found -1");
+  refused([](StoredTexts& t) { t.pages[0].count = 0; }, "pages[0].count: found 0");
+  refused([](StoredTexts& t) { t.pages[0].count = 2; }, "pages[0].count: found 2");
+  refused([](StoredTexts& t) { t.pages[0].priority = 257; }, "pages[0]: found others");
+  refused([](StoredTexts&) {}, "file_bytes: found");  // its block is missing
 }
 
 }  // namespace

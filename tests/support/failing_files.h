@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -24,6 +25,8 @@ class FailingFiles final : public internal::FileSystem {
   int calls() const { return calls_; }
   // Of writes: half of the bytes are written before it fails, as on a disk that is full.
   void fill_up() { fills_up_ = true; }
+  // Calls throw bad_alloc where they would fail.
+  void throw_instead() { throws_ = true; }
 
   Result<std::unique_ptr<internal::File>> open(const std::string& path) override {
     return wrap("open", [&] { return upstream_.open(path); });
@@ -40,7 +43,11 @@ class FailingFiles final : public internal::FileSystem {
   }
 
  private:
-  bool fails() { return calls_++ == fails_at_; }
+  bool fails() {
+    const bool now = calls_++ == fails_at_;
+    if (now && throws_) throw std::bad_alloc();
+    return now;
+  }
   static Status refuse(const char* what) {
     return Status(StatusCode::kIo, std::string("injected: ") + what);
   }
@@ -86,6 +93,7 @@ class FailingFiles final : public internal::FileSystem {
   int calls_ = 0;
   int fails_at_ = std::numeric_limits<int>::max();
   bool fills_up_ = false;
+  bool throws_ = false;
 };
 
 }  // namespace kvcache::testing

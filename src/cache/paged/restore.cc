@@ -22,10 +22,15 @@ Status PagedStore::check_restored(const RestoredSequence& from, PagedSequence& s
     const GroupLayout& group = layout_.groups[g];
     GroupTable& table = seq.tables[g];
     std::int64_t length = from.length;
-    if (is_codes(g)) {
-      length = from.coded;
-    } else if (group.rule.is_tail()) {
-      table.first = from.coded;
+    if (is_codes(g) || group.rule.is_tail()) {
+      for (const LayerLayout& layer : group.layers) {
+        const std::int64_t first = from.first[static_cast<std::size_t>(layer.layer)];
+        if (first == 0) continue;
+        return refusal(StatusCode::kCorrupt, "layers[" + std::to_string(layer.layer) + "].first",
+                       first, "0, as it keeps all tokens");
+      }
+      if (is_codes(g)) length = from.coded;
+      if (group.rule.is_tail()) table.first = from.coded;
     } else {
       const auto layer = static_cast<std::size_t>(group.layers.front().layer);
       const std::int64_t first = from.first[layer];

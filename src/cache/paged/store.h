@@ -114,6 +114,10 @@ class PagedStore {
   Result<PagedSequence*> assemble(std::unique_ptr<PagedSequence> seq, bool is_held = false);
   // Records of `count` sequences more or less, of something else. Errors as those of open().
   Status charge_records(std::int64_t count);
+  // Whether nothing leaves for them.
+  bool has_room_for_records(std::int64_t count) const noexcept {
+    return budget_bytes_ == 0 || bytes_with({count, 0}) <= budget_bytes_;
+  }
   void return_records(std::int64_t count) noexcept { records_ -= count; }
   // Gives back what is not used of the memory of tables: at the end of every call that may free
   // some.

@@ -17,7 +17,7 @@ struct PrefixSpaceGone {
       index->names_.erase(space->name);
       index->spaces_[static_cast<std::size_t>(space->number)] = nullptr;
       index->free_numbers_.push_back(space->number);  // there is room: see space()
-      index->store_->return_records(2);
+      index->store_->return_records(PrefixIndex::kSpaceRecords);
     }
     delete space;
   }
@@ -50,7 +50,7 @@ Result<std::shared_ptr<PrefixSpace>> PrefixIndex::space(const PrefixNamespace& n
   std::shared_ptr<PrefixSpace> shared(made.release(), PrefixSpaceGone());
   raw->weak = shared;
   names_.emplace(name, raw);
-  const Status status = store_->charge_records(2);
+  const Status status = store_->charge_records(kSpaceRecords);
   if (!status.ok()) {
     names_.erase(name);
     return status;

@@ -130,7 +130,8 @@ void PrefixIndex::give_page(std::size_t group, std::int32_t node, std::int32_t p
 }
 
 std::int32_t PrefixIndex::attach(PrefixSpace& space, std::int32_t parent, std::int32_t block,
-                                 std::int64_t count, std::int64_t position) noexcept {
+                                 std::int64_t count, std::int64_t position,
+                                 NodeRef* shorter) noexcept {
   std::int32_t* const root = root_of(parent, space);
   const std::span<const std::int32_t> tokens{store_->token_slots(block),
                                              static_cast<std::size_t>(count)};
@@ -177,7 +178,11 @@ std::int32_t PrefixIndex::attach(PrefixSpace& space, std::int32_t parent, std::i
   events_.add(event);
   // A page that this one goes on from, because a text ended there, is not needed any more.
   if (match.node >= 0 && match.common == nodes_[match.node].count && can_leave(match.node)) {
-    remove(match.node, false);
+    if (shorter != nullptr) {
+      *shorter = ref(match.node);
+    } else {
+      remove(match.node, false);
+    }
   }
   return block;
 }

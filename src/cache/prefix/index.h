@@ -91,6 +91,10 @@ class PrefixIndex final : public PageKeeper {
 
   // The space of that name, made if there is none. Errors: kRetryLater, kOutOfMemory.
   Result<std::shared_ptr<PrefixSpace>> space(const PrefixNamespace& name);
+  // Whether there is one, or room for it without that anything leaves.
+  bool has_room_for(const PrefixNamespace& name) const noexcept {
+    return find_space(name) != nullptr || store_->has_room_for_records(kSpaceRecords);
+  }
   // The same, null if there is none.
   PrefixSpace* find_space(const PrefixNamespace& name) const noexcept;
   PrefixFound find(const PrefixNamespace& name, std::span<const std::int32_t> tokens) const;
@@ -124,13 +128,27 @@ class PrefixIndex final : public PageKeeper {
   // The node behind `parent` (-1: the first of its space) that begins with these ids; -1: none.
   std::int32_t child(PrefixSpace& space, std::int32_t parent,
                      std::span<const std::int32_t> tokens) noexcept;
+  // A number names another node once its own has left.
+  struct NodeRef {
+    std::int32_t node = -1;  // -1: none
+    std::uint32_t serial = 0;
+  };
+  NodeRef ref(std::int32_t node) const noexcept {
+    return node < 0 ? NodeRef() : NodeRef{node, nodes_[node].serial};
+  }
+  bool is_there(const NodeRef& ref) const noexcept {
+    return ref.node >= 0 && nodes_[ref.node].count > 0 && nodes_[ref.node].serial == ref.serial;
+  }
   // What a step has of one page (PagedStore::reserve_pages) becomes a node, unheld, and ends the
-  // step. Returns it, or one that is known already; -1: none.
+  // step. Returns it, or one that is known already; -1: none. `shorter`: the node, if any, that it
+  // makes superfluous, and that stays.
   std::int32_t add(PrefixSpace& space, std::int32_t parent, PagedStep& step,
-                   std::span<const std::int32_t> tokens, std::int32_t priority) noexcept;
-  // The nodes count as used, the first as the last of all. / They are gone, from the last on.
-  void use_again(std::span<const std::int32_t> nodes) noexcept;
-  void take_back(std::span<const std::int32_t> nodes) noexcept;
+                   std::span<const std::int32_t> tokens, std::int32_t priority,
+                   NodeRef* shorter) noexcept;
+  // The nodes count as used, the first as the last of all. / They are gone, from the last on, as
+  // far as they may leave. Of both, those that are there.
+  void use_again(std::span<const NodeRef> nodes) noexcept;
+  void take_back(std::span<const NodeRef> nodes) noexcept;
 
   // --- PageKeeper (index.cc). ---
   void touched(const PageGroup& group, std::int32_t begin, std::int32_t end) noexcept override;
@@ -156,6 +174,7 @@ class PrefixIndex final : public PageKeeper {
 
  private:
   friend struct PrefixSpaceGone;
+  static constexpr std::int64_t kSpaceRecords = 2;  // what a namespace is charged
 
   PrefixIndex(PagedStore& store, const PrefixOptions& options, TokenHash hash);
   void lay_out(Eviction eviction);
@@ -183,9 +202,11 @@ class PrefixIndex final : public PageKeeper {
   }
   std::int32_t refresh(PrefixCursor& cursor, std::int64_t pages) noexcept;
   // The node of `count` tokens in `block` behind `parent`, made of it if there is none: then its
-  // pages are in `pages_`. -1: there is a longer one.
+  // pages are in `pages_`. -1: there is a longer one. A node of which it is a longer one leaves,
+  // or stays and is told where `shorter` is given.
   std::int32_t attach(PrefixSpace& space, std::int32_t parent, std::int32_t block,
-                      std::int64_t count, std::int64_t position) noexcept;
+                      std::int64_t count, std::int64_t position,
+                      NodeRef* shorter = nullptr) noexcept;
   void remove(std::int32_t node, bool evicted) noexcept;
   void remove_tree(std::int32_t node, bool evicted) noexcept;
 

@@ -51,8 +51,8 @@ std::int32_t PrefixIndex::child(PrefixSpace& space, std::int32_t parent,
 }
 
 std::int32_t PrefixIndex::add(PrefixSpace& space, std::int32_t parent, PagedStep& step,
-                              std::span<const std::int32_t> tokens,
-                              std::int32_t priority) noexcept {
+                              std::span<const std::int32_t> tokens, std::int32_t priority,
+                              NodeRef* shorter) noexcept {
   const std::int32_t block = step.rooms.back().pages.front();
   std::copy(tokens.begin(), tokens.end(), store_->token_slots(block));
   for (std::size_t g = 0; g < num_groups(); ++g) {
@@ -62,7 +62,7 @@ std::int32_t PrefixIndex::add(PrefixSpace& space, std::int32_t parent, PagedStep
   store_->hold_pages(step);
   const std::int64_t position = parent < 0 ? 0 : nodes_[parent].position + 1;
   const std::int32_t node =
-      attach(space, parent, block, static_cast<std::int64_t>(tokens.size()), position);
+      attach(space, parent, block, static_cast<std::int64_t>(tokens.size()), position, shorter);
   if (node == block && priority != kUsualPriority) {
     leave(node, false);
     nodes_[node].priority = static_cast<std::uint8_t>(priority);
@@ -72,21 +72,21 @@ std::int32_t PrefixIndex::add(PrefixSpace& space, std::int32_t parent, PagedStep
   return node;
 }
 
-void PrefixIndex::use_again(std::span<const std::int32_t> nodes) noexcept {
+void PrefixIndex::use_again(std::span<const NodeRef> nodes) noexcept {
   for (std::size_t i = nodes.size(); i-- > 0;) {
-    if (nodes_[nodes[i]].count == 0) continue;
-    touch(nodes[i], true);
+    if (!is_there(nodes[i])) continue;
+    touch(nodes[i].node, true);
     for (std::size_t g = 0; g < num_groups(); ++g) {
-      const std::int32_t page = page_of(g, nodes[i]);
+      const std::int32_t page = page_of(g, nodes[i].node);
       if (groups_[g].keeps_all || page < 0) continue;
       if (store_->group(g).pool().is_cached(page)) list_page(groups_[g], page);
     }
   }
 }
 
-void PrefixIndex::take_back(std::span<const std::int32_t> nodes) noexcept {
+void PrefixIndex::take_back(std::span<const NodeRef> nodes) noexcept {
   for (std::size_t i = nodes.size(); i-- > 0;) {
-    if (nodes_[nodes[i]].count > 0 && can_leave(nodes[i])) remove(nodes[i], false);
+    if (is_there(nodes[i]) && can_leave(nodes[i].node)) remove(nodes[i].node, false);
   }
 }
 

@@ -36,6 +36,19 @@ std::string words_of(const BufferSpec& buffer) {
                      format.rotate && format.is_coded() ? " rotated" : "");
 }
 
+const char* word_of(Role role) {
+  switch (role) {
+    case Role::kKey:
+      return "K";
+    case Role::kValue:
+      return "V";
+    case Role::kLatent:
+      return "latent";
+    default:
+      return "index";
+  }
+}
+
 std::string words_of(const Life& life) {
   if (life.chunk > 0) return fmt::format("chunks of {}", life.chunk);
   if (life.window == 0) return "all tokens";
@@ -129,8 +142,12 @@ void print_layers(const CacheFileInfo& info) {
     const LayerSpec& spec = info.layers[i];
     std::string line =
         end == i + 1 ? fmt::format("layer {}", i) : fmt::format("layers {} .. {}", i, end - 1);
-    line += ": K " + words_of(spec.key()) + ", V " + words_of(spec.value()) + "; " +
-            words_of(spec.life);
+    const char* before = ": ";
+    for (const BufferSpec& buffer : spec.used()) {
+      line += fmt::format("{}{} {}", before, word_of(buffer.role), words_of(buffer));
+      before = ", ";
+    }
+    line += "; " + words_of(spec.life);
     if (first(i) > 0) line += fmt::format(", from position {} on", first(i));
     print("{}\n", line);
     i = end;

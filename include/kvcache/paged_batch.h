@@ -125,8 +125,9 @@ class KVC_API PagedBatch final {
 
   // Row `row` becomes `seq`, a sequence of the same cache with the tokens it has
   // (PrefixCache::open, PagedCache::fork), which is the batch's from here on; what the row was goes
-  // back. Errors: kNotFound for a sequence that is not there, kInvalidArgument for one that is a
-  // row already. REQUIRES: no other batch and no open step has it.
+  // back. Errors: kOutOfRange for the row, kNotFound for a sequence that is not there,
+  // kInvalidArgument for one that is a row already. REQUIRES: no other batch and no open step has
+  // it.
   Status replace(std::int64_t row, SequenceId seq);
 
   // Gives one row's pages back; the rows after it move up. All of them, an open step included.

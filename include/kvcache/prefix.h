@@ -45,6 +45,11 @@ inline PrefixNamespace namespace_of(std::initializer_list<std::string_view> part
   return namespace_of(std::span<const std::string_view>(parts.begin(), parts.size()), tenant);
 }
 
+// What stands for all bytes of a file (weights, a tokenizer) among the parts of a namespace: 32
+// bytes, the SHA-256 of the XXH3-64 of each MiB. Reads the whole file. Errors: kNotFound, kIo,
+// kOutOfMemory.
+KVC_API Result<std::string> digest_of_file(const std::string& path);
+
 // Why a match is not longer.
 enum class PrefixMiss : std::uint8_t {
   kNone = 0,            // nothing was asked for

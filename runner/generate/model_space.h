@@ -9,10 +9,10 @@
 
 namespace kvcache::runner {
 
-// Of the version of this library, config.json, tokenizer.json, the weights (names, sizes, and a
-// quarter of a MiB at the beginning, in the middle and at the end of each file) and how they are
-// held; `how` is what else decides, in words. The stored form is no part: files say their layers.
-// Errors: kNotFound, kIo.
+// Of the version of this library, all bytes of config.json, tokenizer.json and the weights, and how
+// these are held; `how` is what else decides, in words. The stored form is no part: files say their
+// layers. Reads the weights, so that it is for who uses files. Errors: kNotFound, kIo,
+// kOutOfMemory.
 Result<PrefixNamespace> space_of(const LoadedModel& loaded, std::string_view how = {});
 
 }  // namespace kvcache::runner

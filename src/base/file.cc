@@ -64,6 +64,7 @@ class SystemFile final : public File {
       const ssize_t put = ::pwrite(descriptor_, bytes.data(), bytes.size(), offset);
       if (put < 0 && errno == EINTR) continue;
       if (put < 0) return system_error(path_, "write");
+      if (put == 0) return refusal(StatusCode::kIo, path_, "nothing written", "bytes");
       bytes = bytes.subspan(static_cast<std::size_t>(put));
       offset += put;
     }
@@ -86,13 +87,31 @@ Result<std::unique_ptr<SystemFile>> open_file(const std::string& path, int flags
     descriptor = ::open(path.c_str(), flags | O_CLOEXEC, 0666);
   } while (descriptor < 0 && errno == EINTR);
   if (descriptor < 0) return system_error(path, "open");
-  return std::make_unique<SystemFile>(path, descriptor);
+  // Its own from here on, whatever is thrown.
+  struct Closed {
+    int descriptor;
+    ~Closed() {
+      if (descriptor >= 0) ::close(descriptor);
+    }
+  } closed{descriptor};
+  auto file = std::make_unique<SystemFile>(path, descriptor);
+  closed.descriptor = -1;
+  return file;
+}
+
+// The system's error about a file that was made and that nobody writes.
+Status without(const std::string& path, const char* what) {
+  const Status status = system_error(path, what);
+  ::unlink(path.c_str());
+  return status;
 }
 
 class SystemFiles final : public FileSystem {
  public:
   Result<std::unique_ptr<File>> open(const std::string& path) override {
-    KVC_ASSIGN_OR_RETURN(auto file, open_file(path, O_RDONLY));
+    // Without O_NONBLOCK one waits for who writes to a pipe; of files it changes nothing.
+    KVC_ASSIGN_OR_RETURN(auto file, open_file(path, O_RDONLY | O_NONBLOCK));
+    KVC_RETURN_IF_ERROR(file->size().status());  // of regular files alone
     return std::unique_ptr<File>(std::move(file));
   }
 
@@ -105,20 +124,26 @@ class SystemFiles final : public FileSystem {
         if (errno == EINTR) continue;
         // A file system without locks: two writers of one file are then not kept apart.
         if (errno == ENOSYS || errno == ENOLCK || errno == EOPNOTSUPP) break;
-        return system_error(path, "lock");
+        return without(path, "lock");
       }
       struct stat ours = {}, named = {};
-      if (::fstat(file->descriptor(), &ours) != 0) return system_error(path, "stat");
+      if (::fstat(file->descriptor(), &ours) != 0) return without(path, "stat");
       if (::stat(path.c_str(), &named) != 0 || named.st_ino != ours.st_ino ||
           named.st_dev != ours.st_dev) {
         continue;
       }
-      if (::ftruncate(file->descriptor(), 0) != 0) return system_error(path, "truncate");
+      if (::ftruncate(file->descriptor(), 0) != 0) return without(path, "truncate");
       return std::unique_ptr<File>(std::move(file));
     }
   }
 
+  // The file that is replaced keeps its mode.
   Status rename(const std::string& from, const std::string& to) override {
+    struct stat old = {};
+    if (::stat(to.c_str(), &old) == 0 && S_ISREG(old.st_mode) &&
+        ::chmod(from.c_str(), old.st_mode & 07777) != 0) {
+      return system_error(from, "chmod");
+    }
     if (std::rename(from.c_str(), to.c_str()) != 0) return system_error(to, "rename");
     return {};
   }

@@ -1,8 +1,8 @@
 // The C door to PrefixCache.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
-#include <optional>
 #include <span>
 #include <utility>
 #include <vector>

@@ -52,7 +52,7 @@ inline Result<std::span<const std::byte>> read_block(const File& file, const Blo
 inline constexpr std::int64_t kMostBlockMemory = std::int64_t{64} << 20;
 
 // Calls fn(block, its bytes) noexcept for each block once, in tasks of the executor, as long as all
-// have their sums. May throw bad_alloc.
+// have their sums. Errors: that of the first that has not. May throw bad_alloc.
 template <typename Fn>
 Status for_each_block(const File& file, const BlockTable& blocks, const ExecContext& context,
                       Fn&& fn) {
@@ -64,27 +64,30 @@ Status for_each_block(const File& file, const BlockTable& blocks, const ExecCont
     const File& file;
     const BlockTable& blocks;
     std::remove_reference_t<Fn>& fn;
-    std::int64_t count, tasks, most;
+    std::int64_t tasks, most;
     std::vector<std::byte> room;
     std::vector<Status> status;
-    std::atomic<bool> failed{false};
+    std::atomic<std::int64_t> failed;  // the first block that was found bad, or their count
 
     // Blocks of one task have a room of their own, and are apart by the number of tasks.
     void run(std::int64_t task) noexcept {
       Status& result = status[static_cast<std::size_t>(task)];
       const std::span<std::byte> mine(room.data() + task * most, static_cast<std::size_t>(most));
-      for (std::int64_t b = task; b < count && !failed.load(std::memory_order_relaxed);
-           b += tasks) {
+      for (std::int64_t b = task; b < failed.load(std::memory_order_relaxed); b += tasks) {
         result = at_door([&]() -> Status {
           KVC_ASSIGN_OR_RETURN(const auto bytes,
                                read_block(file, blocks, static_cast<std::size_t>(b), mine));
           fn(b, bytes);
           return {};
         });
-        if (!result.ok()) failed.store(true, std::memory_order_relaxed);
+        if (result.ok()) continue;
+        std::int64_t first = failed.load(std::memory_order_relaxed);
+        while (b < first && !failed.compare_exchange_weak(first, b, std::memory_order_relaxed)) {
+        }
+        return;
       }
     }
-  } work{file, blocks, fn, count, tasks, most, {}, {}};
+  } work{file, blocks, fn, tasks, most, {}, {}, count};
   work.room.resize(static_cast<std::size_t>(tasks * most));
   work.status.resize(static_cast<std::size_t>(tasks));
   context.get().parallel_for(
@@ -93,8 +96,8 @@ Status for_each_block(const File& file, const BlockTable& blocks, const ExecCont
         static_cast<Work*>(data)->run(task);
       },
       &work);
-  for (const Status& status : work.status) KVC_RETURN_IF_ERROR(status);
-  return {};
+  if (work.failed == count) return {};
+  return work.status[static_cast<std::size_t>(work.failed % tasks)];
 }
 
 // All blocks have their sums.

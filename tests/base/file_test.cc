@@ -1,6 +1,7 @@
 #include "base/file.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <filesystem>
@@ -68,8 +69,7 @@ TEST(File, ErrorsNameTheFileAndWhatTheSystemSays) {
       << status.message();
   EXPECT_EQ(system_files().create(folder.path() + "/none/a").status().code(),
             StatusCode::kNotFound);
-  const auto directory = system_files().open(folder.path()).value();
-  EXPECT_EQ(directory->size().status().code(), StatusCode::kIo);
+  EXPECT_EQ(system_files().open(folder.path()).status().code(), StatusCode::kIo);
 }
 
 TEST(File, ReplacingPutsTheWholeFileInPlaceAndLeavesNothingBeside) {
@@ -139,6 +139,28 @@ TEST(MemoryFile, GrowsByWhatIsWritten) {
   std::byte out[4];
   ASSERT_TRUE(file.read_at(0, out).ok());
   EXPECT_EQ(static_cast<char>(out[3]), 'd');
+}
+
+TEST(File, WhatIsReplacedKeepsItsMode) {
+  const TempDir folder;
+  const std::string path = folder.write("a", "old");
+  const auto mine = std::filesystem::perms::owner_read | std::filesystem::perms::owner_write;
+  std::filesystem::permissions(path, mine);
+  ASSERT_TRUE(put(system_files(), path, "new").ok());
+  EXPECT_EQ(read_file(path), "new");
+  EXPECT_EQ(std::filesystem::status(path).permissions(), mine);
+}
+
+// A pipe that nobody writes to would be waited for.
+TEST(File, OpensRegularFilesAlone) {
+  const TempDir folder;
+  const std::string pipe = folder.path() + "/pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  for (const std::string& path : {pipe, folder.path()}) {
+    const Status status = system_files().open(path).status();
+    EXPECT_EQ(status.code(), StatusCode::kIo);
+    EXPECT_NE(status.message().find("expected a regular file"), std::string::npos);
+  }
 }
 
 }  // namespace

@@ -118,6 +118,27 @@ TEST(FileHeaders, ComeBackAsTheyWere) {
   }
 }
 
+TEST(FileBlocks, TheFirstDamagedBlockIsNamedHoweverManyTasksLook) {
+  StoredSequence seq;
+  seq.length = seq.coded = 400;
+  seq.block_tokens = 10;
+  seq.layers.assign(1, {LayerSpec::kv(1, 8, 8, DType::kF16), 0});
+  FileHeader header = make_header(seq);
+  MemoryFile file = written(header);
+  const auto pool = make_thread_pool(4).value();
+  for (const std::int64_t first : {33, 18, 7, 2}) {
+    const std::byte damage{1};
+    const auto block = static_cast<std::size_t>(first);
+    EXPECT_TRUE(file.write_at(header.blocks.offsets[block], {&damage, 1}).ok());
+    for (int i = 0; i < 50; ++i) {
+      EXPECT_EQ(verify_blocks(file, header.blocks, {pool.get()}).message(),
+                "sum of block " + std::to_string(first) +
+                    ": found another, expected that of its "
+                    "bytes");
+    }
+  }
+}
+
 TEST(FileHeaders, ABlockStaysWithinAMebibyteWhereItCan) {
   StoredSequence seq;
   seq.layers.assign(24, {LayerSpec::kv(2, 64, 64, DType::kF16), 0});

@@ -94,8 +94,8 @@ Result<std::unique_ptr<PagedStep>> PagedStore::reserve_restored(const RestoredSe
   auto step = std::make_unique<PagedStep>();
   step->seqs.push_back({&seq, 0, -1});
   step->restored.emplace(static_cast<std::int64_t>(seq.id), std::move(made));
-  if (sequences_.size() >= sequences_.bucket_count()) {
-    sequences_.reserve(2 * sequences_.size() + 1);  // so that opening it allocates nothing
+  if (sequences_.size() + 1 >= sequences_.bucket_count()) {  // an empty map has one that holds none
+    sequences_.reserve(2 * sequences_.size() + 1);           // so that opening it allocates nothing
   }
   const Announced announced(keeper_, *step);
   step->rooms.resize(groups_.size());

@@ -199,7 +199,7 @@ std::string picture(std::int64_t width, std::int64_t height, const std::string& 
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" "
       "font-family=\"sans-serif\" font-size=\"10\">\n<rect width=\"100%\" height=\"100%\" "
       "fill=\"white\"/>\n<text x=\"8\" y=\"16\">{}</text>\n{}</svg>\n",
-      width, height, title, body);
+      std::max<std::int64_t>(width, 24 + 6 * std::ssize(title)), height, title, body);
 }
 
 // Layers from top to bottom, blocks from left to right, as dark as they have rows.

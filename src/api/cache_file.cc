@@ -95,13 +95,15 @@ struct CacheFile::Impl {
   internal::FileHeader header;  // of texts, its blocks alone
   CacheFileInfo info;
 
-  static Result<CacheFile> open(std::unique_ptr<internal::File> file);
-  Status read_sequence(const internal::HeaderBytes& start);
-  Status read_texts(const internal::HeaderBytes& start);
+  [[gnu::visibility("hidden")]] static Result<CacheFile> open(std::unique_ptr<internal::File> file);
+  [[gnu::visibility("hidden")]] Status read_sequence(const internal::HeaderBytes& start);
+  [[gnu::visibility("hidden")]] Status read_texts(const internal::HeaderBytes& start);
   const internal::BlockTable& blocks() const noexcept { return header.blocks; }
-  Result<SequenceId> load(PagedCache& cache, const PrefixNamespace& space,
-                          const ExecContext& context) const;
-  Status check(const PagedCache& cache, const PrefixNamespace& space) const;
+  [[gnu::visibility("hidden")]] Result<SequenceId> load(PagedCache& cache,
+                                                        const PrefixNamespace& space,
+                                                        const ExecContext& context) const;
+  [[gnu::visibility("hidden")]] Status check(const PagedCache& cache,
+                                             const PrefixNamespace& space) const;
 };
 
 Result<CacheFile> CacheFile::Impl::open(std::unique_ptr<File> file) {

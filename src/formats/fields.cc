@@ -106,7 +106,10 @@ Status expect_kind(FileKind found, FileKind expected) {
 
 Result<HeaderBytes> read_start(const File& file) {
   KVC_ASSIGN_OR_RETURN(const std::int64_t size, file.size());
-  KVC_RETURN_IF_ERROR(expect_field("file", size, kFileAlignment, kMaxBytes));
+  if (size < kFileAlignment) {
+    return corrupt("file", std::to_string(size) + " bytes",
+                   "at least " + std::to_string(kFileAlignment));
+  }
   HeaderBytes header;
   header.bytes.resize(kFixedBytes);
   KVC_RETURN_IF_ERROR(file.read_at(0, header.bytes));

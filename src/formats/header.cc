@@ -25,6 +25,8 @@ Status read_layers(FieldReader& in, StoredSequence& seq) {
 // Where blocks begin, as long as they end within the file.
 Status place_blocks(FileHeader& header, std::int64_t header_bytes, std::int64_t file_bytes) {
   const StoredSequence& seq = header.seq;
+  const std::int64_t most_blocks = kMostLayerBlocks / std::ssize(seq.layers);
+  KVC_RETURN_IF_ERROR(expect_field("num_blocks", seq.num_blocks(), 0, most_blocks));
   std::vector<std::int64_t>& offsets = header.blocks.offsets;
   offsets.reserve(static_cast<std::size_t>(seq.num_blocks()) + 1);
   std::int64_t at = header_bytes;
@@ -47,6 +49,8 @@ std::int64_t usual_block_tokens(const StoredSequence& seq) {
   for (const StoredLayer& layer : seq.layers) bytes += bytes_per_token(layer.spec);
   std::int64_t tokens = 256;
   while (tokens > 16 && tokens * bytes > (std::int64_t{1} << 20)) tokens /= 2;
+  const std::int64_t most_blocks = kMostLayerBlocks / std::ssize(seq.layers);
+  while (tokens < kMostBlockTokens && seq.length / tokens >= most_blocks) tokens *= 2;
   return tokens;
 }
 

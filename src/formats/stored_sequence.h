@@ -15,6 +15,7 @@ namespace kvcache::internal {
 
 inline constexpr std::int64_t kSectionAlignment = 64;
 inline constexpr std::int64_t kMostBlockTokens = 65536;
+inline constexpr std::int64_t kMostLayerBlocks = std::int64_t{1} << 28;  // layers x blocks
 
 struct StoredLayer {
   LayerSpec spec;

@@ -49,6 +49,22 @@ MemoryFile written(FileHeader& header) {
   return file;
 }
 
+// A small file of many layers and many empty blocks would take hours to look at.
+TEST(FileHeaders, LayersTimesBlocksAreBounded) {
+  StoredSequence seq;
+  seq.length = seq.coded = 4097;
+  seq.block_tokens = 1;
+  StoredLayer layer;
+  layer.spec = LayerSpec::kv(1, 8, 8, plain(DType::kF32), plain(DType::kF32));
+  layer.spec.life.window = 1;
+  layer.first = seq.length;
+  seq.layers.assign(65536, layer);
+  const std::vector<std::byte> bytes = encode_header(make_header(seq));
+  const Status status = read_header(BytesFile(bytes)).status();
+  EXPECT_EQ(status.code(), StatusCode::kCorrupt);
+  EXPECT_EQ(status.message(), "num_blocks: found 4097, expected 0 .. 4096");
+}
+
 // Every row that a layer has lies in one block, at one place, and no two overlap.
 TEST(FileBlocks, EveryRowThatIsThereHasOnePlaceOfItsOwn) {
   std::mt19937 random(1);

@@ -26,7 +26,7 @@ void Sha256::compress(const std::byte* block) noexcept {
   std::uint32_t words[64];
   for (int i = 0; i < 16; ++i) {
     std::uint32_t word = 0;
-    std::memcpy(&word, block + 4 * i, 4);
+    std::memcpy(&word, block + std::ptrdiff_t{4} * i, 4);
     words[i] = __builtin_bswap32(word);
   }
   for (int i = 16; i < 64; ++i) {

@@ -53,13 +53,18 @@ MemoryFile written(FileHeader& header) {
 TEST(FileHeaders, LayersTimesBlocksAreBounded) {
   StoredSequence seq;
   seq.length = seq.coded = 4097;
-  seq.block_tokens = 1;
+  seq.block_tokens = seq.length;
   StoredLayer layer;
   layer.spec = LayerSpec::kv(1, 8, 8, plain(DType::kF32), plain(DType::kF32));
   layer.spec.life.window = 1;
   layer.first = seq.length;
   seq.layers.assign(65536, layer);
-  const std::vector<std::byte> bytes = encode_header(make_header(seq));
+  FileHeader header = make_header(seq);
+  // The same in blocks of one token, none of which has a row; the sums of 4096 more take 8 pages.
+  header.seq.block_tokens = 1;
+  header.blocks.sums.assign(4097, 0);
+  header.blocks.offsets.assign(4098, header.blocks.header_bytes() + 8 * 4096);
+  const std::vector<std::byte> bytes = encode_header(header);
   const Status status = read_header(BytesFile(bytes)).status();
   EXPECT_EQ(status.code(), StatusCode::kCorrupt);
   EXPECT_EQ(status.message(), "num_blocks: found 4097, expected 0 .. 4096");

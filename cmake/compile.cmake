@@ -70,8 +70,8 @@ function(kvc_kernel_flags)
     endif()
     if(CMAKE_CXX_FLAGS MATCHES "undefined" AND source MATCHES "_(avx2|avx512|avx512bf16)\\.cc$")
       # Checks of undefined behaviour make these compile ten times as long. The same sources have
-      # them where they are compiled for the baseline, x_portable.cc; all but the dot products, which
-      # only x_avx512bf16.cc has.
+      # them where they are compiled for the baseline, x_portable.cc; all but what is multiplied by
+      # pairs or as whole numbers, which the baseline does not have.
       list(APPEND flags -fno-sanitize=undefined)
     endif()
     set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS ${flags})

@@ -22,6 +22,12 @@ std::int64_t row_bytes(const KvView& view) {
   return view.num_parts == 0 ? 0 : view.parts[0].k.format.bytes(view.k_head_dim);
 }
 
+bool has_codes(const KvView& view) {
+  return std::any_of(view.parts, view.parts + view.num_parts, [](const KvPart& part) {
+    return part.k.format.is_coded() || part.v.format.is_coded();
+  });
+}
+
 VisibilityRules rules_of(const AttentionOptions& options) noexcept {
   return {options.causal, options.window, options.sink_tokens, options.chunk};
 }
@@ -45,8 +51,9 @@ Status Plan::plan(const KvView& like, std::span<const std::int32_t> qo_indptr,
     rows += count_visible_rows(like, seq, qo_indptr[seq + 1] - qo_indptr[seq], rules);
   }
   Prefetch prefetch = Prefetch::kNone;
-  KVC_RETURN_IF_ERROR(select_prefetch(*backend, row_bytes(like),
-                                      2 * rows * like.num_kv_heads * row_bytes(like), &prefetch));
+  KVC_RETURN_IF_ERROR(select_prefetch(
+      *backend, {row_bytes(like), 2 * rows * like.num_kv_heads * row_bytes(like), has_codes(like)},
+      &prefetch));
 
   // Room first, then changes that cannot fail.
   const std::int32_t concurrency = context.get().concurrency();

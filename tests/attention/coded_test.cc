@@ -1,6 +1,8 @@
 // Attention over coded rows: every backend against the float64 reference over the decoded rows, for
 // every form, head size, page size and path; and determinism as over plain rows.
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "attention/check.h"
 #include "support/coded.h"
@@ -12,6 +14,16 @@ namespace {
 struct HeadSize {
   std::int32_t k, v;
 };
+
+// Sanitizers make these tests five to ten times as long: there fewer sizes go every way.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+const std::vector<HeadSize> kSizes = {{80, 80}, {128, 128}};
+const std::vector<std::int32_t> kQueries = {1, 12};
+#else
+const std::vector<HeadSize> kSizes = {{64, 64},   {80, 80},   {96, 96},
+                                      {128, 128}, {192, 128}, {576, 512}};
+const std::vector<std::int32_t> kQueries = {1, 8, 12};
+#endif
 
 // The same call over rows that were encoded and decoded, plain in f32.
 AttentionCase decoded(AttentionCase c) {
@@ -65,10 +77,9 @@ class AttentionOverCodes : public ::testing::TestWithParam<FormCase> {
 };
 
 TEST_P(AttentionOverCodes, EveryHeadSizeAndPathIsThatOfTheDecodedRows) {
-  for (const HeadSize size : {HeadSize{64, 64}, HeadSize{80, 80}, HeadSize{96, 96},
-                              HeadSize{128, 128}, HeadSize{192, 128}, HeadSize{576, 512}}) {
+  for (const HeadSize size : kSizes) {
     if (internal::wanted_elements(format(), size.k) != nullptr) continue;
-    for (const std::int32_t queries : {1, 8, 12}) {
+    for (const std::int32_t queries : kQueries) {
       AttentionCase c = make_case(format(), format(), size, {33, 530}, queries);
       const Attended expected = decoded(c).run("reference");
       c.storage.page_size = 16;
@@ -85,9 +96,30 @@ TEST_P(AttentionOverCodes, EveryHeadSizeAndPathIsThatOfTheDecodedRows) {
   }
 }
 
+// Rows end within a vector and behind several scales; query rows are taken by one, three and more
+// than a chunk.
+TEST_P(AttentionOverCodes, OddSizesAndNumbersOfQueryRowsAreThoseOfTheDecodedRows) {
+  for (const HeadSize size : {HeadSize{20, 20}, HeadSize{72, 40}, HeadSize{300, 300},
+                              HeadSize{1024, 64}, HeadSize{1056, 1056}}) {
+    if (internal::wanted_elements(format(), size.k) != nullptr) continue;
+    if (internal::wanted_elements(format(), size.v) != nullptr) continue;
+    for (const std::int32_t heads : {2, 6, 74}) {
+      AttentionCase c = make_case(format(), format(), size, {33, 90}, 1);
+      c.num_heads = heads;
+      std::mt19937 rng(7);
+      c.randomize(rng);
+      const Attended expected = decoded(c).run("reference");
+      c.storage.page_size = 16;
+      for (const std::string& backend : backend_names(false)) {
+        expect_near_decoded(c, backend, expected);
+      }
+    }
+  }
+}
+
 TEST_P(AttentionOverCodes, PagesPartsLayoutsAndThreadsMoveNoBit) {
   auto pool = make_thread_pool(3).value();
-  for (const std::int32_t queries : {1, 12}) {
+  for (const std::int32_t queries : {1, 5, 12}) {
     AttentionCase c = make_case(format(), format(), {64, 96}, {700, 90, 2100}, queries);
     for (const std::string& backend : backend_names(false)) {
       c.storage.page_size = 0;
@@ -109,6 +141,77 @@ TEST_P(AttentionOverCodes, PagesPartsLayoutsAndThreadsMoveNoBit) {
                          backend + ", pages of " + std::to_string(page_size));
       }
     }
+  }
+}
+
+// One key outweighs the others by 17 000 times, whose values are all alike, so that nothing levels
+// what rounding takes of their weights.
+TEST_P(AttentionOverCodes, WeightsBesideAnOverwhelmingOneAreNotLost) {
+  constexpr std::int32_t kDim = 64;
+  for (const std::int32_t rows : {64, 90, 600}) {
+    AttentionCase c = make_case(format(), format(), {kDim, kDim}, {rows}, 1);
+    std::fill(c.q.begin(), c.q.end(), 0.0f);
+    for (std::size_t head = 0; head < 4; ++head) c.q[head * kDim] = 8;
+    std::mt19937 rng(3);
+    std::vector<float> value(kDim);
+    for (float& x : value) x = static_cast<float>(rng() % 2001) / 1000 - 1;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t head = 0; head < c.data.num_kv_heads; ++head) {
+        float* const key = c.data.k_row(0, row, head);
+        std::fill(key, key + kDim, 0.0f);
+        key[0] = row == 7 ? 9.75f : 0.0f;
+        float* const to = c.data.v_row(0, row, head);
+        for (std::size_t d = 0; d < kDim; ++d) to[d] = row == 7 ? -value[d] : value[d];
+      }
+    }
+    const Attended expected = decoded(c).run("reference");
+    for (const std::string& backend : backend_names(false)) {
+      expect_near_decoded(c, backend, expected);
+    }
+  }
+}
+
+// An element of a query that is many times the others, where keys hold next to nothing.
+TEST_P(AttentionOverCodes, ALargeElementOfAQueryDoesNotDrownTheOthers) {
+  constexpr std::int32_t kDim = 128;
+  AttentionCase c = make_case(format(), format(), {kDim, kDim}, {512}, 1);
+  for (std::size_t head = 0; head < 4; ++head) c.q[head * kDim + 40] = 30;
+  for (std::int64_t row = 0; row < 512; ++row) {
+    for (std::int64_t head = 0; head < c.data.num_kv_heads; ++head) {
+      c.data.k_row(0, row, head)[40] *= 0.01f;
+    }
+  }
+  const Attended expected = decoded(c).run("reference");
+  for (const std::string& backend : backend_names(false)) {
+    expect_near_decoded(c, backend, expected);
+  }
+}
+
+// A row whose scale is NaN, as memory that nobody encoded has it, reaches the queries that see it
+// and no other, though it stands in the same step as theirs.
+TEST_P(AttentionOverCodes, ScalesOfHiddenRowsReachNobody) {
+  constexpr std::uint16_t kNaN = 0x7e00;
+  constexpr std::int32_t kDim = 64;
+  constexpr std::int32_t kRows = 90;
+  const AttentionCase c = make_case(format(), format(), {kDim, kDim}, {kRows}, 2);
+  const KvStorage stored(c.data, c.storage);
+  const std::size_t first = static_cast<std::size_t>(c.num_heads) * kDim;  // of the first query
+  for (const std::string& backend : backend_names(false)) {
+    const Attended expected = c.run_on(stored.view(), backend);
+    const KvStorage poisoned(c.data, c.storage);
+    const RowsView& values = poisoned.view().parts[0].v;
+    for (std::int64_t head = 0; head < c.data.num_kv_heads; ++head) {
+      const std::byte* scale = format().num_scales(kDim) > 0
+                                   ? values.scales_at(0, head) + (kRows - 1) * 2
+                                   : values.row_at(0, head, kRows - 1);
+      std::memcpy(const_cast<std::byte*>(scale), &kNaN, sizeof(kNaN));
+    }
+    const Attended found = c.run_on(poisoned.view(), backend);
+    expect_same_bits(
+        {found.out.begin(), found.out.begin() + static_cast<std::ptrdiff_t>(first)},
+        {expected.out.begin(), expected.out.begin() + static_cast<std::ptrdiff_t>(first)},
+        backend + ", the query that does not see the row");
+    EXPECT_TRUE(std::isnan(found.out[first])) << backend << ", the query that sees it";
   }
 }
 

@@ -38,16 +38,27 @@ Status named_prefetch(Prefetch* level, bool* named) {
                  "one of none, runs, l1, l2, l3");
 }
 
-Status select_prefetch(const Backend& backend, std::int64_t row_bytes, std::int64_t bytes,
-                       Prefetch* level) {
+Status select_prefetch(const Backend& backend, const ReadRows& rows, Prefetch* level) {
   bool named = false;
   KVC_RETURN_IF_ERROR(named_prefetch(level, &named));
   if (named) return {};
   const CpuFeatures& cpu = cpu_features();
-  const int row = prefetch_row(row_bytes);
+  const int row = prefetch_row(rows.row_bytes);
   constexpr std::int64_t kWorthMeasuring = 8 << 20;
-  *level = bytes < kWorthMeasuring ? prefetch_table(cpu.amd_family, cpu.model, row)
-                                   : decided_prefetch(backend, row).level;
+  const bool measured = rows.bytes >= kWorthMeasuring;
+  *level = measured ? decided_prefetch(backend, row).level
+                    : prefetch_table(cpu.amd_family, cpu.model, row);
+  if (!rows.coded || *level != Prefetch::kRuns) return {};
+  *level = Prefetch::kL1;
+  if (measured) {
+    const auto& rates = decided_prefetch(backend, row).gb_per_s;
+    double best = 0;
+    for (int i = 0; i < kNumPrefetchLevels; ++i) {
+      if (kPrefetchLevels[i] == Prefetch::kRuns || rates[i] <= best) continue;
+      best = rates[i];
+      *level = kPrefetchLevels[i];
+    }
+  }
   return {};
 }
 

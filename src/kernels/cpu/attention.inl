@@ -81,11 +81,10 @@ int64_t carve(void* memory, int64_t rows, int64_t k_dim, int64_t v_dim, Scratch*
   scratch->few.bits = static_cast<uint64_t*>(take(chunk * kCutBlocks * 8));
   scratch->few.scores = static_cast<float*>(take(chunk * kScores * 4));
   scratch->few.rows = static_cast<float*>(take(kStep * pad(max_of(k_dim, v_dim)) * 4));
-#if KVC_SIMD_BYTE_DOT
-  scratch->few.q_bytes =
-      static_cast<int8_t*>(take(chunk * (pad_bytes(k_dim) / 16) * int64_t{kPlanes * 64}));
-  scratch->few.q_info = static_cast<ByteRow*>(take(chunk * int64_t{sizeof(ByteRow)}));
-  scratch->few.lines = static_cast<float*>(take(chunk * pad_lines(v_dim) * 4));
+#if KVC_SIMD_WHOLE
+  scratch->few.q_whole = static_cast<char*>(take(chunk * packed_bytes(k_dim)));
+  scratch->few.q_info = static_cast<WholeRow*>(take(chunk * int64_t{sizeof(WholeRow)}));
+  scratch->few.lines = static_cast<float*>(take(chunk * line_floats(v_dim) * 4));
 #endif
   const int64_t few = used;
   used = before;
@@ -225,7 +224,6 @@ class ManyRows {
   const BlockRows& decoded(const BlockRows& block, const RowsView& view, const Packing& packing,
                            const char* const* codes, const char* const* scales,
                            const char* const* zeros, float* apart) const {
-    static constexpr uint16_t kOne = 0x3c00;
     const int64_t stride = packing.stride();
     BlockRows& result = *scratch_.decoded;
     result.bits = block.bits;
@@ -237,25 +235,25 @@ class ManyRows {
       for (uint64_t bits = block.bits; bits != 0; bits &= bits - 1) {
         const int key = __builtin_ctzll(bits);
         float* to = scratch_.rows + key * stride;
-        if (packing.apart) apart[key] = f16_at(scales[key]);
-        const char* scale = packing.apart ? reinterpret_cast<const char*>(&kOne) : scales[key];
-        decode_row<kKind>({codes[key], scale, zeros[key]}, view.scale_group_stride, packing.dim,
-                          to);
-        if (packing.pairs) round_in_place(to, stride);
+        const CodedAt row = {codes[key], scales[key], zeros[key]};
+        const int64_t group_stride = view.scale_group_stride;
         result.k[key] = result.v[key] = reinterpret_cast<const char*>(to);
+        if (!packing.pairs) {
+          decode_row<kKind>(row, group_stride, packing.dim, to);
+          continue;
+        }
+#if KVC_SIMD_DOT
+        auto* const halves = reinterpret_cast<uint16_t*>(to);
+        if (packing.apart) {
+          apart[key] = f16_at(scales[key]) * GroupForm<kKind>::kUnit;
+          decode_row_bf16<kKind, false>(row, group_stride, packing.dim, halves);
+        } else {
+          decode_row_bf16<kKind, true>(row, group_stride, packing.dim, halves);
+        }
+#endif
       }
     });
     return result;
-  }
-
-  // Floats become bf16 at the beginning of their memory.
-  static void round_in_place(float* row, int64_t n) {
-    auto* to = reinterpret_cast<char*>(row);
-    for (int64_t d = 0; d < n; d += kLanes) {
-      uint16_t halves[kLanes];
-      store_bf16(halves, load(row + d));
-      __builtin_memcpy(to + d * 2, halves, sizeof(halves));
-    }
   }
 
   // For the rows found last, as many blocks as are worked on now.

@@ -103,8 +103,13 @@ void pack_queries(const float* q, int rows, int64_t dim, bool bf16, float* to) {
 
 #include "kernels/cpu/attention_few_values.inl"
 
+#if KVC_SIMD_WHOLE
+#include "kernels/cpu/attention_few_whole.inl"
 #if KVC_SIMD_BYTE_DOT
-#include "kernels/cpu/attention_few_codes.inl"
+#include "kernels/cpu/attention_few_planes.inl"
+#else
+#include "kernels/cpu/attention_few_words.inl"
+#endif
 #endif
 
 namespace kvcache::internal::KVC_SIMD {
@@ -134,10 +139,10 @@ struct FewScratch {
   uint64_t* bits;  // [chunk, kCutBlocks] keys that each row sees
   float* scores;   // [chunk, kScores]
   float* rows;     // [kStep, dims padded] of coded rows
-#if KVC_SIMD_BYTE_DOT
-  int8_t* q_bytes;  // [chunk, pad_bytes(k_dim) / 16, kPlanes, 64]
-  ByteRow* q_info;  // [chunk]
-  float* lines;     // [chunk, pad_lines(v_dim)]
+#if KVC_SIMD_WHOLE
+  char* q_whole;     // [chunk, packed_bytes(k_dim)]
+  WholeRow* q_info;  // [chunk]
+  float* lines;      // [chunk, line_floats(v_dim)]
 #endif
 };
 
@@ -255,36 +260,38 @@ KVC_SIMD_FN void add_cut(const CutTask& task, const FewRows& chunk, Steps* steps
   softmax.finish();
 }
 
-#if KVC_SIMD_BYTE_DOT
+#if KVC_SIMD_WHOLE
 // The same over coded values in whole numbers, block by block.
 template <RowFormat::Kind kKind, Prefetch kAsk>
-void add_cut_bytes(const CutTask& task, const FewRows& chunk, Steps* steps, float* lines) {
+void add_cut_whole(const CutTask& task, const FewRows& chunk, Steps* steps, float* lines) {
   const int64_t dim = task.tile->v_dim;
-  const int64_t stride = pad_lines(dim);
+  const int64_t stride = line_floats(dim);
   for (int64_t i = 0; i < chunk.count * stride; i += kLanes) store(lines + i, zero());
   Softmax softmax(chunk, task.partial);
   BlockWeights weights;
   while (steps->here().stretch == Stretch::kValues) {
     softmax.weigh(steps->here().block, &weights);
-    ByteBlock block;
+    WholeBlock<kKind> block;
     BlockOrder order;
     for (bool more = true; more;) {
       more = steps->block_goes_on();
       order.add(steps->here(), steps->ahead(), &block);
+      block.template add_scales<kKind>(task.rows->v, dim, steps->here());
       steps->advance();
     }
     for_fours(
         chunk.count, [&]<int kRows>(int r) __attribute__((always_inline)) {
+          float close[kRows][kBlock];
+          const float* row_weights[kRows];
           for (int i = 0; i < kRows; ++i) {
-            float close[kBlock];
-            round_weights(order.weights_of(weights, r + i, close), order.scales, block.keys,
-                          block.weights[i], &block.factors[i]);
+            row_weights[i] = order.weights_of(weights, r + i, close[i]);
           }
           // The lines ahead are asked for once.
           if (r == 0) {
-            add_block_bytes<kKind, kRows, kAsk>(block, dim, lines, stride);
+            add_block_whole<kKind, kRows, kAsk>(&block, row_weights, dim, lines, stride);
           } else {
-            add_block_bytes<kKind, kRows, Prefetch::kNone>(block, dim, lines + r * stride, stride);
+            add_block_whole<kKind, kRows, Prefetch::kNone>(&block, row_weights, dim,
+                                                           lines + r * stride, stride);
           }
         });
   }
@@ -297,8 +304,10 @@ bool is_bf16(const RowFormat& format) { return !format.is_coded() && format.dtyp
 
 // Queries of a chunk in the order in which scores of such keys take them.
 void pack(const float* q, int rows, int64_t dim, const RowFormat& keys, const FewScratch& scratch) {
-#if KVC_SIMD_BYTE_DOT
-  if (by_bytes(keys, dim)) return pack_query_bytes(q, rows, dim, scratch.q_bytes, scratch.q_info);
+#if KVC_SIMD_WHOLE
+  if (in_whole_numbers(keys, dim)) {
+    return pack_whole(keys, q, rows, dim, scratch.q_whole, scratch.q_info);
+  }
 #endif
   pack_queries(q, rows, dim, is_bf16(keys), scratch.q);
 }
@@ -318,14 +327,14 @@ void score_rows(const CutTask& task, const FewScratch& scratch, FewRows* chunk, 
           });
     });
   }
-#if KVC_SIMD_BYTE_DOT
-  if (by_bytes(view.format, dim)) {
-    return for_byte_codes(view.format.kind, [&]<RowFormat::Kind kKind>() {
+#if KVC_SIMD_WHOLE
+  if (in_whole_numbers(view.format, dim)) {
+    return for_whole_codes(view.format.kind, [&]<RowFormat::Kind kKind>() {
       score_cut(
           task, chunk, steps,
           [&](const Step& here, const Step& ahead, float* scores) __attribute__((always_inline)) {
-            score_few_bytes<kKind, kAsk>(scratch.q_bytes, scratch.q_info, chunk->count, dim, here,
-                                         ahead, scores);
+            score_few_whole<kKind, kAsk>(scratch.q_whole, scratch.q_info, chunk->count, view, dim,
+                                         here, ahead, scores);
           });
     });
   }
@@ -354,10 +363,10 @@ void add_rows(const CutTask& task, const FewScratch& scratch, const FewRows& chu
               });
     });
   }
-#if KVC_SIMD_BYTE_DOT
-  if (by_bytes(view.format, dim)) {
-    return for_byte_codes(view.format.kind, [&]<RowFormat::Kind kKind>() {
-      add_cut_bytes<kKind, kAsk>(task, chunk, steps, scratch.lines);
+#if KVC_SIMD_WHOLE
+  if (in_whole_numbers(view.format, dim)) {
+    return for_whole_codes(view.format.kind, [&]<RowFormat::Kind kKind>() {
+      add_cut_whole<kKind, kAsk>(task, chunk, steps, scratch.lines);
     });
   }
 #endif

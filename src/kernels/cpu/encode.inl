@@ -104,12 +104,13 @@ KVC_SIMD_FN std::uint32_t most_bits(const float* row, std::int64_t count) {
 struct Lanes16 {
   F32 sum[kChunkVecs];
   KVC_SIMD_FN float total(const Lanes16& of) {
-    float lanes[kChunk];
-    for (int v = 0; v < kChunkVecs; ++v) store(lanes + v * kLanes, of.sum[v]);
-    for (int half = 8; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
+    F32 all = of.sum[0];
+#if KVC_SIMD_BYTES == 32
+    all = all + of.sum[1];
+#elif KVC_SIMD_BYTES == 16
+    all = (all + of.sum[2]) + (of.sum[1] + of.sum[3]);
+#endif
+    return reduce_add(all);
   }
 };
 
@@ -205,6 +206,20 @@ struct Level {
   F32 up, level;
 };
 KVC_SIMD_FN Level level_of(F32 x) {
+#if KVC_SIMD_TABLE
+  U32 up = U32{};
+#pragma GCC unroll 7
+  for (int b = 0; b < 7; ++b) {
+    up = x >= set1(kLm4Bounds[b]) ? up + set1_u32(1) : up;
+  }
+  Codes codes;
+  __builtin_memcpy(&codes, kLm4Levels, sizeof(codes));
+  F32 levels;
+  widen_codes(codes, &levels);
+  I32 whole;
+  __builtin_memcpy(&whole, &up, sizeof(whole));
+  return {__builtin_convertvector(whole, F32), pick(levels, up + set1_u32(8))};
+#else
   F32 up = zero();
   F32 level = set1(kLm4Levels[8]);
 #pragma GCC unroll 7
@@ -215,6 +230,7 @@ KVC_SIMD_FN Level level_of(F32 x) {
     level = past ? level + set1(step) : level;
   }
   return {up, level};
+#endif
 }
 
 void encode_lm4(const float* row, std::int64_t count, const CodesAt& to, std::int64_t group) {

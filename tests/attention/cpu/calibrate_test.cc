@@ -71,7 +71,7 @@ TEST(DecidedPrefetch, IsMeasuredOnce) {
 TEST(SelectPrefetch, FewRowsAreNotWorthAMeasurement) {
   const Backend* backend = find_backend("portable");
   Prefetch level = Prefetch::kL3;
-  ASSERT_TRUE(select_prefetch(*backend, 256, 1 << 20, &level).ok());
+  ASSERT_TRUE(select_prefetch(*backend, {256, 1 << 20}, &level).ok());
   EXPECT_EQ(level, try_prefetch(*backend, 1, 0).table);
 }
 

@@ -16,12 +16,12 @@ TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
   internal::Prefetch level = internal::Prefetch::kNone;
   for (const char* name : {"l1", "l2", "l3", "runs", "none"}) {
     const GivenEnvironment given({"", name});
-    ASSERT_TRUE(internal::select_prefetch(*backend, 256, 1 << 30, &level).ok());
+    ASSERT_TRUE(internal::select_prefetch(*backend, {256, 1 << 30}, &level).ok());
     EXPECT_STREQ(internal::name_of(level), name);
   }
   {
     const GivenEnvironment unknown({"", "l4"});
-    const Status status = internal::select_prefetch(*backend, 256, 1 << 30, &level);
+    const Status status = internal::select_prefetch(*backend, {256, 1 << 30}, &level);
     internal::Plan plan;
     const std::vector<std::int32_t> indptr = {0, 1};
     const KvRowsData data({7}, 2, 8, 8);
@@ -32,7 +32,16 @@ TEST(SelectPrefetch, TheEnvironmentNamesALevel) {
               std::string::npos);
     EXPECT_EQ(level, internal::Prefetch::kNone);
   }
-  EXPECT_TRUE(internal::select_prefetch(*backend, 256, 1 << 30, &level).ok());
+  EXPECT_TRUE(internal::select_prefetch(*backend, {256, 1 << 30}, &level).ok());
+}
+
+TEST(SelectPrefetch, CodedRowsAreAskedForWhole) {
+  const internal::Backend* backend = internal::find_backend("portable");
+  for (const std::int64_t bytes : {1 << 20, 1 << 30}) {
+    internal::Prefetch level = internal::Prefetch::kNone;
+    ASSERT_TRUE(internal::select_prefetch(*backend, {128, bytes, true}, &level).ok());
+    EXPECT_GE(level, internal::Prefetch::kL1);
+  }
 }
 
 // A plan beside a thread that calls setenv would read memory that setenv frees.

@@ -8,6 +8,7 @@
 #define KVC_SIMD avx512
 #endif
 #define KVC_SIMD_BYTES 64
+#define KVC_SIMD_TABLE 1
 
 #include "kernels/cpu/simd/common.inl"
 
@@ -47,6 +48,21 @@ KVC_SIMD_FN F32 load_bf16_n(const std::uint16_t* from, int n) {
 
 KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
   to[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
+}
+KVC_SIMD_FN F32 repeat_f16(const std::uint16_t* from) {
+  std::int16_t half;
+  __builtin_memcpy(&half, from, sizeof(half));
+  return _mm512_cvtph_ps(_mm256_set1_epi16(half));
+}
+KVC_SIMD_FN void widen_halves(const Words& halves, F32* to) {
+  to[0] = _mm512_cvtph_ps(reinterpret_cast<__m256i>(halves));
+}
+KVC_SIMD_FN U32 bytes_of(const char* from) {
+  return reinterpret_cast<U32>(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+KVC_SIMD_FN F32 pick(F32 table, U32 lanes) {
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(lanes), table);
 }
 KVC_SIMD_FN Codes look_up(Codes table, Codes codes) {
   return reinterpret_cast<Codes>(

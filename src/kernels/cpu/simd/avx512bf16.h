@@ -12,7 +12,6 @@
 namespace kvcache::internal::KVC_SIMD {
 
 using Bytes = __m512i;
-using S32 = std::int32_t __attribute__((vector_size(64)));
 
 KVC_SIMD_FN Bytes load_bytes(const char* from) { return _mm512_loadu_si512(from); }
 
@@ -71,21 +70,82 @@ KVC_SIMD_FN S32 add_neighbours(S32 a, S32 b) {
   return reinterpret_cast<S32>(_mm512_unpacklo_epi32(x, y)) +
          reinterpret_cast<S32>(_mm512_unpackhi_epi32(x, y));
 }
+KVC_SIMD_FN F32 add_neighbours(F32 a, F32 b) {
+  return _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+}
+KVC_SIMD_FN Bytes load_four(const char* a, const char* b, const char* c, const char* d) {
+  const auto at = [](const char* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  };
+  Bytes x = _mm512_castsi128_si512(at(a));
+  x = _mm512_inserti32x4(x, at(b), 1);
+  x = _mm512_inserti32x4(x, at(c), 2);
+  return _mm512_inserti32x4(x, at(d), 3);
+}
+KVC_SIMD_FN S32 add_lanes(const S32* x) {
+  Bytes from[4];
+  Bytes to[4];
+  for (int i = 0; i < 4; ++i) from[i] = reinterpret_cast<Bytes>(x[i]);
+  exchange_lanes(from, to);
+  return (reinterpret_cast<S32>(to[0]) + reinterpret_cast<S32>(to[1])) +
+         (reinterpret_cast<S32>(to[2]) + reinterpret_cast<S32>(to[3]));
+}
+KVC_SIMD_FN S32 add_within_lanes(S32 x) {
+  auto sum = reinterpret_cast<__m512i>(x);
+  sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32(sum, _MM_PERM_BADC));
+  return reinterpret_cast<S32>(_mm512_add_epi32(sum, _mm512_shuffle_epi32(sum, _MM_PERM_CDAB)));
+}
+KVC_SIMD_FN U32 max(U32 a, U32 b) {
+  return reinterpret_cast<U32>(
+      _mm512_max_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+KVC_SIMD_FN U32 largest_everywhere(U32 x) {
+  auto top = reinterpret_cast<__m512i>(x);
+  top = _mm512_max_epu32(top, _mm512_shuffle_i32x4(top, top, 0x4E));
+  top = _mm512_max_epu32(top, _mm512_shuffle_i32x4(top, top, 0xB1));
+  top = _mm512_max_epu32(top, _mm512_shuffle_epi32(top, _MM_PERM_BADC));
+  return reinterpret_cast<U32>(_mm512_max_epu32(top, _mm512_shuffle_epi32(top, _MM_PERM_CDAB)));
+}
+KVC_SIMD_FN void split_planes(const S32* x, Bytes* to) {
+  __m512i high[2];
+  __m512i low[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m512i words = _mm512_packs_epi32(reinterpret_cast<__m512i>(x[2 * i]),
+                                             reinterpret_cast<__m512i>(x[2 * i + 1]));
+    high[i] = _mm512_srai_epi16(words, 8);
+    low[i] = _mm512_and_si512(words, _mm512_set1_epi16(255));
+  }
+  to[0] = _mm512_packs_epi16(high[0], high[1]);
+  to[1] = _mm512_packus_epi16(low[0], low[1]);
+}
+KVC_SIMD_FN void spread_fours(Bytes x, Bytes* to) {
+  to[0] = _mm512_shuffle_epi32(x, _MM_PERM_AAAA);
+  to[1] = _mm512_shuffle_epi32(x, _MM_PERM_BBBB);
+  to[2] = _mm512_shuffle_epi32(x, _MM_PERM_CCCC);
+  to[3] = _mm512_shuffle_epi32(x, _MM_PERM_DDDD);
+}
+KVC_SIMD_FN Bytes fours_by_lane(Bytes x) {
+  return _mm512_permutexvar_epi32(
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
+}
+KVC_SIMD_FN U32 first_of_fours() { return U32{0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12}; }
+KVC_SIMD_FN S32 in_first_of_fours(std::int32_t x) {
+  return reinterpret_cast<S32>(_mm512_maskz_set1_epi32(0x1111, x));
+}
 KVC_SIMD_FN F32 to_float(S32 x) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(x)); }
 KVC_SIMD_FN S32 to_nearest(F32 x) { return reinterpret_cast<S32>(_mm512_cvtps_epi32(x)); }
 KVC_SIMD_FN void store_low_bytes(std::uint8_t* to, S32 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                    _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
 }
-// Four halves from each of four places, the first of each, then the second ..., as floats.
-KVC_SIMD_FN F32 widen_four_fours(const char* const* from) {
+KVC_SIMD_FN void widen_four_fours(const char* const* from, F32* to) {
   std::uint64_t x[4];
   for (int i = 0; i < 4; ++i) __builtin_memcpy(&x[i], from[i], sizeof(x[i]));
   const __m256i fours =
       _mm256_setr_epi64x(static_cast<long long>(x[0]), static_cast<long long>(x[1]),
                          static_cast<long long>(x[2]), static_cast<long long>(x[3]));
   const __m256i order = _mm256_setr_epi16(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return _mm512_cvtph_ps(_mm256_permutexvar_epi16(order, fours));
+  *to = _mm512_cvtph_ps(_mm256_permutexvar_epi16(order, fours));
 }
 
 }  // namespace kvcache::internal::KVC_SIMD

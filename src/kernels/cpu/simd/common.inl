@@ -19,18 +19,44 @@
 //   transpose(x)                        kLanes vectors as a matrix
 //   round_pair(low, high)               two floats as bf16, to nearest even
 //   widen_codes(codes, x)               16 whole numbers of a byte as floats: 16 / kLanes vectors
+//   widen_halves(words, x)              16 halves as floats: as many vectors
+//   repeat_f16(from)                    one of them in all lanes
 //   look_up(table, codes)               table[code], code = 0 .. 15
+// where KVC_SIMD_TABLE:
+//   bytes_of(from)                      16 bytes, each in a lane
+//   pick(table, lanes)                  table[lane mod 16]
 // and where KVC_SIMD_DOT:
 //   dot_bf16(sum, a, b)                 sum + a0 b0 + a1 b1 of pairs of bf16
 //   round_pairs(low, high)              neighbours as bf16 pairs, to nearest even
 //   scale(x, n)                         x * 2^n for a whole n, also where that is 0
-// where KVC_SIMD_BYTE_DOT, Bytes holds 64 bytes and S32 kLanes whole numbers:
+// where KVC_SIMD_BYTE_DOT or KVC_SIMD_WORD_DOT, S32 holds kLanes whole numbers:
+//   to_float(x), to_nearest(x)          from and to floats
+//   widen_four_fours(from, to)          four halves from each of four places as floats: the first
+//                                       of each, then the second and so on
+// where KVC_SIMD_WORD_DOT, of 32 bytes:
+//   dot_words(sum, a, b)                sum + a0 b0 + a1 b1 of pairs of words
+//   widen_bytes(codes)                  16 signed bytes as words
+//   interleave_low(a, b), .._high       bytes 0 .. 7 of both in turn, or 8 .. 15
+//   repeat_pair(from)                   two words in all lanes; repeat_pair_of_bytes: two bytes
+//   store_words(to, a, b)               whole numbers as words, those beyond at their bounds
+//   fold_whole(x)                       as fold
+// where KVC_SIMD_BYTE_DOT, Bytes holds 64 bytes:
 //   dot_bytes(sum, a, b)                sum + a0 b0 + .. + a3 b3 of unsigned a and signed b
 //   load_bytes(from, n)                 the first n, the others 0
 //   exchange_lanes(x, to)               16-byte lane j of x[i] becomes lane i of to[j], i, j < 4
 //   interleave<half>(x, to)             within each lane, bytes i of x[0] .. x[3] side by side:
 //                                       those of i = 0 .. 7 or 8 .. 15, in two vectors of four
 //   add_neighbours(a, b)                within a lane: a0 + a2, b0 + b2, a1 + a3, b1 + b3
+//   load_four(a, b, c, d)               16 bytes of each, in a lane each
+//   split_planes(x, to)                 256 to[0] + to[1], of which that is unsigned, of numbers of
+//                                       16 bits: dword i of lane j has 4 j .. 4 j + 3 of x[i]
+//   fours_by_lane(x)                    64 bytes in their order brought into that one
+//   spread_fours(x, to)                 dword i of a lane of x in all of that lane of to[i]
+//   add_lanes(x)                        lane i: the sum of the lanes of x[i], i < 4
+//   add_within_lanes(x)                 in all of a lane: the sum of it
+//   largest_everywhere(x)               of unsigned numbers
+//   first_of_fours()                    4 i in all of lane i
+//   in_first_of_fours(x)                x in the first dword of each lane, else 0
 // and all, by math.inl:
 //   exp, tanh, reduce_max
 #include <cstdint>
@@ -38,9 +64,16 @@
 #ifndef KVC_SIMD_DOT
 #define KVC_SIMD_DOT 0
 #endif
+#ifndef KVC_SIMD_TABLE
+#define KVC_SIMD_TABLE 0
+#endif
 #ifndef KVC_SIMD_BYTE_DOT
 #define KVC_SIMD_BYTE_DOT 0
 #endif
+#ifndef KVC_SIMD_WORD_DOT
+#define KVC_SIMD_WORD_DOT 0
+#endif
+#define KVC_SIMD_WHOLE (KVC_SIMD_BYTE_DOT || KVC_SIMD_WORD_DOT)
 
 #define KVC_SIMD_FN [[gnu::always_inline]] static inline
 
@@ -48,8 +81,10 @@ namespace kvcache::internal::KVC_SIMD {
 
 using F32 = float __attribute__((vector_size(KVC_SIMD_BYTES)));
 using U32 = std::uint32_t __attribute__((vector_size(KVC_SIMD_BYTES)));
+using S32 = std::int32_t __attribute__((vector_size(KVC_SIMD_BYTES)));
 using U16 = std::uint16_t __attribute__((vector_size(KVC_SIMD_BYTES / 2)));
 using Codes = signed char __attribute__((vector_size(16)));
+using Words = short __attribute__((vector_size(32)));
 
 inline constexpr int kLanes = KVC_SIMD_BYTES / 4;
 
@@ -159,7 +194,10 @@ KVC_SIMD_FN F32 upper(F32 x) {
 
 // The two runs of 16 elements that 16 bytes of 4 bits hold.
 KVC_SIMD_FN Codes low_halves(Codes bytes) { return bytes & (Codes{} + 15); }
-KVC_SIMD_FN Codes high_halves(Codes bytes) { return (bytes >> 4) & (Codes{} + 15); }
+KVC_SIMD_FN Codes high_halves(Codes bytes) {
+  using Unsigned = unsigned char __attribute__((vector_size(16)));
+  return reinterpret_cast<Codes>(reinterpret_cast<Unsigned>(bytes) >> 4);
+}
 
 // Halves are folded onto each other.
 KVC_SIMD_FN float reduce_add(F32 x) {

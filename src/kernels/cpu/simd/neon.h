@@ -56,6 +56,13 @@ KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
   to[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
   to[3] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
 }
+KVC_SIMD_FN F32 repeat_f16(const std::uint16_t* from) { return set1(load_f16_n(from, 1)[0]); }
+KVC_SIMD_FN void widen_halves(const Words& halves, F32* to) {
+  std::uint16_t x[16];
+  __builtin_memcpy(x, &halves, sizeof(x));
+#pragma GCC unroll 4
+  for (int i = 0; i < 16 / kLanes; ++i) to[i] = load_f16(x + i * kLanes);
+}
 KVC_SIMD_FN Codes look_up(Codes table, Codes codes) {
   return reinterpret_cast<Codes>(
       vqtbl1q_s8(reinterpret_cast<int8x16_t>(table), reinterpret_cast<uint8x16_t>(codes)));

@@ -85,6 +85,13 @@ KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
   for (int i = 0; i < 16; ++i) x[i] = static_cast<float>(codes[i]);
   for (int i = 0; i < 16 / kLanes; ++i) to[i] = load(x + i * kLanes);
 }
+KVC_SIMD_FN F32 repeat_f16(const std::uint16_t* from) { return set1(load_f16_n(from, 1)[0]); }
+KVC_SIMD_FN void widen_halves(const Words& halves, F32* to) {
+  std::uint16_t x[16];
+  __builtin_memcpy(x, &halves, sizeof(x));
+#pragma GCC unroll 4
+  for (int i = 0; i < 16 / kLanes; ++i) to[i] = load_f16(x + i * kLanes);
+}
 KVC_SIMD_FN Codes look_up(Codes table, Codes codes) {
   Codes found;
   for (int i = 0; i < 16; ++i) found[i] = table[codes[i]];

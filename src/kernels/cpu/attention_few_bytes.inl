@@ -1,21 +1,14 @@
-// Few query rows over coded keys and values, in whole numbers: the decode path where the header has
-// a dot product of bytes (KVC_SIMD_BYTE_DOT). Part of attention.inl. For rows of int8 and lm4 with
-// one scale: codes, or the levels they stand for, are bytes.
+// Few query rows over coded keys and values by dot products of bytes: where the header has one
+// (KVC_SIMD_BYTE_DOT). See attention_few_whole.inl. For rows of int8 and lm4 with one scale, which
+// is not negative.
 //
-// Scores. A query row is q = s (128 h + l), two planes of signed bytes: 15 bits of its largest
-// element. Keys are made unsigned by adding 128, and -128 sum(q) is where the sums begin. Four keys
-// lie side by side in the lanes of a vector, 16 elements each, so that a load of a plane serves
-// four keys, and few operations add up a score. The sum is exact; its scale is that of query times
-// key.
+// Scores. The whole numbers of a query are two planes of signed bytes, 128 h + l: 2^-15 of its
+// largest element is lost. Keys are made unsigned by adding 128, and -128 sum(q) is where the sums
+// begin. Four keys lie side by side in the lanes of a vector, 16 elements each, so that a load of a
+// plane serves four keys, and few operations add up a score.
 //
-// Values. Of a block of up to 64 keys, the weights of a row times the scales of the values are
-// w = f (256 h + l), two planes of unsigned bytes: 16 bits of the block's largest. The bytes of
-// four values lie side by side, so that a dot product adds four keys. The sum is exact over the
-// block, and goes into the row's floats.
-//
-// Whole numbers know no order: the bits of a score, and of a block's sum, depend on its keys alone.
-// A key that a row does not see has weight 0. Errors: 2^-15 of a query's largest element, 2^-17 of
-// a block's largest weight.
+// Values. Weights are two planes of unsigned bytes, 256 h + l: 2^-17 of a block's largest is lost.
+// The bytes of four values lie side by side, so that a dot product adds four keys.
 //
 // Cost per key and row, of k_dim + v_dim elements: 2 / 64 dot products an element, and for all rows
 // 2 / 64 shuffles and what unpacks 4 bits. Source of the idea of planes: our own; vpdpbusd
@@ -24,64 +17,53 @@ namespace kvcache::internal::KVC_SIMD {
 namespace {
 
 constexpr int kPlanes = 2;
-constexpr int kQueryMax = 127 * 128 + 63;  // the largest 128 h + l
+constexpr int kQueryMax = 127 * 128 + 63;
 constexpr int kWeightMax = 65535;
 
-// Forms that go this way, with these dims.
-KVC_SIMD_FN bool by_bytes(const RowFormat& format, int64_t dim) {
-  if (format.num_scales(dim) != 1) return false;
-  return format.kind == RowFormat::kInt8 ||
-         (format.kind == RowFormat::kLm4 && dim % RowFormat::kGroup == 0);
-}
-
 // Floats of a row of results, of 4 bits two for each byte of a line.
-KVC_SIMD_FN int64_t pad_lines(int64_t dim) { return (dim + 127) / 128 * 128; }
+KVC_SIMD_FN int64_t line_floats(int64_t dim) { return (dim + 127) / 128 * 128; }
 
 // Elements of a row up to whole vectors of bytes.
 KVC_SIMD_FN int64_t pad_bytes(int64_t dim) { return (dim + 63) / 64 * 64; }
 
-// Calls f.template operator()<kind>() for these.
-template <typename F>
-KVC_SIMD_FN void for_byte_codes(RowFormat::Kind kind, F f) {
-  if (kind == RowFormat::kInt8) return f.template operator()<RowFormat::kInt8>();
-  return f.template operator()<RowFormat::kLm4>();
-}
+// Bytes of a packed query row.
+KVC_SIMD_FN int64_t packed_bytes(int64_t dim) { return pad_bytes(dim) / 16 * kPlanes * 64; }
 
 // A query row of a chunk.
-struct ByteRow {
+struct WholeRow {
   float scale;
-  int32_t start[kPlanes];  // of each of four sums
+  int32_t start[kPlanes];  // of each of four sums over unsigned bytes
+  // Of keys with a scale a group, of each:
+  float units[kMostGroups];   // in the place of `scale`
+  int32_t sums[kMostGroups];  // of its whole numbers
 };
 
 // Query planes of a chunk: for each four rows, of each 16 elements and row, both planes, repeated
 // in all lanes. [rows, pad_bytes(dim) / 16, kPlanes] vectors, rows of a four innermost but planes.
-void pack_query_bytes(const float* q, int rows, int64_t dim, int8_t* to, ByteRow* info) {
+void pack_whole(const RowFormat& keys, const float* q, int rows, int64_t dim, char* packed,
+                WholeRow* info) {
   const int64_t chunks = pad_bytes(dim) / 16;
+  const bool groups = keys.kind != RowFormat::kInt8 && keys.kind != RowFormat::kLm4;
+  auto* const to = reinterpret_cast<int8_t*>(packed);
   for_fours(rows, [&]<int kRows>(int r) {
     for (int i = 0; i < kRows; ++i) {
       const float* row = q + (r + i) * pad(dim);
-      F32 most = zero();
-      F32 check = zero();  // NaN where an element is not finite
-      for (int64_t d = 0; d < pad(dim); d += kLanes) {
-        const F32 x = load(row + d);
-        most = max(most, max(x, zero() - x));
-        check = check + x * zero();
-      }
-      const float largest = reduce_max(most);
-      const float finite = reduce_add(check);
-      // Below that, scores are 0 in all but name.
-      const bool some = largest > 1e-30f;
-      const float scale = some ? largest / kQueryMax : 0.0f;
-      const F32 by = set1(some ? kQueryMax / largest : 0.0f);
-      ByteRow& mine = info[r + i];
-      mine.scale = scale + finite;
+      QueryUnit unit = unit_of_query(row, dim, kQueryMax);
+      WholeRow& mine = info[r + i];
+      mine.scale = unit.scale;
       int32_t sums[kPlanes] = {0, 0};
+      for (int32_t& sum : mine.sums) sum = 0;
       for (int64_t c = 0; c < chunks; ++c) {
         int8_t planes[kPlanes][16] = {};
         if (c * 16 < dim) {
+          const int64_t g = c * 16 / kGroup;
+          if (groups && c * 16 % kGroup == 0) {
+            unit = unit_of_query(row + c * 16, kGroup, kQueryMax);
+            mine.units[g] = unit.scale;
+          }
           float x[16];
           for (int v = 0; v < 16 / kLanes; ++v) {
-            store(x + v * kLanes, load(row + c * 16 + v * kLanes) * by);
+            store(x + v * kLanes, load(row + c * 16 + v * kLanes) * unit.by);
           }
           for (int d = 0; d < 16; ++d) {
             // The largest may be rounded past its place. NaN becomes something: its scale is NaN.
@@ -93,6 +75,7 @@ void pack_query_bytes(const float* q, int rows, int64_t dim, int8_t* to, ByteRow
             planes[1][d] = static_cast<int8_t>(whole - high * 128);
             sums[0] += planes[0][d];
             sums[1] += planes[1][d];
+            mine.sums[g] += high * 128 + planes[1][d];
           }
         }
         int8_t* at = to + (r * chunks + c * kRows + i) * int64_t{kPlanes * 64};
@@ -105,14 +88,6 @@ void pack_query_bytes(const float* q, int rows, int64_t dim, int8_t* to, ByteRow
       for (int p = 0; p < kPlanes; ++p) mine.start[p] = -128 * sums[p] / 4;
     }
   });
-}
-
-// The scales of the keys of a step, in their order.
-KVC_SIMD_FN F32 scales_of_step(const Step& step) {
-  if (step.runs) return widen_four_fours(step.scales);
-  uint16_t halves[kStep];
-  for (int i = 0; i < kStep; ++i) __builtin_memcpy(&halves[i], step.scales[i], 2);
-  return load_f16(halves);
 }
 
 // Sums of kRows rows with 16 elements of four keys each.
@@ -130,7 +105,7 @@ KVC_SIMD_FN void dot_chunk(Bytes keys, const int8_t* q, S32 (&sums)[kRows][kPlan
 
 // Scores of kRows rows with all 16 keys of a step: scores[row * to_stride + key].
 template <RowFormat::Kind kKind, int kRows, Prefetch kAsk>
-[[gnu::noinline]] void score_bytes(const int8_t* q, const ByteRow* info, int64_t dim,
+[[gnu::noinline]] void score_bytes(const int8_t* q, const WholeRow* info, int64_t dim,
                                    const Step& here, const Step& ahead, F32 key_scales,
                                    float* scores, int64_t to_stride) {
   constexpr bool kHalves = kKind == RowFormat::kLm4;
@@ -183,73 +158,44 @@ template <RowFormat::Kind kKind, int kRows, Prefetch kAsk>
 
 // Scores of a chunk of rows with a step, in the slots of its block: scores[row * kScores + slot].
 template <RowFormat::Kind kKind, Prefetch kAsk>
-void score_few_bytes(const int8_t* q, const ByteRow* info, int rows, int64_t dim, const Step& here,
+void score_few_bytes(const char* q, const WholeRow* info, int rows, int64_t dim, const Step& here,
                      const Step& ahead, float* scores) {
-  const F32 key_scales = scales_of_step(here);
-  const int64_t row_bytes = pad_bytes(dim) / 16 * kPlanes * 64;
-  for_fours(
-      rows, [&]<int kRows>(int r) __attribute__((always_inline)) {
-        float close[kRows * kStep];
-        float* to = here.whole ? scores + r * kScores + here.first_slot() : close;
-        const int64_t to_stride = here.whole ? kScores : kStep;
+  F32 key_scales[kStepVecs];
+  scales_of_step(here, 0, key_scales);
+  score_whole(
+      rows, here,
+      scores, [&]<int kRows>(int r, float* to, int64_t to_stride) __attribute__((always_inline)) {
+        const auto* from = reinterpret_cast<const int8_t*>(q + r * packed_bytes(dim));
         // The lines ahead are asked for once.
         if (r == 0) {
-          score_bytes<kKind, kRows, kAsk>(q, info, dim, here, ahead, key_scales, to, to_stride);
+          score_bytes<kKind, kRows, kAsk>(from, info, dim, here, ahead, key_scales[0], to,
+                                          to_stride);
         } else {
-          score_bytes<kKind, kRows, Prefetch::kNone>(q + r * row_bytes, info + r, dim, here, ahead,
-                                                     key_scales, to, to_stride);
-        }
-        if (here.whole) return;
-        int n = 0;
-        for (uint64_t slots = here.slots; slots != 0; slots &= slots - 1, ++n) {
-          for (int row = 0; row < kRows; ++row) {
-            scores[(r + row) * kScores + __builtin_ctzll(slots)] = close[row * kStep + n];
-          }
+          score_bytes<kKind, kRows, Prefetch::kNone>(from, info + r, dim, here, ahead,
+                                                     key_scales[0], to, to_stride);
         }
       });
 }
 
-// The values of a block that some row of the chunk sees, in the order of the steps, up to a
-// multiple of 16: behind the last they are that again, with weight 0.
-struct ByteBlock {
-  const char* rows[kBlock];
-  const char* ahead[kBlock];
-  int keys;                             // a multiple of 16
-  uint8_t weights[4][kPlanes][kBlock];  // of up to four rows
-  float factors[4];
-};
-
-// The order of a block's keys, filled in step by step.
-struct BlockOrder {
+// Values of a block with their scales, and weights of up to four rows.
+struct ByteBlock : ValueBlock {
   float scales[kBlock];
-  uint64_t slots[kBlock / kStep];  // of each step
-  bool straight = true;            // key i has slot i
-  int steps = 0;
+  uint8_t weights[4][kPlanes][kBlock];
+  float factors[4];
 
-  [[gnu::always_inline]] void add(const Step& step, const Step& next, ByteBlock* block) {
-    const int key = steps * kStep;
-    __builtin_memcpy(block->rows + key, step.rows, sizeof(step.rows));
-    __builtin_memcpy(block->ahead + key, next.rows, sizeof(next.rows));
-    store(scales + key, scales_of_step(step));
-    straight = straight && step.slots == kAllOfStep << key;
-    slots[steps++] = step.slots;
-    block->keys = key + kStep;
+  // The scales of a step that was added.
+  template <RowFormat::Kind kKind>
+  [[gnu::always_inline]] void add_scales(const RowsView&, int64_t, const Step& step) {
+    F32 x[kStepVecs];
+    scales_of_step(step, 0, x);
+    store(scales + keys - kStep, x[0]);
   }
 
-  // The weights of row `r` of the chunk in this order, in `close` if they are not yet.
-  [[gnu::always_inline]] const float* weights_of(const BlockWeights& block, int r,
-                                                 float* close) const {
-    const float* weights = block.weights + r * kBlock;
-    const bool none = block.seen[r] == 0;
-    if (straight && !none) return weights;
-    for (int i = 0; i < steps * kStep; ++i) close[i] = 0;
-    for (int step = 0; !none && step < steps; ++step) {
-      float* to = close + step * kStep;
-      for (uint64_t rest = slots[step]; rest != 0; rest &= rest - 1) {
-        *to++ = weights[__builtin_ctzll(rest)];
-      }
-    }
-    return close;
+  [[gnu::always_inline]] void round(int row, const float* from) {
+    factors[row] = round_weights(from, scales, keys, kWeightMax, [&](int v, S32 whole) {
+      store_low_bytes(weights[row][0] + v * kLanes, whole >> 8);
+      store_low_bytes(weights[row][1] + v * kLanes, whole);
+    });
   }
 };
 
@@ -318,9 +264,17 @@ template <RowFormat::Kind kKind, int kRows, Prefetch kAsk>
   }
 }
 
+// The same with weights in the order of the block's keys.
+template <RowFormat::Kind kKind, int kRows, Prefetch kAsk>
+KVC_SIMD_FN void add_block_rounded(ByteBlock* block, const float* const* weights, int64_t dim,
+                                   float* acc, int64_t stride) {
+  for (int i = 0; i < kRows; ++i) block->round(i, weights[i]);
+  add_block_bytes<kKind, kRows, kAsk>(*block, dim, acc, stride);
+}
+
 // Results [rows, stride] in the order of add_block_bytes become elements: to[row * pad(dim)].
 template <RowFormat::Kind kKind>
-void from_lines(const float* acc, int rows, int64_t stride, int64_t dim, float* to) {
+void elements_of_lines(const float* acc, int rows, int64_t stride, int64_t dim, float* to) {
   constexpr bool kHalves = kKind == RowFormat::kLm4;
   for (int r = 0; r < rows; ++r) {
     for (int64_t at = 0; at < stride; at += 64) {
@@ -337,27 +291,6 @@ void from_lines(const float* acc, int rows, int64_t stride, int64_t dim, float* 
         }
       }
     }
-  }
-}
-
-// The weights of a row times the scales of the values, both in the order of the block's keys.
-KVC_SIMD_FN void round_weights(const float* weights, const float* scales, int keys,
-                               uint8_t (*planes)[kBlock], float* factor) {
-  F32 x[kBlockVecs];
-  F32 most = zero();
-  const int vectors = keys / kLanes;
-  for (int v = 0; v < vectors; ++v) {
-    x[v] = load(weights + v * kLanes) * load(scales + v * kLanes);
-    most = max(most, x[v]);
-  }
-  const float largest = reduce_max(most);
-  const bool some = largest > 1e-30f;
-  const F32 by = set1(some ? kWeightMax / largest : 0.0f);
-  *factor = some ? largest / kWeightMax : 0.0f;
-  for (int v = 0; v < vectors; ++v) {
-    const S32 whole = to_nearest(x[v] * by);
-    store_low_bytes(planes[0] + v * kLanes, whole >> 8);
-    store_low_bytes(planes[1] + v * kLanes, whole);
   }
 }
 

@@ -11,6 +11,7 @@
 #include "kvcache/kv_view.h"
 #include "kvcache/layer_handle.h"
 #include "kvcache/memory.h"
+#include "kvcache/row_format.h"
 #include "kvcache/status.h"
 #include "kvcache/tensor_view.h"
 #include "kvcache/types.h"
@@ -22,6 +23,10 @@ inline namespace v1 {
 struct CacheOptions {
   // Element type of the stored rows; default: that of the first update, K and V each its own.
   std::optional<DType> dtype;
+
+  // Forms of coded rows, keys and values apart; plain ones by default. Their own dtype is not
+  // looked at: `dtype` is that of the decoded copies which update() and get() hand out.
+  RowFormat keys, values;
 
   // Axes of storage and of every tensor that goes in and comes out.
   Layout layout = Layout::kHND;
@@ -59,15 +64,23 @@ class KVC_API Cache {
   // Positions (kI32 or kI64) are row indices >= 0 in any order; the last of duplicates wins; the
   // length becomes max(length, largest + 1), and rows never written read as zeros.
   // T == 0 changes nothing and fixes no shape. Rows of this same layer are no input
-  // (kInvalidArgument).
+  // (kInvalidArgument), nor are rows that a coded form cannot store: elements that are not finite
+  // (fp8_e4m3 keeps NaN) or too large for a scale of 16 bits.
+  //
+  // Codes are no tensors. Of coded rows update() and get() hand out decoded copies, of the whole
+  // layer each time, which copied_bytes() counts; append() and view() copy nothing.
   Result<KeyValueView> update(const TensorView& key, const TensorView& value,
                               std::int64_t layer_idx = 0, const TensorView& cache_position = {},
                               const ExecContext& context = {});
 
+  // update() without positions, that hands nothing out.
+  Status append(const TensorView& key, const TensorView& value, std::int64_t layer_idx = 0,
+                const ExecContext& context = {});
+
   // The filled rows of a layer; undefined tensors for one never populated.
   Result<KeyValueView> get(std::int64_t layer_idx) const;
 
-  // The filled rows of a layer for attention: one sequence per batch row, one part.
+  // The filled rows of a layer for attention, in place: one sequence per batch row, one part.
   // Errors: kNotFound for a layer never populated.
   Result<OwnedKvView> view(std::int64_t layer_idx) const;
 
@@ -123,11 +136,16 @@ class KVC_API Cache {
   std::int64_t nbytes() const noexcept;
 
   // Bytes held for them: committed memory, rounding included; a static cache's whole capacity.
+  // Decoded copies that were handed out are not among them.
   std::int64_t reserved_bytes() const noexcept;
 
   // Bytes of old rows that had to be copied since construction: by growth (0 where pages can be
-  // moved), crop, batch_select and batch_repeat_interleave.
+  // moved), crop, batch_select and batch_repeat_interleave; and those of decoded copies.
   std::int64_t copied_bytes() const noexcept;
+
+  // Rows that were encoded since construction, K and V of each layer and batch row apart: each one
+  // that was given, once. Crop, reorder and clones move codes.
+  std::int64_t rows_encoded() const noexcept;
 
   // Keeps the memory behind the layer's tensors mapped for as long as the result lives; after a
   // change of the cache its contents are unspecified, but reading them is not a fault.
@@ -144,8 +162,12 @@ class KVC_API Cache {
   friend class StaticCache;
   friend class FullCache;
   friend class LayerHandle;
+  friend class CacheFile;
   friend class BatchingCache;  // takes over the storage of a prefilled request
 
+  Result<KeyValueView> store(const TensorView& key, const TensorView& value, std::int64_t layer_idx,
+                             const TensorView& cache_position, bool hand_out,
+                             const ExecContext& context);
   Status rewind_layer(std::int64_t layer_idx, std::int64_t n);
 
   std::unique_ptr<Impl> impl_;

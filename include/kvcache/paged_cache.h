@@ -258,6 +258,8 @@ class KVC_API PagedCache {
   // kUnsupported for plain rows.
   Result<RowCodes> gather_codes(std::int64_t layer, SequenceId seq, Role role) const;
 
+  Result<std::vector<SequenceId>> sequences() const;  // that are open, in the order of their ids
+
   Result<std::int64_t> seq_length(SequenceId seq) const;     // committed tokens
   Result<std::int64_t> next_position(SequenceId seq) const;  // what the next token rotates with
 

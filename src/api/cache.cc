@@ -10,7 +10,9 @@
 #include "base/door.h"
 #include "base/expect.h"
 #include "cache/contiguous/view.h"
+#include "cache/layer_check.h"
 #include "kernels/select.h"
+#include "tensor/codecs/codec.h"
 #include "tensor/strides.h"
 
 namespace kvcache {
@@ -89,6 +91,21 @@ Status read_targets(const TensorView& cache_position, const KvExtents& key,
   return {};
 }
 
+// Head sizes that the forms allow.
+Status check_forms(const TensorView& key, const TensorView& value,
+                   const internal::StorageOptions& options) {
+  for (const bool is_key : {true, false}) {
+    const RowFormat& format = is_key ? options.keys : options.values;
+    const TensorView& rows = is_key ? key : value;
+    const char* const wanted =
+        internal::wanted_elements(format, kv_extents(rows, options.layout).dim);
+    if (wanted == nullptr) continue;
+    return refusal(is_key ? "key" : "value", internal::describe(rows),
+                   std::string("a head size of ") + wanted + " for " + name_of(format.kind));
+  }
+  return {};
+}
+
 Status check_capacity(const LayeredStorage& storage, std::int64_t layer_idx, std::int64_t count,
                       const RowTargets& targets) {
   const std::int64_t capacity = storage.options().fixed_capacity;
@@ -124,11 +141,15 @@ Result<std::unique_ptr<Cache::Impl>> Cache::Impl::create(const CacheOptions& opt
   if (options.layout != Layout::kHND && options.layout != Layout::kNHD) {
     return refusal("layout", static_cast<std::int64_t>(options.layout), "hnd or nhd");
   }
+  KVC_RETURN_IF_ERROR(internal::check_format("keys", options.keys));
+  KVC_RETURN_IF_ERROR(internal::check_format("values", options.values));
   KVC_RETURN_IF_ERROR(expect_at_least("reserve_tokens", options.reserve_tokens, 1));
   MemoryResource& memory = options.memory != nullptr ? *options.memory : system_memory();
   KVC_RETURN_IF_ERROR(internal::expect_backend("memory", memory.device()));
   internal::StorageOptions storage;
   storage.dtype = options.dtype;
+  storage.keys = options.keys;
+  storage.values = options.values;
   storage.layout = options.layout;
   storage.fixed_capacity = capacity;
   storage.reserve_tokens = options.reserve_tokens;
@@ -145,6 +166,28 @@ Status Cache::Impl::check_layer(std::int64_t layer) const {
 Result<std::unique_ptr<Cache::Impl>> Cache::Impl::clone() const {
   KVC_ASSIGN_OR_RETURN(std::unique_ptr<LayeredStorage> rows, storage.clone(ExecContext{}));
   return std::make_unique<Impl>(std::move(*rows), fixed_layers);
+}
+
+Result<KeyValueView> Cache::Impl::rows(std::int64_t layer) const {
+  const ContiguousLayer* found = storage.find(layer);
+  if (found == nullptr) return KeyValueView{};
+  if (!found->is_coded()) return found->rows();
+  const std::lock_guard lock(mutex);
+  const auto place = static_cast<std::size_t>(layer);
+  if (decoded.size() <= place) decoded.resize(place + 1);
+  if (decoded[place] != nullptr) return decoded[place]->rows();
+  KVC_ASSIGN_OR_RETURN(
+      std::shared_ptr<internal::DecodedRows> room,
+      internal::DecodedRows::make(found->shape(), found->length(), *storage.options().memory));
+  return hand_out(layer, std::move(room), {});
+}
+
+KeyValueView Cache::Impl::hand_out(std::int64_t layer, std::shared_ptr<internal::DecodedRows> room,
+                                   const ExecContext& context) const noexcept {
+  decoded_bytes += room->fill(*storage.find(layer), context);
+  auto& copy = decoded[static_cast<std::size_t>(layer)];
+  copy = std::move(room);
+  return copy->rows();
 }
 
 Status internal::check_mask_length(std::optional<std::int64_t> mask_length, const TensorView& key,
@@ -166,12 +209,24 @@ Cache::~Cache() = default;
 Result<KeyValueView> Cache::update(const TensorView& key, const TensorView& value,
                                    std::int64_t layer_idx, const TensorView& cache_position,
                                    const ExecContext& context) {
+  return store(key, value, layer_idx, cache_position, true, context);
+}
+
+Status Cache::append(const TensorView& key, const TensorView& value, std::int64_t layer_idx,
+                     const ExecContext& context) {
+  return store(key, value, layer_idx, {}, false, context).status();
+}
+
+Result<KeyValueView> Cache::store(const TensorView& key, const TensorView& value,
+                                  std::int64_t layer_idx, const TensorView& cache_position,
+                                  bool hand_out, const ExecContext& context) {
   return at_door([&]() -> Result<KeyValueView> {
     LayeredStorage& storage = impl_->storage;
     const Layout layout = storage.options().layout;
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = storage.find(layer_idx);
     KVC_RETURN_IF_ERROR(check_rows(key, value, layout, layer));
+    KVC_RETURN_IF_ERROR(check_forms(key, value, storage.options()));
     const KvExtents extents = kv_extents(key, layout);
     RowTargets targets;
     std::vector<std::int64_t> rows;
@@ -179,21 +234,37 @@ Result<KeyValueView> Cache::update(const TensorView& key, const TensorView& valu
       KVC_RETURN_IF_ERROR(read_targets(cache_position, extents, &rows, &targets));
     }
     if (extents.length == 0) {
-      if (layer != nullptr) return layer->rows();
+      if (layer != nullptr) return hand_out ? impl_->rows(layer_idx) : KeyValueView{};
       const std::optional<DType> dtype = storage.options().dtype;
       return KeyValueView{without_tokens(key, layout, dtype), without_tokens(value, layout, dtype)};
     }
     KVC_RETURN_IF_ERROR(check_capacity(storage, layer_idx, extents.length, targets));
+    if (!storage.is_coded()) {
+      KVC_RETURN_IF_ERROR(storage.update(layer_idx, key, value, targets, context));
+      return storage.find(layer_idx)->rows();
+    }
+    KVC_RETURN_IF_ERROR(storage.check_codes(key, value, context));
+    // What is handed out has its room before anything changes.
+    std::shared_ptr<internal::DecodedRows> room;
+    if (hand_out) {
+      const auto place = static_cast<std::size_t>(layer_idx);
+      if (impl_->decoded.size() <= place) impl_->decoded.resize(place + 1);
+      KVC_ASSIGN_OR_RETURN(
+          room,
+          internal::DecodedRows::make(
+              layer != nullptr ? layer->shape() : storage.shape_of(key, value),
+              storage.length_after(layer_idx, extents.length, targets), *storage.options().memory));
+    }
     KVC_RETURN_IF_ERROR(storage.update(layer_idx, key, value, targets, context));
-    return storage.find(layer_idx)->rows();
+    impl_->changed();
+    return hand_out ? impl_->hand_out(layer_idx, std::move(room), context) : KeyValueView{};
   });
 }
 
 Result<KeyValueView> Cache::get(std::int64_t layer_idx) const {
   return at_door([&]() -> Result<KeyValueView> {
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
-    const ContiguousLayer* layer = impl_->storage.find(layer_idx);
-    return layer != nullptr ? layer->rows() : KeyValueView{};
+    return impl_->rows(layer_idx);
   });
 }
 
@@ -204,7 +275,7 @@ Result<OwnedKvView> Cache::view(std::int64_t layer_idx) const {
     if (layer == nullptr) {
       return refusal(StatusCode::kNotFound, "layer_idx", layer_idx, "a layer with rows");
     }
-    return internal::view_of(layer->rows(), layer->shape().layout, layer->first_position());
+    return internal::view_of(*layer);
   });
 }
 
@@ -257,7 +328,9 @@ Status Cache::batch_select(const TensorView& indices, const ExecContext& context
     internal::BatchGather gather;
     gather.count = static_cast<std::int64_t>(list.size());
     gather.indices = list.data();
-    return storage.gather_batch(gather, context);
+    KVC_RETURN_IF_ERROR(storage.gather_batch(gather, context));
+    impl_->changed();
+    return {};
   });
 }
 
@@ -267,7 +340,9 @@ Status Cache::batch_repeat_interleave(std::int64_t n, const ExecContext& context
     if (n == 1) return {};
     internal::BatchGather gather;
     gather.repeat = n;
-    return impl_->storage.gather_batch(gather, context);
+    KVC_RETURN_IF_ERROR(impl_->storage.gather_batch(gather, context));
+    impl_->changed();
+    return {};
   });
 }
 
@@ -275,6 +350,7 @@ Status Cache::crop(std::int64_t n, const ExecContext& context) {
   return at_door([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_at_least("n", n, 0));
     impl_->storage.crop(n, context);
+    impl_->changed();
     return {};
   });
 }
@@ -283,6 +359,7 @@ Status Cache::truncate(std::int64_t n) {
   return at_door([&]() -> Status {
     KVC_RETURN_IF_ERROR(expect_at_least("n", n, 0));
     impl_->storage.truncate(n);
+    impl_->changed();
     return {};
   });
 }
@@ -296,6 +373,7 @@ Status Cache::rewind(std::int64_t n) {
                      "at most the length of the shortest layer, " + std::to_string(shortest));
     }
     impl_->storage.rewind(n);
+    impl_->changed();
     return {};
   });
 }
@@ -312,26 +390,46 @@ Status Cache::rewind_layer(std::int64_t layer_idx, std::int64_t n) {
                          std::to_string(length));
     }
     if (layer != nullptr) impl_->storage.set_length(layer_idx, length - n);
+    impl_->changed();
     return {};
   });
 }
 
-void Cache::reset() noexcept { impl_->storage.reset(); }
+void Cache::reset() noexcept {
+  impl_->storage.reset();
+  impl_->changed();
+}
 
-void Cache::shrink() noexcept { impl_->storage.shrink(); }
+void Cache::shrink() noexcept {
+  impl_->storage.shrink();
+  impl_->changed();
+}
 
 std::int64_t Cache::nbytes() const noexcept { return impl_->storage.stored_bytes(); }
 
 std::int64_t Cache::reserved_bytes() const noexcept { return impl_->storage.committed_bytes(); }
 
-std::int64_t Cache::copied_bytes() const noexcept { return impl_->storage.copied_bytes(); }
+std::int64_t Cache::copied_bytes() const noexcept {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->storage.copied_bytes() + impl_->decoded_bytes;
+}
+
+std::int64_t Cache::rows_encoded() const noexcept { return impl_->storage.rows_encoded(); }
 
 Result<std::shared_ptr<const void>> Cache::retain(std::int64_t layer_idx) const {
   return at_door([&]() -> Result<std::shared_ptr<const void>> {
     KVC_RETURN_IF_ERROR(impl_->check_layer(layer_idx));
     const ContiguousLayer* layer = impl_->storage.find(layer_idx);
     if (layer == nullptr) return std::shared_ptr<const void>();
-    return std::shared_ptr<const void>(layer->mapping());
+    struct Held {
+      std::shared_ptr<const void> rows, decoded;
+    };
+    if (!layer->is_coded()) return std::shared_ptr<const void>(layer->mapping());
+    const std::lock_guard lock(impl_->mutex);
+    const auto place = static_cast<std::size_t>(layer_idx);
+    const bool out = place < impl_->decoded.size();
+    return std::shared_ptr<const void>(
+        std::make_shared<Held>(Held{layer->mapping(), out ? impl_->decoded[place] : nullptr}));
   });
 }
 

@@ -5,9 +5,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
+#include "cache/contiguous/decoded.h"
 #include "cache/contiguous/storage.h"
 #include "kvcache/cache.h"
 #include "kvcache/status.h"
@@ -34,8 +37,26 @@ struct Cache::Impl {
   // bad_alloc.
   [[gnu::visibility("hidden")]] Status check_layer(std::int64_t layer) const;
 
+  // All rows of a layer as tensors: those of coded buffers decoded, once until the next change. May
+  // throw bad_alloc. Thread safety: as const calls of Cache.
+  [[gnu::visibility("hidden")]] Result<KeyValueView> rows(std::int64_t layer) const;
+
+  // The same of a layer that was just changed, decoded into room made before. REQUIRES: a place for
+  // it in `decoded`.
+  [[gnu::visibility("hidden")]] KeyValueView hand_out(std::int64_t layer,
+                                                      std::shared_ptr<internal::DecodedRows> room,
+                                                      const ExecContext& context) const noexcept;
+
+  // Lets copies go that are handed out until rows change.
+  [[gnu::visibility("hidden")]] void changed() noexcept {
+    for (auto& copy : decoded) copy.reset();
+  }
+
   internal::LayeredStorage storage;
   std::int64_t fixed_layers = 0;  // as given to create()
+  mutable std::mutex mutex;       // of what const calls decode
+  mutable std::vector<std::shared_ptr<internal::DecodedRows>> decoded;  // by layer
+  mutable std::int64_t decoded_bytes = 0;
 };
 
 namespace internal {

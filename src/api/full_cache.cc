@@ -26,8 +26,8 @@ std::int64_t FullCache::offset() const noexcept {
 }
 
 KeyValueView FullCache::key_values() const noexcept {
-  const internal::ContiguousLayer* rows = impl_->storage.find(0);
-  return rows != nullptr ? rows->rows() : KeyValueView{};
+  const Result<KeyValueView> rows = get(0);
+  return rows.ok() ? *rows : KeyValueView{};
 }
 
 }  // namespace v1

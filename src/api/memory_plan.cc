@@ -37,7 +37,6 @@ Status check_request(CacheKind kind, const MemoryPlanRequest& request) {
     KVC_RETURN_IF_ERROR(internal::check_layer_spec(name, spec));
     if (kind == CacheKind::kPaged) continue;
     KVC_RETURN_IF_ERROR(internal::check_keeps_all(name, spec));
-    KVC_RETURN_IF_ERROR(internal::check_plain(name, spec));
   }
   return {};
 }

@@ -375,6 +375,10 @@ Result<RowCodes> PagedCache::gather_codes(std::int64_t layer, SequenceId seq, Ro
   });
 }
 
+Result<std::vector<SequenceId>> PagedCache::sequences() const {
+  return at_door([&]() -> Result<std::vector<SequenceId>> { return impl_->store->sequences(); });
+}
+
 Result<std::int64_t> PagedCache::seq_length(SequenceId seq) const {
   return at_door([&]() -> Result<std::int64_t> {
     KVC_ASSIGN_OR_RETURN(const internal::PagedSequence* found, impl_->store->find(seq));

@@ -15,18 +15,7 @@ Status check_buffer(const std::string& name, const BufferSpec& buffer) {
   KVC_RETURN_IF_ERROR(expect_between((name + ".heads").c_str(), buffer.heads, 1, kMaxInt32));
   KVC_RETURN_IF_ERROR(expect_between((name + ".dim").c_str(), buffer.dim, 1, kMaxInt32));
   const RowFormat& format = buffer.format;
-  if (format.kind > RowFormat::kQ4_0) {
-    return refusal(name + ".format.kind", static_cast<int>(format.kind), "a kind of RowFormat");
-  }
-  if (!is_floating(format.dtype)) {
-    return refusal(name + ".format.dtype", name_of(format.dtype), "f32, f16 or bf16");
-  }
-  if (format.rotate && !format.is_coded()) {
-    return refusal(name + ".format.rotate", "true", "false in plain rows");
-  }
-  if (format.kind == RowFormat::kLm4 && !format.rotate) {
-    return refusal(name + ".format.rotate", "false", "true, which is part of lm4");
-  }
+  KVC_RETURN_IF_ERROR(check_format(name + ".format", format));
   if (const char* const wanted = wanted_elements(format, buffer.dim); wanted != nullptr) {
     return refusal(name + ".dim", buffer.dim, std::string(wanted) + " for " + name_of(format.kind));
   }
@@ -53,6 +42,22 @@ Status check_life(const std::string& name, const Life& life) {
 
 }  // namespace
 
+Status check_format(const std::string& name, const RowFormat& format) {
+  if (format.kind > RowFormat::kQ4_0) {
+    return refusal(name + ".kind", static_cast<int>(format.kind), "a kind of RowFormat");
+  }
+  if (!is_floating(format.dtype)) {
+    return refusal(name + ".dtype", name_of(format.dtype), "f32, f16 or bf16");
+  }
+  if (format.rotate && !format.is_coded()) {
+    return refusal(name + ".rotate", "true", "false in plain rows");
+  }
+  if (format.kind == RowFormat::kLm4 && !format.rotate) {
+    return refusal(name + ".rotate", "false", "true, which is part of lm4");
+  }
+  return {};
+}
+
 Status check_layer_spec(const std::string& name, const LayerSpec& spec) {
   if (spec.num_buffers != 2 || spec.key().role != Role::kKey || spec.value().role != Role::kValue) {
     return refusal(StatusCode::kUnsupported, name + ".num_buffers", spec.num_buffers,
@@ -71,7 +76,7 @@ Status check_plain(const std::string& name, const LayerSpec& spec) {
   for (const BufferSpec& buffer : spec.used()) {
     if (!buffer.format.is_coded()) continue;
     return refusal(StatusCode::kUnsupported, name + ".format", name_of(buffer.format.kind),
-                   "plain rows: only pages hold coded ones");
+                   "plain rows, which alone join a batch");
   }
   return {};
 }

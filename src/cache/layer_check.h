@@ -15,6 +15,10 @@ namespace kvcache::internal {
 // not built. May throw bad_alloc.
 Status check_layer_spec(const std::string& name, const LayerSpec& spec);
 
+// A form that says what it is; `name` is its own, "keys". Errors: kInvalidArgument. May throw
+// bad_alloc.
+Status check_format(const std::string& name, const RowFormat& format);
+
 // No coded rows. Errors: kUnsupported.
 Status check_plain(const std::string& name, const LayerSpec& spec);
 

@@ -341,16 +341,6 @@ TEST(PagedCodedForms, WhatAFormDoesNotAllowIsRefusedByName) {
             "layers[0].key.format.kind: found 99, expected a kind of RowFormat");
 }
 
-TEST(PagedCodedForms, LayeredCachesOfCodedRowsAreNotPlanned) {
-  MemoryPlanRequest request;
-  const LayerSpec spec = LayerSpec::kv(2, 64, 64, kInt8, kInt8);
-  request.layers = {&spec, 1};
-  const auto plan = plan_memory(CacheKind::kDynamic, request);
-  EXPECT_EQ(plan.status().code(), StatusCode::kUnsupported);
-  EXPECT_EQ(plan.status().message(),
-            "layers[0].format: found int8, expected plain rows: only pages hold coded ones");
-}
-
 // What plan_memory says that one sequence of `tokens` takes.
 std::int64_t planned_bytes(const CacheConfig& config, std::int64_t tokens) {
   MemoryPlanRequest request;

@@ -1,10 +1,12 @@
 #include "cache/contiguous/copy.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "base/parallel.h"
 #include "kernels/select.h"
+#include "tensor/strides.h"
 
 namespace kvcache::internal {
 namespace {
@@ -31,7 +33,64 @@ void store_range(const RowCopy& copy, std::int64_t begin, std::int64_t end) noex
   }
 }
 
+// fn(begin, block of the tokens begin .. end) noexcept, in pieces.
+template <typename Fn>
+void for_each_piece(const ExecContext& context, const CodedBlock& block, Fn&& fn) noexcept {
+  const std::int64_t bytes = block.tokens * block.heads * block.elements * size_of(block.dtype);
+  for_each_range(context, block.tokens, bytes, [&](std::int64_t begin, std::int64_t end) noexcept {
+    CodedBlock piece = block;
+    piece.tokens = end - begin;
+    piece.rows = block.row(begin, 0);
+    piece.codes += begin * block.code_token_stride;
+    piece.scales += begin * 2;
+    piece.zeros += begin;
+    fn(begin, piece);
+  });
+}
+
 }  // namespace
+
+CodedBlock coded_block(const TensorView& rows, Layout layout, const RowFormat& format,
+                       std::int64_t batch) noexcept {
+  const KvExtents extents = kv_extents(rows, layout);
+  const KvExtents strides = kv_strides(rows, layout);
+  const std::int64_t size = size_of(rows.dtype);
+  CodedBlock block;
+  block.format = format;
+  block.tokens = extents.length;
+  block.heads = extents.heads;
+  block.elements = extents.dim;
+  block.rows = static_cast<std::byte*>(const_cast<void*>(rows.data)) + batch * strides.batch * size;
+  block.dtype = rows.dtype;
+  block.token_stride = strides.length * size;
+  block.head_stride = strides.heads * size;
+  block.element_stride = strides.dim * size;
+  return block;
+}
+
+void encode_block_on(const ExecContext& context, const CodedBlock& block) noexcept {
+  for_each_piece(context, block, [](std::int64_t, const CodedBlock& piece) noexcept {
+    selected_rows().encode(piece);
+  });
+}
+
+void decode_block_on(const ExecContext& context, const CodedBlock& block) noexcept {
+  for_each_piece(context, block, [](std::int64_t, const CodedBlock& piece) noexcept {
+    selected_rows().decode(piece);
+  });
+}
+
+std::int64_t first_refused_on(const ExecContext& context, const CodedBlock& block) noexcept {
+  std::atomic<std::int64_t> first = block.tokens;
+  for_each_piece(context, block, [&](std::int64_t begin, const CodedBlock& piece) noexcept {
+    const std::int64_t at = selected_rows().refused(piece);
+    if (at < 0) return;
+    std::int64_t known = first;
+    while (begin + at < known && !first.compare_exchange_weak(known, begin + at)) {
+    }
+  });
+  return first < block.tokens ? first.load() : -1;
+}
 
 void store_rows_on(const ExecContext& context, const RowCopy& copy) noexcept {
   const std::int64_t rows = copy.shape[0] * copy.shape[1] * copy.shape[2];

@@ -3,7 +3,9 @@
 //
 // One region of memory holds a whole layer: all rows of one buffer, then all of the next (K, then
 // V). A storage row is what is contiguous over tokens: one batch row and head in HND, one batch row
-// in NHD.
+// in NHD. A coded buffer is up to three strips of such rows: its codes, which lie as plain elements
+// would, and behind the codes of all buffers its scales and its zeros, a storage row for each batch
+// row, head and group of elements (RowsView). Zeros lie at half the strides of scales.
 //
 //   growing  | K row 0 ~~~~~~ | K row 1 ~~~~~~ | ... | V row 0 ~~~~~~ | ...   ~ reserved only
 //   fixed    | K row 0 | K row 1 | ... pad | V row 0 | V row 1 | ... pad |    all committed
@@ -18,9 +20,10 @@
 // a row starts (starts are multiples of 64 bytes):
 //
 //   committed_row(0) = 0        committed_row(n) = round_up(n + page - 64, page)
-//   reserved bytes of a layer = rows * sum over buffers of committed_row(length * token_bytes)
+//   reserved bytes of a layer = sum over strips of rows * committed_row(length * token_bytes)
 //
-// A fixed layer commits round_up(rows * capacity * token_bytes, page) for each buffer at once.
+// A fixed layer commits round_up(rows * capacity * token_bytes, page) at once, for each buffer's
+// elements or codes, and for its scales and zeros together.
 #ifndef KVCACHE_SRC_CACHE_CONTIGUOUS_GEOMETRY_H_
 #define KVCACHE_SRC_CACHE_CONTIGUOUS_GEOMETRY_H_
 
@@ -50,27 +53,54 @@ struct ByteStrides {
   std::int64_t batch = 0, head = 0, token = 0;
 };
 
-// One buffer of a layer within its region, in bytes.
-struct BufferGeometry {
-  std::int64_t token_bytes = 0;  // of one token in one storage row
-  std::int64_t row_stride = 0;   // the same for every buffer where rows grow
-  std::int64_t offset = 0;       // of the first row from the start of the region
+// Storage rows that lie alike within the region of a layer, in bytes.
+struct StripGeometry {
+  std::int64_t token_bytes = 0;   // of one token in one storage row
+  std::int64_t per_batch = 0;     // storage rows of a batch row
+  std::int64_t row_stride = 0;    // from one of them to the next
+  std::int64_t batch_stride = 0;  // from those of a batch row to those of the next
+  std::int64_t offset = 0;        // of the first row from the start of the region
 };
 
 struct ContiguousGeometry {
   LayerShape shape;
   bool growing = true;
   std::int64_t capacity = 0;  // tokens
-  std::int64_t rows = 0;      // storage rows of each buffer
-  BufferGeometry buffers[LayerSpec::kMaxBuffers];
+  std::int64_t rows = 0;      // storage rows of the elements or codes of each buffer
+  // Strip b holds the elements or codes of buffer b; the others are scales and zeros.
+  StripGeometry strips[3 * LayerSpec::kMaxBuffers];
+  std::int32_t num_strips = 0;
+  std::int32_t scales[LayerSpec::kMaxBuffers] = {-1, -1, -1};  // strips of a buffer; -1: none
+  std::int32_t zeros[LayerSpec::kMaxBuffers] = {-1, -1, -1};
   std::int64_t region_bytes = 0;
 
-  std::span<const BufferGeometry> used() const noexcept {
-    return {buffers, static_cast<std::size_t>(shape.spec.num_buffers)};
+  std::span<const StripGeometry> used() const noexcept {
+    return {strips, static_cast<std::size_t>(num_strips)};
   }
+  // Of a buffer's elements or codes.
   ByteStrides strides(std::int32_t buffer) const noexcept;
 
-  // Bytes of one token in one storage row of every buffer; of the largest and smallest buffer.
+  std::int64_t rows_per_batch() const noexcept { return rows / shape.batch; }
+
+  // Calls fn(strip, i, offset) for the storage rows of every strip that belong to row 0 .. rows - 1
+  // of the codes: row i of them begins at `offset` in the region. Their order depends on the spec
+  // and layout alone.
+  template <typename Fn>
+  void for_each_row(std::int64_t row, Fn&& fn) const noexcept {
+    for (std::int32_t s = 0; s < num_strips; ++s) {
+      const std::int64_t each = strips[s].per_batch / rows_per_batch();
+      for (std::int64_t i = 0; i < each; ++i) fn(s, i, row_offset(s, row, i));
+    }
+  }
+  std::int64_t row_offset(std::int32_t s, std::int64_t row, std::int64_t i) const noexcept {
+    const StripGeometry& strip = strips[s];
+    const std::int64_t each = strip.per_batch / rows_per_batch();
+    return strip.offset + row / rows_per_batch() * strip.batch_stride +
+           (row % rows_per_batch() * each + i) * strip.row_stride;
+  }
+
+  // Bytes of one token in a storage row and all that belong to it; in one of the largest and of the
+  // smallest strip.
   std::int64_t token_bytes() const noexcept;
   std::int64_t most_token_bytes() const noexcept;
   std::int64_t least_token_bytes() const noexcept;

@@ -10,6 +10,7 @@
 #include "base/memory_kinds.h"
 #include "base/parallel.h"
 #include "cache/contiguous/copy.h"
+#include "tensor/codecs/coded_block.h"
 #include "tensor/strides.h"
 
 namespace kvcache::internal {
@@ -82,12 +83,46 @@ KeyValueView ContiguousLayer::rows() const noexcept {
   const LayerShape& s = geometry_.shape;
   const auto rows_of = [&](std::int32_t buffer) {
     const BufferSpec& spec = s.spec.buffers[buffer];
+    if (spec.format.is_coded()) return TensorView();
     const DType dtype = spec.format.dtype;
-    const void* data = mapping_ ? row(geometry_.buffers[buffer], 0) : nullptr;
+    const void* data = mapping_ ? at(geometry_.strips[buffer].offset) : nullptr;
     return kv_tensor(data, dtype, s.layout, {s.batch, spec.heads, length_, spec.dim},
                      in_elements(geometry_.strides(buffer), dtype));
   };
   return {rows_of(0), rows_of(1)};
+}
+
+RowsView ContiguousLayer::rows_view(std::int32_t buffer) const noexcept {
+  RowsView view;
+  view.format = geometry_.shape.spec.buffers[buffer].format;
+  view.data = mapping_ ? mapping_->region.data : nullptr;
+  view.offset = geometry_.strips[buffer].offset;
+  const ByteStrides strides = geometry_.strides(buffer);
+  view.page_stride = strides.batch;
+  view.head_stride = strides.head;
+  view.token_stride = strides.token;
+  const BufferSpec& spec = geometry_.shape.spec.buffers[buffer];
+  if (const std::int32_t s = geometry_.scales[buffer]; s >= 0) {
+    const StripGeometry& strip = geometry_.strips[s];
+    view.scale_offset = strip.offset;
+    view.scale_page_stride = strip.batch_stride;
+    view.scale_head_stride = spec.format.num_scales(spec.dim) * strip.row_stride;
+    view.scale_group_stride = strip.row_stride;
+  }
+  if (const std::int32_t s = geometry_.zeros[buffer]; s >= 0) {
+    view.zero_offset = geometry_.strips[s].offset;
+  }
+  return view;
+}
+
+void ContiguousLayer::decode(std::int32_t buffer, const MutableTensorView& rows,
+                             const ExecContext& context) const noexcept {
+  const RowsView view = rows_view(buffer);
+  for (std::int64_t b = 0; b < geometry_.shape.batch; ++b) {
+    CodedBlock block = coded_block(rows, geometry_.shape.layout, view.format, b);
+    set_codes(view, b, 0, &block);
+    decode_block_on(context, block);
+  }
 }
 
 Status ContiguousLayer::populate(const LayerShape& shape, std::int64_t length,
@@ -170,12 +205,13 @@ Status ContiguousLayer::make_room(std::int64_t length, const Placement& placemen
 Status ContiguousLayer::grow(std::int64_t length, const Placement& placement,
                              std::shared_ptr<Mapping> grown, std::int64_t* copied) {
   const std::int64_t used = length_ * geometry_.most_token_bytes();
-  const std::int64_t rows = geometry_.rows * geometry_.shape.spec.num_buffers;
+  const std::int64_t stride = geometry_.strips[0].row_stride;
+  const std::int64_t rows = geometry_.region_bytes / stride;
   const auto attempt = [&](const ContiguousGeometry& wanted) -> Status {
     std::int64_t bytes = 0;
-    Result<Region> region = mapping_->memory->grow(
-        mapping_->region, RowSpan{rows, geometry_.buffers[0].row_stride, used},
-        RowSpan{rows, wanted.buffers[0].row_stride, used}, wanted.region_bytes, &bytes);
+    Result<Region> region = mapping_->memory->grow(mapping_->region, RowSpan{rows, stride, used},
+                                                   RowSpan{rows, wanted.strips[0].row_stride, used},
+                                                   wanted.region_bytes, &bytes);
     if (!region.ok()) return region.status();
     *copied += bytes;
     grown->memory = mapping_->memory;
@@ -198,8 +234,20 @@ void ContiguousLayer::write(const TensorView& key, const TensorView& value, cons
   const LayerShape& s = geometry_.shape;
   const TensorView* given[] = {&key, &value};
   for (std::int32_t b = 0; b < s.spec.num_buffers; ++b) {
-    store_rows_on(context, copy_of(*given[b], s.layout, slice, row(geometry_.buffers[b], 0),
-                                   s.spec.buffers[b].format.dtype, geometry_.strides(b)));
+    const RowFormat& format = s.spec.buffers[b].format;
+    if (!format.is_coded()) {
+      store_rows_on(context, copy_of(*given[b], s.layout, slice, at(geometry_.strips[b].offset),
+                                     format.dtype, geometry_.strides(b)));
+      continue;
+    }
+    const RowsView view = rows_view(b);
+    for (std::int64_t i = slice.batch; i < slice.batch + slice.num_batch; ++i) {
+      CodedBlock block = coded_block(*given[b], s.layout, format, i);
+      block.rows = block.row(slice.first, 0);
+      block.tokens = slice.count;
+      set_codes(view, i, slice.row, &block);
+      encode_block_on(context, block);
+    }
   }
 }
 
@@ -214,12 +262,9 @@ void ContiguousLayer::zero_rows(std::int64_t end, const ExecContext& context) no
   if (count <= 0) return;
   for_each_range(context, geometry_.rows, geometry_.stored_bytes(count),
                  [&](std::int64_t first, std::int64_t last) noexcept {
-                   for (const BufferGeometry& buffer : geometry_.used()) {
-                     for (std::int64_t r = first; r < last; ++r) {
-                       std::memset(row(buffer, r) + begin * buffer.token_bytes, 0,
-                                   to_size(count * buffer.token_bytes));
-                     }
-                   }
+                   for_each_row(first, last, [&](std::byte* row, std::int64_t bytes) {
+                     std::memset(row + begin * bytes, 0, to_size(count * bytes));
+                   });
                  });
 }
 
@@ -230,12 +275,9 @@ std::int64_t ContiguousLayer::crop(std::int64_t n, const ExecContext& context) n
   if (n > 0) {
     for_each_range(context, geometry_.rows, bytes,
                    [&](std::int64_t first, std::int64_t last) noexcept {
-                     for (const BufferGeometry& buffer : geometry_.used()) {
-                       for (std::int64_t r = first; r < last; ++r) {
-                         std::memmove(row(buffer, r), row(buffer, r) + dropped * buffer.token_bytes,
-                                      to_size(n * buffer.token_bytes));
-                       }
-                     }
+                     for_each_row(first, last, [&](std::byte* row, std::int64_t token) {
+                       std::memmove(row, row + dropped * token, to_size(n * token));
+                     });
                    });
   }
   length_ = n;
@@ -245,11 +287,10 @@ std::int64_t ContiguousLayer::crop(std::int64_t n, const ExecContext& context) n
 
 void ContiguousLayer::copy_row(const ContiguousLayer& from, std::int64_t source,
                                std::int64_t target) noexcept {
-  for (std::int32_t b = 0; b < geometry_.shape.spec.num_buffers; ++b) {
-    const BufferGeometry& buffer = geometry_.buffers[b];
-    std::memcpy(row(buffer, target), from.row(from.geometry_.buffers[b], source),
-                to_size(from.length_ * buffer.token_bytes));
-  }
+  geometry_.for_each_row(target, [&](std::int32_t s, std::int64_t i, std::int64_t offset) {
+    std::memcpy(at(offset), from.at(from.geometry_.row_offset(s, source, i)),
+                to_size(from.length_ * geometry_.strips[s].token_bytes));
+  });
 }
 
 std::int64_t ContiguousLayer::copy_batch(const ContiguousLayer& from, const BatchGather& gather,
@@ -257,7 +298,7 @@ std::int64_t ContiguousLayer::copy_batch(const ContiguousLayer& from, const Batc
   set_length(from.length_);
   first_position_ = from.first_position_;
   if (length_ == 0) return 0;
-  const std::int64_t per_batch = rows_per_batch();
+  const std::int64_t per_batch = geometry_.rows_per_batch();
   const std::int64_t bytes = geometry_.stored_bytes(length_);
   for_each_range(context, geometry_.rows, bytes, [&](std::int64_t row, std::int64_t last) noexcept {
     for (; row < last; ++row) {
@@ -306,10 +347,10 @@ void ContiguousLayer::decommit_behind(std::int64_t length) noexcept {
                                std::max<std::int64_t>(end - begin, 0));
     mapping_->committed -= bytes;
   };
-  for (const BufferGeometry& buffer : geometry_.used()) {
-    for (std::int64_t r = 0; r < geometry_.rows; ++r) {
-      give_back(buffer.offset + r * buffer.row_stride, buffer.token_bytes);
-    }
+  for (std::int64_t r = 0; r < geometry_.rows; ++r) {
+    geometry_.for_each_row(r, [&](std::int32_t s, std::int64_t, std::int64_t offset) {
+      give_back(offset, geometry_.strips[s].token_bytes);
+    });
   }
   committed_length_ = length;
   ready_length_ = geometry_.covered_length(length);

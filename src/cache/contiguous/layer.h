@@ -72,8 +72,21 @@ class ContiguousLayer {
   std::int64_t address_bytes() const noexcept { return mapping_ ? mapping_->region.bytes : 0; }
   const std::shared_ptr<Mapping>& mapping() const noexcept { return mapping_; }
 
-  // Rows 0 .. length in the axis order of the layout.
+  bool is_coded() const noexcept {
+    return shape().key().format.is_coded() || shape().value().format.is_coded();
+  }
+
+  // Rows 0 .. length in the axis order of the layout: of a coded buffer an undefined tensor.
   KeyValueView rows() const noexcept;
+
+  // Where the rows of a buffer lie for attention: a page of all tokens for each batch row.
+  // REQUIRES: populated().
+  RowsView rows_view(std::int32_t buffer) const noexcept;
+
+  // Decodes rows 0 .. length of a coded buffer. REQUIRES: a dense tensor of theirs, in the axis
+  // order of the layout, of a floating type.
+  void decode(std::int32_t buffer, const MutableTensorView& rows,
+              const ExecContext& context) const noexcept;
 
   // Whether rows 0 .. `length` lie in committed memory. REQUIRES: populated().
   bool has_room(std::int64_t length) const noexcept { return length <= ready_length_; }
@@ -91,8 +104,9 @@ class ContiguousLayer {
   // --- Cannot fail. ---
 
   // Copies tokens `first` .. `first + count` of `key` and `value` (in the axis order of the layout)
-  // to rows `row` and on of batch rows `batch` .. `batch + num_batch`, converting.
-  // REQUIRES: room for them, equal shapes; the sources do not overlap this layer's memory.
+  // to rows `row` and on of batch rows `batch` .. `batch + num_batch`, converting or encoding.
+  // REQUIRES: room for them, equal shapes; rows that their form can store; the sources do not
+  // overlap this layer's memory.
   struct Slice {
     std::int64_t batch, num_batch, first, count, row;
   };
@@ -102,6 +116,9 @@ class ContiguousLayer {
   // Rows that are there from now on. Growing past rows that were not written needs zero_rows
   // first. REQUIRES: room for them.
   void set_length(std::int64_t length) noexcept;
+
+  // Of the first row, whatever was cropped.
+  void set_first_position(std::int64_t position) noexcept { first_position_ = position; }
 
   // Makes rows length() .. `end` read as zeros. REQUIRES: room for them.
   void zero_rows(std::int64_t end, const ExecContext& context) noexcept;
@@ -143,11 +160,16 @@ class ContiguousLayer {
   Status grow(std::int64_t length, const Placement& placement, std::shared_ptr<Mapping> grown,
               std::int64_t* copied);
   Status allocate(const LayerShape& shape, std::int64_t length, const Placement& placement);
-  std::byte* row(const BufferGeometry& buffer, std::int64_t row) const noexcept {
-    return mapping_->region.data + buffer.offset + row * buffer.row_stride;
+  std::byte* at(std::int64_t offset) const noexcept { return mapping_->region.data + offset; }
+  // Calls fn(row, bytes of a token) for what belongs to rows `first` .. `last` of the codes.
+  template <typename Fn>
+  void for_each_row(std::int64_t first, std::int64_t last, Fn&& fn) const noexcept {
+    for (std::int64_t r = first; r < last; ++r) {
+      geometry_.for_each_row(r, [&](std::int32_t s, std::int64_t, std::int64_t offset) {
+        fn(at(offset), geometry_.strips[s].token_bytes);
+      });
+    }
   }
-  // Storage rows of one batch row.
-  std::int64_t rows_per_batch() const noexcept { return geometry_.rows / geometry_.shape.batch; }
   // Returns the whole pages behind the first `length` rows. REQUIRES: length >= length_.
   void decommit_behind(std::int64_t length) noexcept;
   void copy_row(const ContiguousLayer& from, std::int64_t source, std::int64_t target) noexcept;

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 
 #include "base/checked_math.h"
 #include "base/door.h"
+#include "base/expect.h"
+#include "cache/contiguous/copy.h"
 #include "tensor/strides.h"
 
 namespace kvcache::internal {
@@ -53,16 +56,40 @@ std::int64_t LayeredStorage::address_in_use() const noexcept {
   return bytes;
 }
 
+LayerShape LayeredStorage::shape_of(const TensorView& key, const TensorView& value) const noexcept {
+  const KvExtents k = kv_extents(key, options_.layout);
+  RowFormat keys = options_.keys, values = options_.values;
+  keys.dtype = options_.dtype.value_or(key.dtype);
+  values.dtype = options_.dtype.value_or(value.dtype);
+  return {k.batch,
+          LayerSpec::kv(k.heads, k.dim, kv_extents(value, options_.layout).dim, keys, values),
+          options_.layout};
+}
+
+Status LayeredStorage::check_codes(const TensorView& key, const TensorView& value,
+                                   const ExecContext& context) const {
+  const auto check = [&](const char* name, const TensorView& rows,
+                         const RowFormat& form) -> Status {
+    if (!form.is_coded()) return {};
+    for (std::int64_t b = 0; b < kv_extents(rows, options_.layout).batch; ++b) {
+      const std::int64_t token =
+          first_refused_on(context, coded_block(rows, options_.layout, form, b));
+      if (token < 0) continue;
+      return refusal(std::string(name) + ", batch row " + std::to_string(b) + ", token " +
+                         std::to_string(token),
+                     "elements that are not finite, or too large for a scale of 16 bits",
+                     std::string("what ") + name_of(form.kind) + " can store");
+    }
+    return {};
+  };
+  KVC_RETURN_IF_ERROR(check("key", key, options_.keys));
+  return check("value", value, options_.values);
+}
+
 Status LayeredStorage::update(std::int64_t layer, const TensorView& key, const TensorView& value,
                               const RowTargets& targets, const ExecContext& context) {
-  const KvExtents k = kv_extents(key, options_.layout);
-  const std::int64_t length = length_after(layer, k.length, targets);
-  const LayerShape shape{k.batch,
-                         LayerSpec::kv(k.heads, k.dim, kv_extents(value, options_.layout).dim,
-                                       plain(options_.dtype.value_or(key.dtype)),
-                                       plain(options_.dtype.value_or(value.dtype))),
-                         options_.layout};
-  KVC_RETURN_IF_ERROR(make_room(layer, shape, length));
+  const std::int64_t length = length_after(layer, kv_extents(key, options_.layout).length, targets);
+  KVC_RETURN_IF_ERROR(make_room(layer, shape_of(key, value), length));
   ContiguousLayer& target = layers_[static_cast<std::size_t>(layer)];
   write(&target, key, value, targets, context);
   target.set_length(length);
@@ -111,6 +138,9 @@ void LayeredStorage::write(ContiguousLayer* layer, const TensorView& key, const 
                            const RowTargets& targets, const ExecContext& context) noexcept {
   const KvExtents extents = kv_extents(key, options_.layout);
   const std::int64_t count = extents.length;
+  for (const BufferSpec& buffer : layer->shape().spec.used()) {
+    if (buffer.format.is_coded()) rows_encoded_ += extents.batch * count;
+  }
   if (targets.kind == RowTargets::kAppend) {
     layer->write(key, value, {0, extents.batch, 0, count, layer->length()}, context);
     return;

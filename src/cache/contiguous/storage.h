@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "cache/contiguous/layer.h"
@@ -23,6 +24,7 @@ inline constexpr std::int64_t kMaxLayers = 1 << 16;
 
 struct StorageOptions {
   std::optional<DType> dtype;  // default: that of the first update
+  RowFormat keys, values;      // their dtype: of `dtype`, or of the first update
   Layout layout = Layout::kHND;
   std::int64_t fixed_capacity = 0;  // tokens a layer holds; 0: grows
   std::int64_t reserve_tokens = 1;
@@ -47,6 +49,17 @@ class LayeredStorage {
   const StorageOptions& options() const noexcept { return options_; }
   std::int64_t num_layers() const noexcept { return static_cast<std::int64_t>(layers_.size()); }
   std::int64_t copied_bytes() const noexcept { return copied_bytes_; }
+  // Rows of all heads that were encoded, K and V of each layer and batch row apart.
+  std::int64_t rows_encoded() const noexcept { return rows_encoded_; }
+  bool is_coded() const noexcept { return options_.keys.is_coded() || options_.values.is_coded(); }
+
+  // What a layer without rows becomes by these, already checked.
+  LayerShape shape_of(const TensorView& key, const TensorView& value) const noexcept;
+
+  // Whether the forms can store these rows. Errors: kInvalidArgument naming batch row and token.
+  // May throw bad_alloc.
+  Status check_codes(const TensorView& key, const TensorView& value,
+                     const ExecContext& context) const;
 
   // A layer that rows were stored in, else null. REQUIRES: layer >= 0.
   const ContiguousLayer* find(std::int64_t layer) const noexcept;
@@ -57,7 +70,8 @@ class LayeredStorage {
                             const RowTargets& targets) const noexcept;
 
   // Stores key and value, already checked: rank 4, floating, agreeing with each other and with the
-  // layer's shape, at least one token, within a fixed capacity. May throw bad_alloc, unchanged.
+  // layer's shape, at least one token, within a fixed capacity, and check_codes(). May throw
+  // bad_alloc, unchanged.
   Status update(std::int64_t layer, const TensorView& key, const TensorView& value,
                 const RowTargets& targets, const ExecContext& context);
 
@@ -90,6 +104,14 @@ class LayeredStorage {
   void reset() noexcept;
   void shrink() noexcept;
 
+  // For rows that were stored elsewhere: length of a layer whose rows were put into their room and
+  // position of the first, and the layers of another in the place of all.
+  void set_rows(std::int64_t layer, std::int64_t length, std::int64_t first_position) noexcept {
+    layers_[static_cast<std::size_t>(layer)].set_length(length);
+    layers_[static_cast<std::size_t>(layer)].set_first_position(first_position);
+  }
+  void take_rows(LayeredStorage&& other) noexcept { layers_ = std::move(other.layers_); }
+
   // Of the shortest populated layer; 0 if there is none.
   std::int64_t shortest_length() const noexcept;
 
@@ -109,6 +131,7 @@ class LayeredStorage {
   StorageOptions options_;
   std::vector<ContiguousLayer> layers_;
   std::int64_t copied_bytes_ = 0;
+  std::int64_t rows_encoded_ = 0;
 };
 
 }  // namespace kvcache::internal

@@ -16,6 +16,35 @@ RowsView rows_of(const TensorView& tensor, Layout layout) noexcept {
   return strided_rows(tensor.data, tensor.dtype, strides.batch, strides.heads, strides.length);
 }
 
+// The part with its tables; `k` are the sizes of keys.
+Result<OwnedKvView> one_part(const KvPart& rows, const KvExtents& k, std::int64_t v_dim,
+                             std::int64_t first_position) {
+  struct Tables {
+    KvPart part;
+    std::vector<std::int32_t> lengths, first_position;
+  };
+  for (const std::int64_t size : {k.batch, k.heads, k.dim, v_dim, first_position + k.length}) {
+    KVC_RETURN_IF_ERROR(check_view_size(size));
+  }
+  const auto batch = static_cast<std::size_t>(k.batch);
+  const auto tables = std::make_shared<Tables>();
+  tables->lengths.assign(batch, static_cast<std::int32_t>(k.length));
+  tables->first_position.assign(batch, static_cast<std::int32_t>(first_position));
+  KvPart& part = tables->part;
+  part = rows;
+  part.lengths = tables->lengths.data();
+  part.first_position = tables->first_position.data();
+
+  KvView view;
+  view.num_seqs = static_cast<std::int32_t>(k.batch);
+  view.num_kv_heads = static_cast<std::int32_t>(k.heads);
+  view.k_head_dim = static_cast<std::int32_t>(k.dim);
+  view.v_head_dim = static_cast<std::int32_t>(v_dim);
+  view.num_parts = 1;
+  view.parts = &part;
+  return OwnedKvView(view, tables);
+}
+
 }  // namespace
 
 KvPart part_of(const KeyValueView& rows, Layout layout) noexcept {
@@ -35,32 +64,18 @@ Status check_view_size(std::int64_t size) {
 }
 
 Result<OwnedKvView> view_of(const KeyValueView& rows, Layout layout, std::int64_t first_position) {
-  struct Tables {
-    KvPart part;
-    std::vector<std::int32_t> lengths, first_position;
-  };
   const KvExtents k = kv_extents(rows.key, layout);
-  const KvExtents v = kv_extents(rows.value, layout);
-  for (const std::int64_t size : {k.batch, k.heads, k.dim, v.dim, first_position + k.length}) {
-    KVC_RETURN_IF_ERROR(check_view_size(size));
-  }
-  const auto batch = static_cast<std::size_t>(k.batch);
-  const auto tables = std::make_shared<Tables>();
-  tables->lengths.assign(batch, static_cast<std::int32_t>(k.length));
-  tables->first_position.assign(batch, static_cast<std::int32_t>(first_position));
-  KvPart& part = tables->part;
-  part = part_of(rows, layout);
-  part.lengths = tables->lengths.data();
-  part.first_position = tables->first_position.data();
+  return one_part(part_of(rows, layout), k, kv_extents(rows.value, layout).dim, first_position);
+}
 
-  KvView view;
-  view.num_seqs = static_cast<std::int32_t>(k.batch);
-  view.num_kv_heads = static_cast<std::int32_t>(k.heads);
-  view.k_head_dim = static_cast<std::int32_t>(k.dim);
-  view.v_head_dim = static_cast<std::int32_t>(v.dim);
-  view.num_parts = 1;
-  view.parts = &part;
-  return OwnedKvView(view, tables);
+Result<OwnedKvView> view_of(const ContiguousLayer& layer) {
+  const LayerShape& shape = layer.shape();
+  KvPart part;
+  part.k = layer.rows_view(0);
+  part.v = layer.rows_view(1);
+  part.page_size = static_cast<std::int32_t>(std::max<std::int64_t>(layer.length(), 1));
+  const KvExtents k{shape.batch, shape.heads(), layer.length(), shape.key().dim};
+  return one_part(part, k, shape.value().dim, layer.first_position());
 }
 
 }  // namespace kvcache::internal

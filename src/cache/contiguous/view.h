@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cache/contiguous/layer.h"
 #include "kvcache/kv_view.h"
 #include "kvcache/status.h"
 #include "kvcache/tensor_view.h"
@@ -26,9 +27,11 @@ View head_first(const View& tensor, Layout layout) noexcept {
 // Sizes, lengths and positions of a view are int32. Errors: kOutOfRange. May throw bad_alloc.
 Status check_view_size(std::int64_t size);
 
-// A layer's rows: one sequence per batch row, one part. `first_position` is the position of row 0.
-// Errors: kOutOfRange for sizes and positions past int32. May throw bad_alloc.
+// Rows of anybody's, or those of a layer, coded or plain: one sequence per batch row, one part.
+// `first_position` is the position of row 0. Errors: kOutOfRange for sizes and positions past
+// int32. May throw bad_alloc.
 Result<OwnedKvView> view_of(const KeyValueView& rows, Layout layout, std::int64_t first_position);
+Result<OwnedKvView> view_of(const ContiguousLayer& layer);
 
 }  // namespace kvcache::internal
 

@@ -2,21 +2,12 @@
 #ifndef KVCACHE_SRC_CACHE_PAGED_RAW_ROWS_H_
 #define KVCACHE_SRC_CACHE_PAGED_RAW_ROWS_H_
 
-#include <cstddef>
 #include <cstdint>
 
 #include "cache/paged/store.h"
+#include "tensor/codecs/raw_rows.h"
 
 namespace kvcache::internal {
-
-// Rows of one buffer: codes (or plain elements) [heads, rows, code_bytes], scales [heads, groups,
-// rows] of 2 bytes and zeros likewise of 1, where the form has them.
-struct RawRows {
-  std::byte* codes = nullptr;
-  std::byte* scales = nullptr;
-  std::byte* zeros = nullptr;
-  std::int64_t rows = 0;
-};
 
 // Which rows: of positions begin .. end of a sequence, in one buffer of a layer.
 struct RawRange {

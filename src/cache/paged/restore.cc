@@ -86,10 +86,15 @@ bool PagedStore::has_in_hand(const RestoredSequence& from) const {
 }
 
 Result<std::unique_ptr<PagedStep>> PagedStore::reserve_restored(const RestoredSequence& from) {
+  constexpr std::int64_t kMostId = std::int64_t{1} << 62;
+  const auto id = static_cast<std::int64_t>(from.id);
+  if (id < 0 || id > kMostId || sequences_.contains(id)) {
+    return refusal("id", id, sequences_.contains(id) ? "one that is not open here" : "1 .. 2^62");
+  }
   auto made = make_sequence();
   PagedSequence& seq = *made;
   KVC_RETURN_IF_ERROR(check_restored(from, seq));
-  seq.id = next_sequence_id();
+  seq.id = id > 0 ? from.id : next_sequence_id();
   seq.cursor.space = from.space;
   auto step = std::make_unique<PagedStep>();
   step->seqs.push_back({&seq, 0, -1});
@@ -124,6 +129,7 @@ Result<std::unique_ptr<PagedStep>> PagedStore::reserve_restored(const RestoredSe
 
 SequenceId PagedStore::open_restored(PagedStep& step) noexcept {
   PagedSequence& seq = *step.restored.begin()->second;
+  skip_sequence_id(seq.id);
   seq.holds_rows = false;
   seq.step = nullptr;
   seq.known_tokens = static_cast<std::int64_t>(step.tokens.size());

@@ -12,16 +12,22 @@
 
 namespace kvcache::internal {
 
-SequenceId next_sequence_id() noexcept {
-  static std::atomic<std::int64_t> last{0};
-  return SequenceId{++last};
-}
-
 namespace {
+
+std::atomic<std::int64_t> last_sequence_id{0};
 
 std::string number(SequenceId id) { return std::to_string(static_cast<std::int64_t>(id)); }
 
 }  // namespace
+
+SequenceId next_sequence_id() noexcept { return SequenceId{++last_sequence_id}; }
+
+void skip_sequence_id(SequenceId id) noexcept {
+  const auto wanted = static_cast<std::int64_t>(id);
+  for (std::int64_t last = last_sequence_id; last < wanted;) {
+    if (last_sequence_id.compare_exchange_weak(last, wanted)) break;
+  }
+}
 
 Result<std::unique_ptr<PagedStore>> PagedStore::create(PagedLayout layout, std::int64_t num_pages,
                                                        std::int64_t budget_bytes,
@@ -203,6 +209,15 @@ std::vector<std::int64_t> PagedStore::handles() const {
   for (const auto& [id, seq] : sequences_) {
     if (seq->is_handle) ids.push_back(id);
   }
+  return ids;
+}
+
+std::vector<SequenceId> PagedStore::sequences() const {
+  std::vector<SequenceId> ids;
+  for (const auto& [id, seq] : sequences_) {
+    if (!seq->is_handle) ids.push_back(SequenceId{id});
+  }
+  std::sort(ids.begin(), ids.end());
   return ids;
 }
 

@@ -69,6 +69,7 @@ struct RestoredSequence {
   std::vector<std::int64_t> first;  // [num_layers] the oldest row that is there beside the sinks
   std::span<const std::int32_t> tokens;      // ids of leading tokens
   std::shared_ptr<const PrefixSpace> space;  // where they are to be found; null: nowhere
+  SequenceId id{};                           // that it is to have; 0: a new one
 };
 
 using SequenceMap = std::unordered_map<std::int64_t, std::unique_ptr<PagedSequence>>;
@@ -85,6 +86,8 @@ struct PagedStep {
 };
 
 SequenceId next_sequence_id() noexcept;
+// No later id is that one.
+void skip_sequence_id(SequenceId id) noexcept;
 
 // Errors are those of PagedCache; every failing call changes nothing. Calls that return Status or
 // Result may throw bad_alloc, with the same promise.
@@ -129,6 +132,7 @@ class PagedStore {
   void evict(std::size_t group, std::int32_t page) noexcept { groups_[group].evict(page); }
   void forget_prefixes() noexcept;
   std::vector<std::int64_t> handles() const;
+  std::vector<SequenceId> sequences() const;  // others than handles, by id
 
   Result<const PagedSequence*> find(SequenceId id) const;
   Result<std::vector<const PagedSequence*>> find_all(std::span<const SequenceId> ids) const;

@@ -10,12 +10,12 @@ namespace {
 constexpr int kFirstAgeBits = 6;
 constexpr double kFirstAge = 1 << kFirstAgeBits;
 // Entries that are imagined never to be used, at each age: few observations prove little.
-constexpr double kDoubt = 20;
+constexpr double kDoubt = 28;
 // What is kept of the counts at each look.
-constexpr double kMemory = 0.95;
+constexpr double kMemory = 0.87;
 // A text that was gone on with more often than this is shared by many, and says nothing about what
 // comes behind it.
-constexpr int kMostTurns = 8;
+constexpr int kMostTurns = 22;
 constexpr std::int64_t kLeastLook = 2000;
 
 // How far behind lru: a share of all uses, and a few more from the start.
@@ -23,9 +23,9 @@ constexpr double kRegret = 0.0004;
 constexpr double kSlack = 40;
 // What lru would hold and is gone: a share of all entries, or a few, and more for each use ahead of
 // lru.
-constexpr double kLeastGone = 0.05;
-constexpr double kGonePerLead = 30;
-constexpr double kFewGone = 500;
+constexpr double kLeastGone = 0.0125;
+constexpr double kGonePerLead = 42;
+constexpr double kFewGone = 250;
 
 constexpr int kUsesBits = 8;
 

@@ -1,5 +1,9 @@
 #include "cache/prefix/policies.h"
 
+#include <string>
+
+#include "base/door.h"
+#include "base/expect.h"
 #include "cache/prefix/adaptive.h"
 #include "cache/prefix/arc.h"
 #include "cache/prefix/lru.h"
@@ -9,6 +13,31 @@ namespace kvcache {
 inline namespace v1 {
 
 EvictionPolicy::~EvictionPolicy() = default;
+
+const char* name_of(Eviction eviction) noexcept {
+  switch (eviction) {
+    case Eviction::kLru:
+      return "lru";
+    case Eviction::kS3Fifo:
+      return "s3fifo";
+    case Eviction::kArc:
+      return "arc";
+    case Eviction::kAdaptive:
+      return "adaptive";
+  }
+  return "unknown";
+}
+
+Result<Eviction> eviction_named(std::string_view name) {
+  return internal::at_door([&]() -> Result<Eviction> {
+    for (const Eviction each :
+         {Eviction::kLru, Eviction::kS3Fifo, Eviction::kArc, Eviction::kAdaptive}) {
+      if (name == name_of(each)) return each;
+    }
+    return internal::refusal("eviction", std::string(name.substr(0, 60)),
+                             "lru, s3fifo, arc or adaptive");
+  });
+}
 
 }  // namespace v1
 

@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <set>
+#include <utility>
 
 #include "base/memory_kinds.h"
 
@@ -54,14 +55,14 @@ TEST(ContiguousGeometry, GrowingRowsShareNoPageAndStayAligned) {
       ContiguousGeometry g;
       ASSERT_TRUE(growing_geometry(shape_of(layout), capacity, &g));
       EXPECT_EQ(g.rows, layout == Layout::kHND ? 6 : 3);
-      EXPECT_EQ(g.buffers[0].row_stride % 64, 0);
-      EXPECT_GE(g.buffers[0].row_stride, capacity * g.buffers[0].token_bytes + page_bytes());
-      EXPECT_EQ(g.buffers[1].offset, g.rows * g.buffers[0].row_stride);
+      EXPECT_EQ(g.strips[0].row_stride % 64, 0);
+      EXPECT_GE(g.strips[0].row_stride, capacity * g.strips[0].token_bytes + page_bytes());
+      EXPECT_EQ(g.strips[1].offset, g.rows * g.strips[0].row_stride);
       std::int64_t next_free = 0;  // page
       for (std::int64_t row = 0; row < 2 * g.rows; ++row) {
-        const std::int64_t begin = row * g.buffers[0].row_stride;
+        const std::int64_t begin = row * g.strips[0].row_stride;
         EXPECT_GE(begin / page_bytes(), next_free);
-        next_free = (begin + capacity * g.buffers[0].token_bytes - 1) / page_bytes() + 1;
+        next_free = (begin + capacity * g.strips[0].token_bytes - 1) / page_bytes() + 1;
       }
       EXPECT_LE(next_free * page_bytes(), g.region_bytes + page_bytes());
     }
@@ -72,7 +73,7 @@ TEST(ContiguousGeometry, StridesOfAllCapacitiesAreEqualModuloAPage) {
   ContiguousGeometry small, large;
   ASSERT_TRUE(growing_geometry(shape_of(Layout::kHND), 3, &small));
   ASSERT_TRUE(growing_geometry(shape_of(Layout::kHND), 100000, &large));
-  EXPECT_EQ(small.buffers[0].row_stride % page_bytes(), large.buffers[0].row_stride % page_bytes());
+  EXPECT_EQ(small.strips[0].row_stride % page_bytes(), large.strips[0].row_stride % page_bytes());
 }
 
 TEST(ContiguousGeometry, RowStartsAreSpreadOverThePage) {
@@ -80,7 +81,7 @@ TEST(ContiguousGeometry, RowStartsAreSpreadOverThePage) {
   ASSERT_TRUE(growing_geometry(shape_of(Layout::kHND, 8, 8), 1000, &g));
   std::set<std::int64_t> phases;
   for (std::int64_t row = 0; row < g.rows; ++row) {
-    phases.insert(row * g.buffers[0].row_stride % page_bytes());
+    phases.insert(row * g.strips[0].row_stride % page_bytes());
   }
   EXPECT_EQ(static_cast<std::int64_t>(phases.size()), g.rows);
 }
@@ -89,13 +90,43 @@ TEST(ContiguousGeometry, FixedRowsAreDenseAndCommittedWhole) {
   for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
     ContiguousGeometry g;
     ASSERT_TRUE(fixed_geometry(shape_of(layout), 10, &g));
-    EXPECT_EQ(g.buffers[0].row_stride, 10 * g.buffers[0].token_bytes);
-    EXPECT_EQ(g.buffers[1].row_stride, 10 * g.buffers[1].token_bytes);
-    EXPECT_EQ(g.buffers[1].offset % page_bytes(), 0);
-    EXPECT_GE(g.buffers[1].offset, 3 * 2 * 10 * 40 * 4);
+    EXPECT_EQ(g.strips[0].row_stride, 10 * g.strips[0].token_bytes);
+    EXPECT_EQ(g.strips[1].row_stride, 10 * g.strips[1].token_bytes);
+    EXPECT_EQ(g.strips[1].offset % page_bytes(), 0);
+    EXPECT_GE(g.strips[1].offset, 3 * 2 * 10 * 40 * 4);
     EXPECT_EQ(g.committed_bytes(1), g.region_bytes);
     EXPECT_EQ(g.covered_length(1), 10);
     EXPECT_EQ(g.stored_bytes(10), 3 * 2 * 10 * (40 * 4 + 24 * 2));
+  }
+}
+
+TEST(ContiguousGeometry, CodesScalesAndZerosShareNoByte) {
+  const LayerSpec spec =
+      LayerSpec::kv(2, 64, 320, coded(RowFormat::kInt4), coded(RowFormat::kInt8, false));
+  constexpr std::int64_t kCapacity = 70;
+  for (const Layout layout : {Layout::kHND, Layout::kNHD}) {
+    for (const bool growing : {true, false}) {
+      ContiguousGeometry g;
+      const LayerShape shape = {3, spec, layout};
+      ASSERT_TRUE(growing ? growing_geometry(shape, kCapacity, &g)
+                          : fixed_geometry(shape, kCapacity, &g));
+      std::set<std::pair<std::int64_t, std::int64_t>> taken;  // begin, end
+      for (std::int64_t row = 0; row < g.rows; ++row) {
+        g.for_each_row(row, [&](std::int32_t s, std::int64_t, std::int64_t offset) {
+          taken.emplace(offset, offset + kCapacity * g.strips[s].token_bytes);
+        });
+      }
+      std::int64_t free = 0, bytes = 0;
+      for (const auto& [begin, end] : taken) {
+        EXPECT_GE(begin, free);
+        free = end;
+        bytes += end - begin;
+      }
+      EXPECT_LE(free, g.region_bytes);
+      // int4: a scale and a zero per 32 elements; int8: a scale per 128.
+      EXPECT_EQ(bytes, 3 * 2 * kCapacity * (64 / 2 + 2 * 3 + 320 + 3 * 2));
+      EXPECT_EQ(g.stored_bytes(kCapacity), bytes);
+    }
   }
 }
 

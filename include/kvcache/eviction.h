@@ -3,7 +3,9 @@
 #define KVCACHE_EVICTION_H_
 
 #include <cstdint>
+#include <string_view>
 
+#include "kvcache/status.h"
 #include "kvcache/version.h"
 
 namespace kvcache {
@@ -16,6 +18,10 @@ enum class Eviction : std::uint8_t {
   kArc = 2,       // used once and used again share the room as what was evicted shows
   kAdaptive = 3,  // by the chance to be used again, which entries that are gone still teach
 };
+
+// "lru", "s3fifo", "arc", "adaptive"; and the policy of that name. Errors: kInvalidArgument.
+KVC_API const char* name_of(Eviction eviction) noexcept;
+KVC_API Result<Eviction> eviction_named(std::string_view name);
 
 // An entry is a page of tokens of a PrefixCache, with its rows in all layers: a number that is used
 // again once its entry was removed. Its `key` is a hash of its tokens and of all before them: equal

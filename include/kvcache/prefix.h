@@ -49,6 +49,7 @@ inline PrefixNamespace namespace_of(std::initializer_list<std::string_view> part
 // bytes, the SHA-256 of the XXH3-64 of each MiB. Reads the whole file. Errors: kNotFound, kIo,
 // kOutOfMemory.
 KVC_API Result<std::string> digest_of_file(const std::string& path);
+KVC_API Result<std::string> digest_of(std::span<const std::byte> bytes);  // the same of memory
 
 // Why a match is not longer.
 enum class PrefixMiss : std::uint8_t {
@@ -169,6 +170,8 @@ class KVC_API PrefixCache final {
 
   // Of all pages of the handle. Lower priorities leave first (0 .. 100; 50 is usual, and leaves by
   // the policy; the others the least recently used first). A ttl counts from now; 0: for ever.
+  // What lies behind the handle keeps its own priority, be it a page of the text's last token, and
+  // leaves before it: a match of the text and any id more has all pages of the text.
   Status set_priority(const PrefixHandle& handle, std::int64_t priority);
   Status set_ttl(const PrefixHandle& handle, std::int64_t milliseconds);
 
@@ -186,9 +189,12 @@ class KVC_API PrefixCache final {
   // page behind those before it, as long as their rows fit `most_bytes` (0: all). Returns how many
   // pages. / What such a file has can be found again, in its namespaces, as far as there is room
   // without evicting; returns how many pages came. Priorities come along, times to live begin anew.
-  // Errors: those of CacheFile, and kInvalidArgument for another page_size.
+  // `only`: texts of other namespaces stay where they are, unread. Errors: those of CacheFile, and
+  // kInvalidArgument for another page_size.
   Result<std::int64_t> save(const std::string& path, std::int64_t most_bytes = 0) const;
   Result<std::int64_t> load(const std::string& path, const ExecContext& context = {});
+  Result<std::int64_t> load(const std::string& path, const PrefixNamespace& only,
+                            const ExecContext& context = {});
 
   PrefixStats stats() const noexcept;
   // Moves the oldest events to `out`; returns how many. Numbers are without gaps but for kLost.

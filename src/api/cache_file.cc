@@ -7,12 +7,12 @@
 #include <utility>
 #include <vector>
 
+#include "api/cache_file_impl.h"
 #include "api/paged_cache_impl.h"
 #include "base/door.h"
 #include "base/expect.h"
 #include "base/file.h"
 #include "cache/paged/raw_rows.h"
-#include "formats/header.h"
 #include "formats/stored_texts.h"
 
 namespace kvcache {
@@ -42,16 +42,47 @@ std::string hex(const PrefixNamespace& space) {
   return text + ", tenant " + std::to_string(space.tenant);
 }
 
-StoredSequence describe(const PagedStore& store, const PagedSequence& seq,
-                        const PrefixNamespace& space) {
-  StoredSequence out;
-  out.space = space;
-  out.length = out.coded = seq.length;
+// A layer of a file in one of the caches that have the sequence.
+struct LayerAt {
+  PagedStore* store;
+  const PagedSequence* seq;
+  std::int64_t layer;
+
+  const LayerSpec& spec() const noexcept { return store->spec_of(layer); }
+  bool has_tail() const noexcept { return store->tail_group(layer) >= 0; }
+};
+
+void add_layers(PagedStore& store, const PagedSequence& seq, std::vector<LayerAt>* layers) {
   for (std::int64_t layer = 0; layer < store.layout().num_layers(); ++layer) {
-    if (store.tail_group(layer) >= 0) out.coded = seq.coded;
-    out.layers.push_back({store.spec_of(layer), store.table_of(seq, layer).first});
+    layers->push_back({&store, &seq, layer});
   }
-  out.tokens = store.tokens(seq);
+}
+
+Result<StoredSequence> describe(std::span<const LayerAt> layers, const PrefixNamespace& space,
+                                std::span<const std::int32_t> tokens) {
+  StoredSequence out;
+  const PagedSequence& first = *layers.front().seq;
+  out.space = space;
+  out.length = out.coded = first.length;
+  bool any_tail = false;
+  for (const LayerAt& at : layers) {
+    const std::string name = "layers[" + std::to_string(out.layers.size()) + "]";
+    if (at.seq->length != out.length) return refusal(name + ".length", at.seq->length, out.length);
+    if (at.has_tail()) {
+      if (any_tail && at.seq->coded != out.coded) {
+        return refusal(name, std::to_string(at.seq->coded) + " coded rows",
+                       std::to_string(out.coded) + ", as layers before");
+      }
+      out.coded = at.seq->coded;
+      any_tail = true;
+    }
+    out.layers.push_back({at.spec(), at.store->table_of(*at.seq, at.layer).first});
+  }
+  if (tokens.size() > static_cast<std::size_t>(out.length)) {
+    return refusal("tokens", static_cast<std::int64_t>(tokens.size()),
+                   "at most the length, " + std::to_string(out.length));
+  }
+  out.tokens.assign(tokens.begin(), tokens.end());
   out.block_tokens = internal::usual_block_tokens(out);
   return out;
 }
@@ -60,27 +91,28 @@ RawRows rows_of(const RowArray& array, std::byte* block) noexcept {
   return {block + array.codes, block + array.scales, block + array.zeros, array.rows};
 }
 
-Status write_to(File& file, const PagedStore& store, const PagedSequence& seq,
-                const PrefixNamespace& space) {
-  FileHeader header = internal::make_header(describe(store, seq, space));
-  return write_sequence(file, header,
-                        [&](const RowPiece& piece, const RowArray& array, std::byte* block) {
-                          get_raw(store, seq, {piece.layer, piece.buffer, piece.begin, piece.end},
-                                  rows_of(array, block), piece.at);
-                        });
+Status write_to(File& file, std::span<const LayerAt> layers, StoredSequence described) {
+  FileHeader header = internal::make_header(std::move(described));
+  return write_sequence(
+      file, header, [&](const RowPiece& piece, const RowArray& array, std::byte* block) {
+        const LayerAt& at = layers[static_cast<std::size_t>(piece.layer)];
+        get_raw(*at.store, *at.seq, {at.layer, piece.buffer, piece.begin, piece.end},
+                rows_of(array, block), piece.at);
+      });
 }
 
 // The rows of a block that a sequence holds of a layer: those that it would have dropped are left
 // out.
-void put_block(PagedStore& store, const PagedSequence& seq, const StoredSequence& from,
-               std::int64_t block, std::span<const std::byte> bytes) noexcept {
+void put_block(std::span<const LayerAt> layers, const StoredSequence& from, std::int64_t block,
+               std::span<const std::byte> bytes) noexcept {
   walk_block(from, block, [&](const RowPiece& piece, const RowArray& array) {
-    const internal::GroupTable& table = store.table_of(seq, piece.layer);
-    const std::int64_t sinks = store.group_of(piece.layer).sink_rows(table);
+    const LayerAt& at = layers[static_cast<std::size_t>(piece.layer)];
+    const internal::GroupTable& table = at.store->table_of(*at.seq, at.layer);
+    const std::int64_t sinks = at.store->group_of(at.layer).sink_rows(table);
     const RawRows rows = rows_of(array, const_cast<std::byte*>(bytes.data()));
     const auto put = [&](std::int64_t begin, std::int64_t end) {
       if (begin >= end) return;
-      put_raw(store, seq, {piece.layer, piece.buffer, begin, end}, rows,
+      put_raw(*at.store, *at.seq, {at.layer, piece.buffer, begin, end}, rows,
               piece.at + begin - piece.begin);
     };
     put(piece.begin, std::min(piece.end, sinks));
@@ -88,23 +120,34 @@ void put_block(PagedStore& store, const PagedSequence& seq, const StoredSequence
   });
 }
 
-}  // namespace
+// A step of each cache that takes a part of a sequence: rolled back, unless all are opened.
+struct Steps {
+  struct One {
+    PagedStore* store;
+    std::unique_ptr<PagedStep> step;
+  };
+  std::vector<One> all;
 
-struct CacheFile::Impl {
-  std::unique_ptr<internal::File> file;
-  internal::FileHeader header;  // of texts, its blocks alone
-  CacheFileInfo info;
-
-  [[gnu::visibility("hidden")]] static Result<CacheFile> open(std::unique_ptr<internal::File> file);
-  [[gnu::visibility("hidden")]] Status read_sequence(const internal::HeaderBytes& start);
-  [[gnu::visibility("hidden")]] Status read_texts(const internal::HeaderBytes& start);
-  const internal::BlockTable& blocks() const noexcept { return header.blocks; }
-  [[gnu::visibility("hidden")]] Result<SequenceId> load(PagedCache& cache,
-                                                        const PrefixNamespace& space,
-                                                        const ExecContext& context) const;
-  [[gnu::visibility("hidden")]] Status check(const PagedCache& cache,
-                                             const PrefixNamespace& space) const;
+  Steps() = default;
+  Steps(const Steps&) = delete;
+  Steps& operator=(const Steps&) = delete;
+  ~Steps() {
+    for (const One& one : all) {
+      if (one.step != nullptr) one.store->rollback(*one.step);
+    }
+    for (const One& one : all) one.store->settle_tables();
+  }
+  std::vector<SequenceId> open() {
+    std::vector<SequenceId> ids(all.size());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      ids[i] = all[i].store->open_restored(*all[i].step);
+      all[i].step.reset();
+    }
+    return ids;
+  }
 };
+
+}  // namespace
 
 Result<CacheFile> CacheFile::Impl::open(std::unique_ptr<File> file) {
   auto impl = std::make_unique<Impl>();
@@ -130,9 +173,13 @@ Status CacheFile::Impl::read_sequence(const internal::HeaderBytes& start) {
   info.space = seq.space;
   info.length = seq.length;
   info.tokens = seq.tokens;
+  const bool is_layers = seq.kind == internal::FileKind::kLayers;
   for (const internal::StoredLayer& layer : seq.layers) {
     info.layers.push_back(layer.spec);
-    info.first_positions.push_back(layer.first);
+    info.first_positions.push_back(is_layers ? layer.extents.position : layer.first);
+    if (!is_layers) continue;
+    info.batches.push_back(layer.extents.batch);
+    info.lengths.push_back(layer.extents.length);
   }
   info.coded = seq.coded;
   info.block_tokens = seq.block_tokens;
@@ -152,48 +199,66 @@ Status CacheFile::Impl::read_texts(const internal::HeaderBytes& start) {
   return {};
 }
 
-// Whether the file is of such a cache.
-Status CacheFile::Impl::check(const PagedCache& cache, const PrefixNamespace& space) const {
-  const PagedStore& store = *cache.impl_->store;
-  KVC_RETURN_IF_ERROR(internal::expect_kind(static_cast<internal::FileKind>(info.kind),
-                                            internal::FileKind::kSequence));
+Status CacheFile::Impl::check_start(internal::FileKind kind, const PrefixNamespace& space) const {
+  KVC_RETURN_IF_ERROR(internal::expect_kind(static_cast<internal::FileKind>(info.kind), kind));
   if (info.space != space) return refusal("namespace", hex(info.space), hex(space));
-  const auto found = static_cast<std::int64_t>(info.layers.size());
-  if (found != store.layout().num_layers()) {
-    return refusal("layers", found, store.layout().num_layers());
-  }
-  for (std::int64_t layer = 0; layer < found; ++layer) {
-    const std::string name = "layers[" + std::to_string(layer) + "]";
-    KVC_RETURN_IF_ERROR(internal::expect_spec(name, info.layers[static_cast<std::size_t>(layer)],
-                                              store.spec_of(layer)));
-  }
   return {};
 }
 
-Result<SequenceId> CacheFile::Impl::load(PagedCache& cache, const PrefixNamespace& space,
-                                         const ExecContext& context) const {
-  KVC_RETURN_IF_ERROR(check(cache, space));
-  PagedCache::Impl& paged = *cache.impl_;
-  PagedStore& store = *paged.store;
-  const PagedStore::SettleTables settle{store};
-  internal::RestoredSequence from{info.length, info.coded, info.first_positions, info.tokens, {}};
-  // All sums before the cache is changed, and each again of the bytes that are taken; once is
-  // enough where what was taken goes back without a trace: a namespace might need room of others.
-  if (paged.index != nullptr || !store.has_in_hand(from)) {
-    KVC_RETURN_IF_ERROR(internal::verify_blocks(*file, header.blocks, context));
+Result<std::vector<SequenceId>> CacheFile::Impl::load(std::span<PagedCache* const> caches,
+                                                      SequenceId id, const PrefixNamespace& space,
+                                                      const ExecContext& context) const {
+  KVC_RETURN_IF_ERROR(check_start(internal::FileKind::kSequence, space));
+  std::size_t layers = 0;
+  for (const PagedCache* cache : caches) {
+    const PagedStore& store = *cache->impl_->store;
+    for (std::int64_t i = 0; i < store.layout().num_layers(); ++i, ++layers) {
+      if (layers >= info.layers.size()) continue;
+      KVC_RETURN_IF_ERROR(internal::expect_spec("layers[" + std::to_string(layers) + "]",
+                                                info.layers[layers], store.spec_of(i)));
+    }
   }
-  if (paged.index != nullptr) {
-    KVC_ASSIGN_OR_RETURN(from.space, paged.index->space(space));
+  if (info.layers.size() != layers) {
+    return refusal("layers", static_cast<std::int64_t>(info.layers.size()),
+                   static_cast<std::int64_t>(layers));
   }
-  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<PagedStep> step, store.reserve_restored(from));
-  internal::RollBack unfinished{store, step.get()};
-  const PagedSequence& seq = *step->seqs.front().seq;
+  std::vector<internal::RestoredSequence> parts;
+  bool in_hand = true;
+  for (auto first = info.first_positions.begin(); PagedCache* const cache : caches) {
+    PagedCache::Impl& paged = *cache->impl_;
+    const auto last = first + paged.store->layout().num_layers();
+    parts.push_back({info.length, info.coded, {first, last}, info.tokens, {}, id});
+    first = last;
+    in_hand = in_hand && paged.index == nullptr && paged.store->has_in_hand(parts.back());
+  }
+  // All sums before a cache is changed, and each again of the bytes that are taken; once is enough
+  // where what was taken goes back without a trace: a namespace might need room of others.
+  if (!in_hand) KVC_RETURN_IF_ERROR(internal::verify_blocks(*file, header.blocks, context));
+  Steps steps;
+  steps.all.reserve(caches.size());
+  std::vector<LayerAt> places;
+  for (std::size_t i = 0; i < caches.size(); ++i) {
+    PagedCache::Impl& paged = *caches[i]->impl_;
+    steps.all.push_back({paged.store.get(), nullptr});
+    if (paged.index != nullptr) {
+      KVC_ASSIGN_OR_RETURN(parts[i].space, paged.index->space(space));
+    }
+    KVC_ASSIGN_OR_RETURN(steps.all.back().step, paged.store->reserve_restored(parts[i]));
+    add_layers(*paged.store, *steps.all.back().step->seqs.front().seq, &places);
+  }
   KVC_RETURN_IF_ERROR(internal::for_each_block(
       *file, header.blocks, context, [&](std::int64_t block, std::span<const std::byte> bytes) {
-        put_block(store, seq, header.seq, block, bytes);
+        put_block(places, header.seq, block, bytes);
       }));
-  unfinished.step = nullptr;
-  return store.open_restored(*step);
+  return steps.open();
+}
+
+Result<SequenceId> CacheFile::Impl::load_one(PagedCache& cache, SequenceId id,
+                                             const PrefixNamespace& space,
+                                             const ExecContext& context) const {
+  PagedCache* const one = &cache;
+  KVC_ASSIGN_OR_RETURN(const auto loaded, load(std::span(&one, 1), id, space, context));
+  return loaded.front();
 }
 
 CacheFile::CacheFile(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
@@ -203,11 +268,28 @@ CacheFile::~CacheFile() = default;
 
 Status CacheFile::save(const PagedCache& cache, SequenceId seq, const std::string& path,
                        const PrefixNamespace& space) {
+  const Part part{&cache, seq};
+  return save(std::span(&part, 1), path, space);
+}
+
+Status CacheFile::save(std::span<const Part> parts, const std::string& path,
+                       const PrefixNamespace& space, std::span<const std::int32_t> tokens) {
   return at_door([&]() -> Status {
-    const PagedStore& store = *cache.impl_->store;
-    KVC_ASSIGN_OR_RETURN(const PagedSequence* found, store.find(seq));
-    return internal::replace_file(internal::files(), path,
-                                  [&](File& file) { return write_to(file, store, *found, space); });
+    if (parts.empty()) return refusal("parts", "none", "at least one");
+    std::vector<LayerAt> layers;
+    for (const Part& part : parts) {
+      PagedStore& store = *part.cache->impl_->store;
+      KVC_ASSIGN_OR_RETURN(const PagedSequence* seq, store.find(part.seq));
+      add_layers(store, *seq, &layers);
+    }
+    const LayerAt& first = layers.front();
+    const std::vector<std::int32_t> known =
+        tokens.empty() ? first.store->tokens(*first.seq) : std::vector<std::int32_t>();
+    KVC_ASSIGN_OR_RETURN(StoredSequence described,
+                         describe(layers, space, tokens.empty() ? known : tokens));
+    return internal::replace_file(internal::files(), path, [&](File& file) {
+      return write_to(file, layers, std::move(described));
+    });
   });
 }
 
@@ -222,10 +304,13 @@ Result<SequenceId> CacheFile::load(PagedCache& cache, const std::string& path,
 Result<std::vector<std::byte>> CacheFile::to_bytes(const PagedCache& cache, SequenceId seq,
                                                    const PrefixNamespace& space) {
   return at_door([&]() -> Result<std::vector<std::byte>> {
-    const PagedStore& store = *cache.impl_->store;
+    PagedStore& store = *cache.impl_->store;
     KVC_ASSIGN_OR_RETURN(const PagedSequence* found, store.find(seq));
+    std::vector<LayerAt> layers;
+    add_layers(store, *found, &layers);
+    KVC_ASSIGN_OR_RETURN(StoredSequence described, describe(layers, space, store.tokens(*found)));
     internal::MemoryFile file;
-    KVC_RETURN_IF_ERROR(write_to(file, store, *found, space));
+    KVC_RETURN_IF_ERROR(write_to(file, layers, std::move(described)));
     return std::move(file.bytes());
   });
 }
@@ -253,7 +338,22 @@ Status CacheFile::verify(const ExecContext& context) const {
 
 Result<SequenceId> CacheFile::load(PagedCache& cache, const PrefixNamespace& space,
                                    const ExecContext& context) const {
-  return at_door([&] { return impl_->load(cache, space, context); });
+  return at_door([&] { return impl_->load_one(cache, {}, space, context); });
+}
+
+Result<SequenceId> CacheFile::load_as(SequenceId id, PagedCache& cache,
+                                      const PrefixNamespace& space,
+                                      const ExecContext& context) const {
+  return at_door([&]() -> Result<SequenceId> {
+    if (id == SequenceId{}) return refusal("id", 0, "1 .. 2^62");
+    return impl_->load_one(cache, id, space, context);
+  });
+}
+
+Result<std::vector<SequenceId>> CacheFile::load(std::span<PagedCache* const> caches,
+                                                const PrefixNamespace& space,
+                                                const ExecContext& context) const {
+  return at_door([&] { return impl_->load(caches, {}, space, context); });
 }
 
 }  // namespace v1

@@ -3,6 +3,7 @@
 #define KVCACHE_SRC_API_PREFIX_CACHE_IMPL_H_
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "api/paged_cache_impl.h"
@@ -51,6 +52,10 @@ struct PrefixCache::Impl {
     return internal::refusal(StatusCode::kNotFound, "cache", "one that is gone",
                              "the one it was created over");
   }
+  // only: the one namespace whose texts are taken; null: all. May throw bad_alloc.
+  [[gnu::visibility("hidden")]] Result<std::int64_t> load(const std::string& path,
+                                                          const PrefixNamespace* only,
+                                                          const ExecContext& context) const;
   // The sequence behind a handle. Errors: kNotFound.
   Result<const internal::PagedSequence*> sequence(const PrefixHandle::Impl* handle) const {
     KVC_RETURN_IF_ERROR(check_cache());

@@ -118,8 +118,10 @@ Status check_texts(const PagedStore& store, const StoredTexts& texts) {
 // Takes the pages of a file, one after the other, as far as there is room for them.
 class Taker {
  public:
-  Taker(PagedStore& store, PrefixIndex& index, const File& file, const TextsHeader& header)
-      : store_(store), index_(index), file_(file), header_(header) {}
+  // `wanted`: of each namespace, whether its texts are.
+  Taker(PagedStore& store, PrefixIndex& index, const File& file, const TextsHeader& header,
+        const std::vector<bool>& wanted)
+      : store_(store), index_(index), file_(file), header_(header), wanted_(wanted) {}
 
   Status run() {
     const StoredTexts& texts = header_.texts;
@@ -168,6 +170,7 @@ class Taker {
   Status take(std::size_t number) {
     const StoredTexts& texts = header_.texts;
     const StoredPage& page = texts.pages[number];
+    if (!wanted_[static_cast<std::size_t>(page.space)]) return {};
     std::int32_t parent = -1;
     if (page.parent >= 0) {
       const NodeRef& before = nodes_[static_cast<std::size_t>(page.parent)];
@@ -212,6 +215,7 @@ class Taker {
   PrefixIndex& index_;
   const File& file_;
   const TextsHeader& header_;
+  const std::vector<bool>& wanted_;
   std::vector<std::byte> room_;
   std::vector<std::shared_ptr<PrefixSpace>> spaces_;  // [num_spaces] null: not met yet
   std::vector<NodeRef> nodes_;                        // [num_pages] none: it did not come
@@ -249,19 +253,35 @@ Result<std::int64_t> PrefixCache::save(const std::string& path, std::int64_t mos
 }
 
 Result<std::int64_t> PrefixCache::load(const std::string& path, const ExecContext& context) {
-  return at_door([&]() -> Result<std::int64_t> {
-    KVC_RETURN_IF_ERROR(impl_->check_cache());
-    PagedStore& store = *impl_->cache->store;
-    KVC_ASSIGN_OR_RETURN(const auto file, internal::files().open(path));
-    KVC_ASSIGN_OR_RETURN(const TextsHeader header, internal::read_texts_header(*file));
-    KVC_RETURN_IF_ERROR(check_texts(store, header.texts));
-    // All sums before anything is changed, and each again of the bytes that are taken.
-    KVC_RETURN_IF_ERROR(internal::verify_blocks(*file, header.blocks, context));
-    const PagedStore::SettleTables settle{store};
-    Taker taker(store, impl_->index(), *file, header);
-    KVC_RETURN_IF_ERROR(taker.run());
-    return taker.taken();
-  });
+  return at_door([&] { return impl_->load(path, nullptr, context); });
+}
+
+Result<std::int64_t> PrefixCache::load(const std::string& path, const PrefixNamespace& only,
+                                       const ExecContext& context) {
+  return at_door([&] { return impl_->load(path, &only, context); });
+}
+
+Result<std::int64_t> PrefixCache::Impl::load(const std::string& path, const PrefixNamespace* only,
+                                             const ExecContext& context) const {
+  KVC_RETURN_IF_ERROR(check_cache());
+  PagedStore& store = *cache->store;
+  KVC_ASSIGN_OR_RETURN(const auto file, internal::files().open(path));
+  KVC_ASSIGN_OR_RETURN(const TextsHeader header, internal::read_texts_header(*file));
+  KVC_RETURN_IF_ERROR(check_texts(store, header.texts));
+  std::vector<bool> wanted;
+  for (const PrefixNamespace& space : header.texts.spaces) {
+    wanted.push_back(only == nullptr || space == *only);
+  }
+  // All sums before anything is changed, and each again of the bytes that are taken.
+  KVC_RETURN_IF_ERROR(
+      internal::verify_blocks(*file, header.blocks, context, [&](std::int64_t page) {
+        const auto number = static_cast<std::size_t>(page);
+        return wanted[static_cast<std::size_t>(header.texts.pages[number].space)];
+      }));
+  const PagedStore::SettleTables settle{store};
+  Taker taker(store, index(), *file, header, wanted);
+  KVC_RETURN_IF_ERROR(taker.run());
+  return taker.taken();
 }
 
 }  // namespace v1

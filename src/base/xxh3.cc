@@ -163,17 +163,22 @@ void scramble(std::uint64_t* lanes) noexcept {
   }
 }
 
-std::uint64_t hash_long(const std::byte* data, std::size_t size) noexcept {
-  alignas(64) std::uint64_t lanes[8] = {kPrime32[2], kPrime64[0], kPrime64[1], kPrime64[2],
-                                        kPrime64[3], kPrime32[1], kPrime64[4], kPrime32[0]};
-  const std::size_t blocks = (size - 1) / kBlock;  // the last one is left, though it be whole
-  for (std::size_t b = 0; b < blocks; ++b) {
-    accumulate(lanes, data + b * kBlock, kSecretBytes, kStripesPerBlock);
+constexpr std::uint64_t kLanes[8] = {kPrime32[2], kPrime64[0], kPrime64[1], kPrime64[2],
+                                     kPrime64[3], kPrime32[1], kPrime64[4], kPrime32[0]};
+
+void add_blocks(std::uint64_t* lanes, const std::byte* data, std::size_t blocks) noexcept {
+  for (std::size_t b = 0; b < blocks; ++b, data += kBlock) {
+    accumulate(lanes, data, kSecretBytes, kStripesPerBlock);
     scramble(lanes);
   }
-  const std::size_t stripes = (size - 1 - blocks * kBlock) / kStripe;
-  accumulate(lanes, data + blocks * kBlock, kSecretBytes, stripes);
-  accumulate(lanes, data + size - kStripe, kSecretBytes + sizeof(kSecret) - kStripe - 7, 1);
+}
+
+// The sum of `size` bytes, of which lanes have all but the last `count`; `end` is behind these, and
+// a stripe before it can be read.
+std::uint64_t finish_long(std::uint64_t* lanes, const std::byte* end, std::size_t count,
+                          std::size_t size) noexcept {
+  accumulate(lanes, end - count, kSecretBytes, (count - 1) / kStripe);
+  accumulate(lanes, end - kStripe, kSecretBytes + sizeof(kSecret) - kStripe - 7, 1);
   std::uint64_t sum = size * kPrime64[0];
   for (std::size_t i = 0; i < 4; ++i) {
     const std::byte* const secret = kSecretBytes + 11 + 16 * i;
@@ -182,12 +187,56 @@ std::uint64_t hash_long(const std::byte* data, std::size_t size) noexcept {
   return avalanche(sum);
 }
 
+std::uint64_t hash_long(const std::byte* data, std::size_t size) noexcept {
+  alignas(64) std::uint64_t lanes[8];
+  std::memcpy(lanes, kLanes, sizeof lanes);
+  const std::size_t blocks = (size - 1) / kBlock;  // the last one is left, though it be whole
+  add_blocks(lanes, data, blocks);
+  return finish_long(lanes, data + size, size - blocks * kBlock, size);
+}
+
 }  // namespace
 
 std::uint64_t xxh3(std::span<const std::byte> bytes) noexcept {
   if (bytes.size() <= 16) return hash_short(bytes.data(), bytes.size());
   if (bytes.size() <= 240) return hash_medium(bytes.data(), bytes.size());
   return hash_long(bytes.data(), bytes.size());
+}
+
+Xxh3::Xxh3() noexcept {
+  static_assert(kBlock == internal::kBlock && kStripe == internal::kStripe);
+  std::memcpy(lanes_, kLanes, sizeof lanes_);
+}
+
+void Xxh3::add(std::span<const std::byte> piece) noexcept {
+  size_ += piece.size();
+  std::byte* const pending = pending_ + kStripe;
+  if (count_ + piece.size() > kBlock) {
+    if (count_ > 0) {
+      const std::size_t missing = kBlock - count_;
+      std::memcpy(pending + count_, piece.data(), missing);
+      piece = piece.subspan(missing);
+      add_blocks(lanes_, pending, 1);
+      std::memcpy(pending_, pending + kBlock - kStripe, kStripe);
+      count_ = 0;
+    }
+    if (const std::size_t blocks = (piece.size() - 1) / kBlock; blocks > 0) {
+      add_blocks(lanes_, piece.data(), blocks);
+      piece = piece.subspan(blocks * kBlock - kStripe);
+      std::memcpy(pending_, piece.data(), kStripe);
+      piece = piece.subspan(kStripe);
+    }
+  }
+  if (!piece.empty()) std::memcpy(pending + count_, piece.data(), piece.size());
+  count_ += piece.size();
+}
+
+std::uint64_t Xxh3::sum() const noexcept {
+  const std::byte* const pending = pending_ + kStripe;
+  if (size_ <= kBlock) return xxh3({pending, size_});
+  std::uint64_t lanes[8];
+  std::memcpy(lanes, lanes_, sizeof lanes);
+  return finish_long(lanes, pending + count_, count_, size_);
 }
 
 }  // namespace kvcache::internal

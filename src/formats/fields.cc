@@ -6,6 +6,7 @@
 
 #include "base/checked_math.h"
 #include "base/xxh3.h"
+#include "tensor/codecs/codec.h"
 
 namespace kvcache::internal {
 namespace {
@@ -33,7 +34,8 @@ Status read_buffer(const std::string& name, FieldReader& in, BufferSpec& buffer)
   KVC_RETURN_IF_ERROR(expect_field(name + ".dim", buffer.dim, 1, kMostInt32));
   buffer.role = static_cast<Role>(role);
   buffer.format = {static_cast<RowFormat::Kind>(form), static_cast<DType>(dtype), rotate == 1};
-  return {};
+  const char* const wanted = wanted_elements(buffer.format, buffer.dim);
+  return wanted == nullptr ? Status() : corrupt(name + ".dim", buffer.dim, wanted);
 }
 
 // The most bytes of one token's rows of a buffer, as codes or plain. False where they are too many.
@@ -43,6 +45,19 @@ bool add_token_bytes(const BufferSpec& buffer, std::int64_t* total) {
   std::int64_t bytes = 0;
   return checked_mul(buffer.heads, row, &bytes) && checked_add(*total, bytes, total) &&
          *total <= kMostTokenBytes;
+}
+
+// Of the first `size` bytes of a file.
+Result<std::uint64_t> sum_of(const File& file, std::int64_t size) {
+  std::byte room[16 << 10];
+  Xxh3 sum;
+  for (std::int64_t at = 0; at < size; at += std::ssize(room)) {
+    const auto piece =
+        std::span(room).first(static_cast<std::size_t>(std::min(std::ssize(room), size - at)));
+    KVC_RETURN_IF_ERROR(file.read_at(at, piece));
+    sum.add(piece);
+  }
+  return sum.sum();
 }
 
 Status expect_same(const std::string& name, std::int64_t found, std::int64_t expected) {
@@ -74,6 +89,11 @@ void FieldReader::get_bytes(void* to, std::size_t size) {
   at_ += size;
 }
 
+bool FieldReader::next_is_zero(std::int64_t size) const {
+  FieldReader next = *this;
+  return next.skip_zeros(at() + size) && next.ok();
+}
+
 bool FieldReader::skip_zeros(std::int64_t end) {
   bool zeros = true;
   ok_ = ok_ && end <= static_cast<std::int64_t>(bytes_.size());
@@ -100,8 +120,10 @@ std::vector<std::byte> put_end(FieldWriter& out, std::int64_t header_bytes) {
 
 Status expect_kind(FileKind found, FileKind expected) {
   if (found == expected) return {};
+  constexpr const char* kWords[] = {"1, a sequence", "2, texts of a prefix cache",
+                                    "3, a layered cache"};
   return refusal(StatusCode::kUnsupported, "kind", static_cast<std::int64_t>(found),
-                 expected == FileKind::kSequence ? "1, a sequence" : "2, texts of a prefix cache");
+                 kWords[static_cast<std::size_t>(expected) - 1]);
 }
 
 Result<HeaderBytes> read_start(const File& file) {
@@ -122,26 +144,32 @@ Result<HeaderBytes> read_start(const File& file) {
     return refusal(StatusCode::kUnsupported, "version", version, kFormatVersion);
   }
   const auto kind = fixed.get<std::uint32_t>();
-  if (kind != static_cast<std::uint32_t>(FileKind::kSequence) &&
-      kind != static_cast<std::uint32_t>(FileKind::kTexts)) {
-    return refusal(StatusCode::kUnsupported, "kind", kind, "1 or 2");
+  if (kind < static_cast<std::uint32_t>(FileKind::kSequence) ||
+      kind > static_cast<std::uint32_t>(FileKind::kLayers)) {
+    return refusal(StatusCode::kUnsupported, "kind", kind, "1, 2 or 3");
   }
   header.kind = static_cast<FileKind>(kind);
   const std::int64_t header_bytes = fixed.get_size();
   header.file_bytes = fixed.get_size();
   KVC_RETURN_IF_ERROR(expect_field("file_bytes", header.file_bytes, size, size));
-  KVC_RETURN_IF_ERROR(expect_field("header_bytes", header_bytes, kFileAlignment, size));
+  KVC_RETURN_IF_ERROR(
+      expect_field("header_bytes", header_bytes, kFileAlignment, std::min(size, kMostHeaderBytes)));
   if (header_bytes % kFileAlignment != 0) {
     return corrupt("header_bytes", header_bytes, "a multiple of 4096");
   }
-  header.bytes.resize(static_cast<std::size_t>(header_bytes));
-  KVC_RETURN_IF_ERROR(file.read_at(0, header.bytes));
-  std::uint64_t sum = 0;
-  std::memcpy(&sum, header.bytes.data() + header_bytes - kSumBytes, sizeof sum);
+  // Summed piece by piece before as much memory is asked for as it says, and as it was read then.
+  KVC_ASSIGN_OR_RETURN(const std::uint64_t sum, sum_of(file, header_bytes - kSumBytes));
+  std::uint64_t expected = 0;
+  KVC_RETURN_IF_ERROR(
+      file.read_at(header_bytes - kSumBytes, std::as_writable_bytes(std::span(&expected, 1))));
+  const auto is_right = [&](std::uint64_t found) {
+    return found == expected ? Status()
+                             : corrupt("sum of the header", "another", "that of its bytes");
+  };
+  KVC_RETURN_IF_ERROR(is_right(sum));
   header.bytes.resize(static_cast<std::size_t>(header_bytes - kSumBytes));
-  if (sum != xxh3(header.bytes)) {
-    return corrupt("sum of the header", "another", "that of its bytes");
-  }
+  KVC_RETURN_IF_ERROR(file.read_at(0, header.bytes));
+  KVC_RETURN_IF_ERROR(is_right(xxh3(header.bytes)));
   return header;
 }
 
@@ -188,6 +216,50 @@ Status read_layer(const std::string& name, FieldReader& in, LayerSpec& spec, std
   return {};
 }
 
+void put_extents(FieldWriter& out, const LayerExtents& extents) {
+  out.put(extents.batch);
+  out.put(extents.length);
+  out.put(extents.position);
+}
+
+Status read_layer_with_extents(const std::string& name, FieldReader& in, LayerSpec& spec,
+                               LayerExtents& extents, std::int64_t most_length,
+                               std::int64_t* token_bytes) {
+  std::int64_t first = 0, own_bytes = 0;
+  if (in.next_is_zero(kLayerBytes)) {  // no buffers, and nothing else
+    in.skip_zeros(in.at() + kLayerBytes);
+  } else {
+    KVC_RETURN_IF_ERROR(read_layer(name, in, spec, &first, 0, &own_bytes));
+  }
+  const bool is_populated = spec.num_buffers > 0;
+  extents.batch = in.get_size();
+  extents.length = in.get_size();
+  extents.position = in.get_size();
+  if (!in.ok()) return corrupt(name, "the header's end", "a layer");
+  const std::int64_t most = is_populated ? kMostTokenBytes / own_bytes : 0;
+  KVC_RETURN_IF_ERROR(expect_field(name + ".batch", extents.batch, is_populated ? 1 : 0, most));
+  KVC_RETURN_IF_ERROR(
+      expect_field(name + ".length", extents.length, 0, is_populated ? most_length : 0));
+  KVC_RETURN_IF_ERROR(
+      expect_field(name + ".position", extents.position, 0, is_populated ? kMaxBytes : 0));
+  if (!is_populated) return {};
+  *token_bytes += own_bytes * extents.batch;
+  KVC_RETURN_IF_ERROR(expect_field("bytes of a token", *token_bytes, 0, kMostTokenBytes));
+  const bool is_kept = spec == LayerSpec::kv(spec.key().heads, spec.key().dim, spec.value().dim,
+                                             spec.key().format, spec.value().format);
+  return is_kept ? Status() : corrupt(name, "other rows", "keys and values, all kept");
+}
+
+Status expect_format(const std::string& name, const RowFormat& found, const RowFormat& expected) {
+  if (found.kind != expected.kind) {
+    return refusal(name + ".form", name_of(found.kind), name_of(expected.kind));
+  }
+  if (found.dtype != expected.dtype) {
+    return refusal(name + ".dtype", name_of(found.dtype), name_of(expected.dtype));
+  }
+  return expect_same(name + ".rotate", found.rotate ? 1 : 0, expected.rotate ? 1 : 0);
+}
+
 Status expect_spec(const std::string& name, const LayerSpec& found, const LayerSpec& expected) {
   KVC_RETURN_IF_ERROR(expect_same(name + ".num_buffers", found.num_buffers, expected.num_buffers));
   KVC_RETURN_IF_ERROR(expect_same(name + ".window", found.life.window, expected.life.window));
@@ -202,14 +274,7 @@ Status expect_spec(const std::string& name, const LayerSpec& found, const LayerS
                                     static_cast<std::int64_t>(its.role)));
     KVC_RETURN_IF_ERROR(expect_same(buffer + ".heads", mine.heads, its.heads));
     KVC_RETURN_IF_ERROR(expect_same(buffer + ".dim", mine.dim, its.dim));
-    if (mine.format.kind != its.format.kind) {
-      return refusal(buffer + ".form", name_of(mine.format.kind), name_of(its.format.kind));
-    }
-    if (mine.format.dtype != its.format.dtype) {
-      return refusal(buffer + ".dtype", name_of(mine.format.dtype), name_of(its.format.dtype));
-    }
-    KVC_RETURN_IF_ERROR(
-        expect_same(buffer + ".rotate", mine.format.rotate ? 1 : 0, its.format.rotate ? 1 : 0));
+    KVC_RETURN_IF_ERROR(expect_format(buffer, mine.format, its.format));
   }
   return {};
 }

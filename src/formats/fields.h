@@ -17,13 +17,15 @@
 namespace kvcache::internal {
 
 inline constexpr std::uint32_t kFormatVersion = 1;
-enum class FileKind : std::uint32_t { kSequence = 1, kTexts = 2 };
+enum class FileKind : std::uint32_t { kSequence = 1, kTexts = 2, kLayers = 3 };
 
 inline constexpr std::int64_t kFileAlignment = 4096;
 inline constexpr std::int64_t kFixedBytes = 128;  // of a header, before its lists
 inline constexpr std::int64_t kLayerBytes = 32;
 inline constexpr std::int64_t kBufferBytes = 24;
+inline constexpr std::int64_t kExtentBytes = 24;
 inline constexpr std::int64_t kSumBytes = 8;
+inline constexpr std::int64_t kMostHeaderBytes = std::int64_t{1} << 34;
 inline constexpr std::int64_t kMostLayers = 65536;
 inline constexpr std::int64_t kMostInt32 = std::numeric_limits<std::int32_t>::max();
 
@@ -64,6 +66,8 @@ class FieldReader {
   // A number that is kept in a signed one: what does not fit is -1.
   std::int64_t get_size();
   void get_bytes(void* to, std::size_t size);
+  // Whether so many bytes are there, all zeros; they stay unread.
+  bool next_is_zero(std::int64_t size) const;
   // Whether nothing but zeros lies up to `end`.
   bool skip_zeros(std::int64_t end);
   std::int64_t at() const { return static_cast<std::int64_t>(at_); }
@@ -96,6 +100,22 @@ void put_layer(FieldWriter& out, const LayerSpec& spec, std::int64_t first);
 // `token_bytes` counts the most bytes of one token's rows, which stay countable.
 Status read_layer(const std::string& name, FieldReader& in, LayerSpec& spec, std::int64_t* first,
                   std::int64_t most_first, std::int64_t* token_bytes);
+
+// What follows a layer of a layered cache: its batch, tokens, and the position of the first one. A
+// layer that was never populated has no buffers, and zeros.
+struct LayerExtents {
+  std::int64_t batch = 1, length = 0, position = 0;
+};
+void put_extents(FieldWriter& out, const LayerExtents& extents);
+// The layer and what follows it. Errors: kCorrupt, as also for layers that are not keys and values,
+// all kept.
+Status read_layer_with_extents(const std::string& name, FieldReader& in, LayerSpec& spec,
+                               LayerExtents& extents, std::int64_t most_length,
+                               std::int64_t* token_bytes);
+
+// Whether rows of a file are stored as those of the cache. Errors: kInvalidArgument naming what is
+// not.
+Status expect_format(const std::string& name, const RowFormat& found, const RowFormat& expected);
 
 // Whether a file's layer is one of the cache's. Errors: kInvalidArgument naming the field.
 Status expect_spec(const std::string& name, const LayerSpec& found, const LayerSpec& expected);

@@ -16,8 +16,13 @@ Status read_layers(FieldReader& in, StoredSequence& seq) {
   std::int64_t token_bytes = 0;
   for (std::size_t i = 0; i < seq.layers.size(); ++i) {
     StoredLayer& layer = seq.layers[i];
-    KVC_RETURN_IF_ERROR(read_layer("layers[" + std::to_string(i) + "]", in, layer.spec,
-                                   &layer.first, seq.length, &token_bytes));
+    const std::string name = "layers[" + std::to_string(i) + "]";
+    if (seq.kind == FileKind::kLayers) {
+      KVC_RETURN_IF_ERROR(
+          read_layer_with_extents(name, in, layer.spec, layer.extents, seq.length, &token_bytes));
+    } else {
+      KVC_RETURN_IF_ERROR(read_layer(name, in, layer.spec, &layer.first, seq.length, &token_bytes));
+    }
   }
   return {};
 }
@@ -46,7 +51,9 @@ Status place_blocks(FileHeader& header, std::int64_t header_bytes, std::int64_t 
 
 std::int64_t usual_block_tokens(const StoredSequence& seq) {
   std::int64_t bytes = 0;
-  for (const StoredLayer& layer : seq.layers) bytes += bytes_per_token(layer.spec);
+  for (const StoredLayer& layer : seq.layers) {
+    bytes += layer.extents.batch * bytes_per_token(layer.spec);
+  }
   std::int64_t tokens = 256;
   while (tokens > 16 && tokens * bytes > (std::int64_t{1} << 20)) tokens /= 2;
   const std::int64_t most_blocks = kMostLayerBlocks / std::ssize(seq.layers);
@@ -60,6 +67,7 @@ FileHeader make_header(StoredSequence seq) {
   std::int64_t layer_bytes = 0;
   for (const StoredLayer& layer : header.seq.layers) {
     layer_bytes += kLayerBytes + kBufferBytes * layer.spec.num_buffers;
+    if (header.seq.kind == FileKind::kLayers) layer_bytes += kExtentBytes;
   }
   const std::int64_t blocks = header.seq.num_blocks();
   header.blocks.sums.resize(static_cast<std::size_t>(blocks));
@@ -76,7 +84,7 @@ std::vector<std::byte> encode_header(const FileHeader& header) {
   const StoredSequence& seq = header.seq;
   const std::vector<std::uint64_t>& sums = header.blocks.sums;
   FieldWriter out;
-  put_start(out, FileKind::kSequence, header.blocks.header_bytes(), header.blocks.file_bytes());
+  put_start(out, seq.kind, header.blocks.header_bytes(), header.blocks.file_bytes());
   out.put_bytes(seq.space.bits.data(), seq.space.bits.size());
   out.put(seq.space.tenant);
   out.put(seq.length);
@@ -86,7 +94,10 @@ std::vector<std::byte> encode_header(const FileHeader& header) {
   out.put(static_cast<std::uint32_t>(seq.block_tokens));
   out.put(static_cast<std::uint32_t>(sums.size()));
   out.fill_to(kFixedBytes);
-  for (const StoredLayer& layer : seq.layers) put_layer(out, layer.spec, layer.first);
+  for (const StoredLayer& layer : seq.layers) {
+    put_layer(out, layer.spec, layer.first);
+    if (seq.kind == FileKind::kLayers) put_extents(out, layer.extents);
+  }
   out.put_bytes(seq.tokens.data(), 4 * seq.tokens.size());
   out.fill_to(round_up(out.size(), 8));
   out.put_bytes(sums.data(), 8 * sums.size());
@@ -99,12 +110,16 @@ Result<FileHeader> read_header(const File& file) {
 }
 
 Result<FileHeader> read_header(const HeaderBytes& start) {
-  KVC_RETURN_IF_ERROR(expect_kind(start.kind, FileKind::kSequence));
+  if (start.kind != FileKind::kLayers) {
+    KVC_RETURN_IF_ERROR(expect_kind(start.kind, FileKind::kSequence));
+  }
   const std::int64_t header_bytes = start.header_bytes();
   FieldReader in(start.bytes);
   in.skip_zeros(32);  // checked already
   FileHeader header;
   StoredSequence& seq = header.seq;
+  seq.kind = start.kind;
+  const bool is_layers = seq.kind == FileKind::kLayers;
   in.get_bytes(seq.space.bits.data(), seq.space.bits.size());
   seq.space.tenant = in.get<std::int64_t>();
   seq.length = in.get_size();
@@ -114,13 +129,13 @@ Result<FileHeader> read_header(const HeaderBytes& start) {
   seq.block_tokens = in.get<std::uint32_t>();
   const auto num_blocks = in.get<std::uint32_t>();
   KVC_RETURN_IF_ERROR(expect_field("length", seq.length, 0, kMostInt32));
-  KVC_RETURN_IF_ERROR(expect_field("num_tokens", num_tokens, 0, seq.length));
-  KVC_RETURN_IF_ERROR(expect_field("coded", seq.coded, 0, seq.length));
+  KVC_RETURN_IF_ERROR(expect_field("num_tokens", num_tokens, 0, is_layers ? 0 : seq.length));
+  KVC_RETURN_IF_ERROR(expect_field("coded", seq.coded, is_layers ? seq.length : 0, seq.length));
   KVC_RETURN_IF_ERROR(expect_field("num_layers", num_layers, 1, kMostLayers));
   KVC_RETURN_IF_ERROR(expect_field("block_tokens", seq.block_tokens, 1, kMostBlockTokens));
   KVC_RETURN_IF_ERROR(expect_field("num_blocks", num_blocks, seq.num_blocks(), seq.num_blocks()));
   if (!in.skip_zeros(kFixedBytes)) return corrupt("bytes 108 .. 127", "others", "zeros");
-  const std::int64_t least = num_layers * (kLayerBytes + kBufferBytes);
+  const std::int64_t least = num_layers * (kLayerBytes + (is_layers ? kExtentBytes : kBufferBytes));
   KVC_RETURN_IF_ERROR(expect_field("header_bytes", header_bytes,
                                    bytes_of(least, num_tokens, num_blocks),
                                    std::numeric_limits<std::int64_t>::max()));

@@ -1,5 +1,5 @@
-// The header of a file of a sequence: written from a sequence, and read back with all checks of
-// docs/formats.md that need no cache.
+// The header of a file of a sequence or of a layered cache: written from a sequence, and read back
+// with all checks of docs/formats.md that need no cache.
 #ifndef KVCACHE_SRC_FORMATS_HEADER_H_
 #define KVCACHE_SRC_FORMATS_HEADER_H_
 

@@ -19,10 +19,13 @@ inline constexpr std::int64_t kMostLayerBlocks = std::int64_t{1} << 28;  // laye
 
 struct StoredLayer {
   LayerSpec spec;
-  std::int64_t first = 0;  // the oldest row that is there beside the sinks
+  std::int64_t first = 0;                      // the oldest row that is there beside the sinks
+  LayerExtents extents{.length = kMostInt32};  // of a layered cache; else the sequence's
 };
 
+// A sequence, or the layers of a layered cache, which differ in batch and length.
 struct StoredSequence {
+  FileKind kind = FileKind::kSequence;
   PrefixNamespace space;
   std::int64_t length = 0;
   std::int64_t coded = 0;  // rows of coded buffers that are codes; those behind them are plain
@@ -34,7 +37,7 @@ struct StoredSequence {
 };
 
 // The rows of one buffer in a block that are stored alike: [heads, rows, ...] of each, at these
-// offsets in the block.
+// offsets in the block. `heads` are those of all rows of a batch.
 struct RowArray {
   RowFormat format;  // of plain rows the plain one
   std::int64_t heads = 0, dim = 0, rows = 0;
@@ -64,10 +67,11 @@ struct RowPiece {
 template <typename Fn>
 std::int64_t walk_block(const StoredSequence& seq, std::int64_t block, Fn&& fn) {
   const std::int64_t begin = block * seq.block_tokens;
-  const std::int64_t end = std::min(begin + seq.block_tokens, seq.length);
   std::int64_t offset = 0;
   for (std::size_t layer = 0; layer < seq.layers.size(); ++layer) {
     const StoredLayer& stored = seq.layers[layer];
+    const std::int64_t end =
+        std::min({begin + seq.block_tokens, seq.length, stored.extents.length});
     const std::int64_t sinks = std::min<std::int64_t>(stored.spec.life.sink_tokens, stored.first);
     // What is there: sinks, and the newest; each again in those that are codes and those that are
     // not.
@@ -77,7 +81,7 @@ std::int64_t walk_block(const StoredSequence& seq, std::int64_t block, Fn&& fn) 
                                      {std::max({begin, stored.first, seq.coded}), end}};
     for (std::int32_t b = 0; b < stored.spec.num_buffers; ++b) {
       const BufferSpec& buffer = stored.spec.buffers[b];
-      RowArray coded{buffer.format, buffer.heads, buffer.dim};
+      RowArray coded{buffer.format, stored.extents.batch * buffer.heads, buffer.dim};
       RowArray plain = coded;
       plain.format.kind = RowFormat::kStrided;
       const auto array_of = [&](int cut) -> RowArray& {

@@ -132,7 +132,7 @@ TEST(CacheFileDamage, OtherVersionsAndKindsAreUnsupportedByName) {
   StoredCache from(stored_config(few_layers(), 4));
   const Bytes bytes = from.bytes(from.sequence(1, 5));
   for (const auto& [at, words] : {std::pair{8, "version: found 9, expected 1"},
-                                  std::pair{12, "kind: found 9, expected 1 or 2"}}) {
+                                  std::pair{12, "kind: found 9, expected 1, 2 or 3"}}) {
     Bytes changed = bytes;
     changed[static_cast<std::size_t>(at)] = std::byte{9};
     const Status status = CacheFile::over(changed).status();

@@ -131,6 +131,35 @@ TEST(PrefixCache, LowerPrioritiesLeaveFirstAndHigherLast) {
   world.check();
 }
 
+// The page of a text's last token lies behind what a match of the text finds.
+TEST(PrefixCache, APriorityReachesTheLastTokenThroughAMatchOfOneIdMore) {
+  const Text text = counted(1, 9);
+  for (const bool whole : {false, true}) {
+    PrefixWorld world(full(6));
+    EXPECT_EQ(world.ask(counted(101, 8)), 0);
+    EXPECT_EQ(world.ask(text), 0);
+    {
+      const auto handle = world.prefixes->match(whole ? joined(text, {0}) : text).value();
+      EXPECT_EQ(handle.length(), whole ? 9 : 8);
+      ASSERT_OK(world.prefixes->set_priority(handle, 10));
+    }
+    EXPECT_EQ(world.prefixes->evict(2), 2);
+    // With priority its last page leaves first; without, what is behind its beginning keeps that.
+    EXPECT_EQ(world.prefixes->explain(text).value().length, whole ? 4 : 8);
+    EXPECT_EQ(world.prefixes->explain(joined(counted(101, 8), {0})).value().length, whole ? 8 : 0);
+    world.check();
+  }
+}
+
+TEST(PrefixCache, PoliciesHaveTheNamesThatTheyAreAskedForBy) {
+  for (const Eviction each :
+       {Eviction::kLru, Eviction::kS3Fifo, Eviction::kArc, Eviction::kAdaptive}) {
+    EXPECT_EQ(eviction_named(name_of(each)).value(), each);
+  }
+  EXPECT_EQ(eviction_named("fifo").status().message(),
+            "eviction: found fifo, expected lru, s3fifo, arc or adaptive");
+}
+
 TEST(PrefixCache, WhatIsPastItsTimeIsNotFoundAndGoesWhenAsked) {
   std::int64_t now = 1000;
   PrefixOptions options;

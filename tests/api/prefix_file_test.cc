@@ -81,6 +81,40 @@ TEST(PrefixFile, AnotherNamespaceMissesByName) {
   EXPECT_EQ(said->reason, PrefixMiss::kOtherNamespace);
 }
 
+TEST(PrefixFile, OfSeveralNamespacesTheOneThatIsWantedComes) {
+  const TempDir folder;
+  const std::string path = folder.path() + "/warm";
+  const CacheConfig config = PrefixWorld::config_of({Life()}, 50, 4);
+  PrefixWorld before(config);
+  before.ask(counted(1, 20), named(1));
+  before.ask(counted(1, 20), named(2));
+  before.ask(joined(counted(1, 16), counted(70, 8)), named(1));
+  ASSERT_OK(before.prefixes->save(path).status());
+  // What others have is not read: damage there is theirs.
+  const CacheFile file = CacheFile::open(path).value();
+  std::string bytes = read_file(path);
+  std::int64_t at = file.info().header_bytes, ours = 0;
+  for (const CacheFilePage& page : file.info().pages) {
+    const bool is_ours = file.info().spaces[static_cast<std::size_t>(page.space)] == named(1);
+    if (!is_ours) bytes[static_cast<std::size_t>(at)] ^= 1;
+    ours += is_ours ? 1 : 0;
+    at += 4096;
+  }
+  ASSERT_EQ(at, file.info().file_bytes);  // a block of 4096 each
+  folder.write("warm", bytes);
+  PrefixWorld after(config);
+  EXPECT_EQ(after.prefixes->load(path).status().code(), StatusCode::kCorrupt);
+  const auto loaded = after.prefixes->load(path, named(1));
+  ASSERT_OK(loaded.status());
+  EXPECT_EQ(*loaded, ours);
+  EXPECT_EQ(found(after, counted(1, 20), named(1)), 20);
+  EXPECT_EQ(found(after, joined(counted(1, 16), counted(70, 8)), named(1)), 24);
+  EXPECT_EQ(found(after, counted(1, 20), named(2)), 0);
+  EXPECT_EQ(after.prefixes->load(path, named(3)).value(), 0);
+  EXPECT_EQ(after.prefixes->load(path, named(2)).status().code(), StatusCode::kCorrupt);
+  after.check();
+}
+
 TEST(PrefixFile, WithinABoundOfBytesWhatWasUsedLastGoes) {
   const TempDir folder;
   const std::string path = folder.path() + "/warm";

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -54,6 +57,26 @@ TEST(Xxh3, ReadsFromAnyAddress) {
     std::vector<std::byte> moved(shift + bytes.size());
     std::copy(bytes.begin(), bytes.end(), moved.begin() + static_cast<std::ptrdiff_t>(shift));
     EXPECT_EQ(xxh3(std::span(moved).subspan(shift)), xxh3(bytes)) << shift;
+  }
+}
+
+TEST(Xxh3, PiecesOfAnySizesHaveTheSumOfTheWhole) {
+  std::vector<std::byte> bytes(5000);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 37 % 251);
+  std::minstd_rand random(1);
+  for (const std::size_t size : {0u, 1u, 16u, 17u, 240u, 241u, 1000u, 1023u, 1024u, 1025u, 1087u,
+                                 1088u, 2048u, 2049u, 4096u, 5000u}) {
+    const auto whole = std::span(bytes).first(size);
+    for (const std::size_t most : {1u, 63u, 64u, 1023u, 1024u, 1025u, 3000u, 6000u}) {
+      Xxh3 sum;
+      for (std::size_t at = 0; at < size;) {
+        const std::size_t count = std::min(size - at, 1 + random() % most);
+        sum.add(whole.subspan(at, count));
+        at += count;
+        sum.add({});
+      }
+      EXPECT_EQ(sum.sum(), xxh3(whole)) << size << " bytes in pieces of up to " << most;
+    }
   }
 }
 

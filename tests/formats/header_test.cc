@@ -41,6 +41,27 @@ StoredSequence any_sequence(std::mt19937& random) {
   return seq;
 }
 
+// A layered cache whose layers differ in batch and length; some were never populated.
+StoredSequence any_layers(std::mt19937& random) {
+  const auto below = [&](std::int64_t n) { return static_cast<std::int64_t>(random()) % n; };
+  StoredSequence seq;
+  seq.kind = FileKind::kLayers;
+  seq.block_tokens = 1 + below(40);
+  for (std::int64_t i = 1 + below(4); i > 0; --i) {
+    StoredLayer layer;
+    layer.extents = {0, 0, 0};
+    if (below(4) > 0) {
+      layer.spec =
+          LayerSpec::kv(1 + below(3), 1 + below(20), 8, plain(DType::kF16), plain(DType::kF32));
+      layer.extents = {1 + below(4), below(100), below(9)};
+    }
+    seq.length = std::max(seq.length, layer.extents.length);
+    seq.layers.push_back(layer);
+  }
+  seq.coded = seq.length;
+  return seq;
+}
+
 MemoryFile written(FileHeader& header) {
   MemoryFile file;
   const Status status =
@@ -137,6 +158,58 @@ TEST(FileHeaders, ComeBackAsTheyWere) {
     EXPECT_EQ(read->seq.coded, header.seq.coded);
     EXPECT_TRUE(verify_blocks(file, read->blocks, {&serial_executor()}).ok());
   }
+}
+
+TEST(LayersHeaders, ComeBackAsTheyWere) {
+  std::mt19937 random(3);
+  for (int i = 0; i < 100; ++i) {
+    FileHeader header = make_header(any_layers(random));
+    const MemoryFile file = written(header);
+    const auto read = read_header(file);
+    ASSERT_TRUE(read.ok()) << read.status().to_string();
+    EXPECT_EQ(encode_header(*read), encode_header(header));
+    std::int64_t rows = 0, expected = 0;
+    for (std::int64_t block = 0; block < read->seq.num_blocks(); ++block) {
+      walk_block(read->seq, block, [&](const RowPiece& piece, const RowArray& array) {
+        rows += (piece.end - piece.begin) * array.heads;
+      });
+    }
+    for (const StoredLayer& layer : header.seq.layers) {
+      expected += 2 * layer.extents.batch * layer.extents.length * layer.spec.key().heads;
+    }
+    EXPECT_EQ(rows, expected);
+  }
+}
+
+TEST(LayersHeaders, EveryForgedFieldIsRefusedByItsName) {
+  StoredSequence seq;
+  seq.kind = FileKind::kLayers;
+  seq.length = seq.coded = 5;
+  seq.block_tokens = 16;
+  StoredLayer layer;
+  layer.spec = LayerSpec::kv(2, 8, 8, plain(DType::kF16), plain(DType::kF16));
+  layer.extents = {3, 5, 2};
+  seq.layers.assign(2, layer);
+  const auto refused = [&](auto&& change, const std::string& words) {
+    StoredSequence changed = seq;
+    change(changed);
+    FileHeader header = make_header(changed);
+    const Status status = read_header(written(header)).status();
+    EXPECT_EQ(status.code(), StatusCode::kCorrupt);
+    EXPECT_EQ(status.message().find(words), 0u) << status.message() << ", " << words;
+  };
+  refused([](auto& s) { s.tokens = {1}; }, "num_tokens: found 1");
+  refused([](auto& s) { s.coded = 4; }, "coded: found 4");
+  refused([](auto& s) { s.layers[1].extents.batch = 0; }, "layers[1].batch: found 0");
+  refused([](auto& s) { s.layers[1].extents.length = 6; }, "layers[1].length: found 6");
+  refused([](auto& s) { s.layers[1].extents.position = -1; }, "layers[1].position: found -1");
+  refused([](auto& s) { s.layers[0].first = 1; }, "layers[0].first: found 1");
+  refused([](auto& s) { s.layers[0].spec.life.window = 4; }, "layers[0]: found other rows");
+  refused([](auto& s) { s.layers[0].spec.buffers[0].format = coded(RowFormat::kQ8_0); },
+          "layers[0].buffers[0].dim: found 8");
+  refused([](auto& s) { s.layers[0].spec.buffers[1].role = Role::kIndex; },
+          "layers[0]: found other rows");
+  refused([](auto& s) { s.layers[0].spec.num_buffers = 0; }, "layers[0].batch: found 3");
 }
 
 TEST(FileBlocks, TheFirstDamagedBlockIsNamedHoweverManyTasksLook) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvcache/cache_file.h"
+#include "kvcache/dynamic_cache.h"
 #include "kvcache/prefix.h"
 #include "support/damage.h"
 #include "support/fuzz.h"
@@ -17,7 +18,15 @@ namespace {
 
 using testing::Bytes;
 
-// The layers that the seeds have; others are refused after they were read.
+// Layers that seeds have; others are refused after they were read.
+PagedCache make_cache_with_tails() {
+  CacheConfig config;
+  config.layers = {LayerSpec::kv(2, 32, 64, coded(RowFormat::kInt4), plain(DType::kF16))};
+  config.page_size = 4;
+  config.num_pages = 64;
+  config.residual_tokens = 6;
+  return PagedCache::create(config).value();
+}
 PagedCache make_cache(bool prefixes) {
   Life window;
   window.window = 9;
@@ -37,8 +46,7 @@ void expect_sound(const PagedCache& cache) {
   expect(status.ok(), "sound bookkeeping; found: " + status.to_string());
 }
 
-void sequence(const CacheFile& file) {
-  PagedCache cache = make_cache(false);
+void sequence(const CacheFile& file, PagedCache cache) {
   const auto loaded = file.load(cache, file.info().space);
   expect_sound(cache);
   if (!loaded.ok()) {
@@ -53,6 +61,20 @@ void sequence(const CacheFile& file) {
   if (!same.ok()) return;  // no room for both
   expect(CacheFile::to_bytes(cache, *same, file.info().space).value() == *bytes, "the same bytes");
   expect_sound(cache);
+}
+
+void layers(const CacheFile& file) {
+  DynamicCache cache = DynamicCache::create({.reserve_tokens = 64}).value();
+  const Status loaded = file.load(cache, file.info().space);
+  if (!loaded.ok()) {
+    expect(cache.num_layers() == 0 && cache.nbytes() == 0, "nothing changed");
+    return;
+  }
+  const auto bytes = CacheFile::to_bytes(cache, file.info().space);
+  expect(bytes.ok(), "what was loaded to be saved");
+  DynamicCache again = DynamicCache::create({.reserve_tokens = 64}).value();
+  expect(CacheFile::over(*bytes)->load(again, file.info().space).ok(), "what was saved to be read");
+  expect(CacheFile::to_bytes(again, file.info().space).value() == *bytes, "the same bytes");
 }
 
 void texts(const Bytes& bytes) {
@@ -88,10 +110,16 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
                  "an error with a name");
     return 0;
   }
-  if (file->info().kind == CacheFileInfo::Kind::kTexts) {
-    fuzz::texts(bytes);
-  } else {
-    fuzz::sequence(*file);
+  switch (file->info().kind) {
+    case CacheFileInfo::Kind::kTexts:
+      fuzz::texts(bytes);
+      break;
+    case CacheFileInfo::Kind::kLayers:
+      fuzz::layers(*file);
+      break;
+    case CacheFileInfo::Kind::kSequence:
+      fuzz::sequence(*file, fuzz::make_cache(false));
+      fuzz::sequence(*file, fuzz::make_cache_with_tails());
   }
   return 0;
 }

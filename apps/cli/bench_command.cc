@@ -297,11 +297,8 @@ Cases measure_attention(AttentionFlags& flags) {
     return bench::run_window(shape, flags.run);
   }
   if (coded) {
-    bench::CodedShape shape;
-    shape.kv_len = flags.shape.kv_len;
-    shape.heads = flags.shape.heads;
-    shape.kv_heads = flags.shape.kv_heads;
-    shape.head_dim = flags.shape.head_dim;
+    bench::CodedShape shape{flags.shape.kv_len, flags.shape.queries, flags.shape.heads,
+                            flags.shape.kv_heads, flags.shape.head_dim};
     if (flags.page_size != "contiguous") shape.page_size = std::stoll(flags.page_size);
     shape.threads = flags.shape.threads;
     if (!flags.shape.backend.empty()) shape.backend = flags.shape.backend.c_str();
@@ -469,7 +466,7 @@ struct DecodeModelFlags {
   bench::DecodeModelOptions options;
   std::string shape = "qwen2-0.5b";
   std::string weights = "bf16";
-  std::string kv_dtype = "f16";
+  RowFlags rows{"f16"};
   std::string cache;  // empty: dynamic, or paged where only pages hold the rows
   PeerFlags peer;
   bool json = false;
@@ -478,7 +475,7 @@ struct DecodeModelFlags {
 Cases measure_model(DecodeModelFlags& flags) {
   auto& options = flags.options;
   KVC_ASSIGN_OR_RETURN(options.config, bench::model_shape(flags.shape));
-  KVC_ASSIGN_OR_RETURN(options.kv_dtype, runner::KvDtype::parse(flags.kv_dtype));
+  KVC_ASSIGN_OR_RETURN(options.kv_dtype, flags.rows.parsed_dtype());
   if (flags.cache.empty()) flags.cache = options.kv_dtype.needs_pages() ? "paged" : "dynamic";
   KVC_ASSIGN_OR_RETURN(options.cache, runner::parse_history_kind(flags.cache));
   options.weights = parsed_weights(flags.weights);
@@ -486,7 +483,7 @@ Cases measure_model(DecodeModelFlags& flags) {
     print(
         "{} of random weights in {}, {} cache in {}. The roof of a prompt is operations, that of\n"
         "decoding the bytes of weights and rows.\n\n",
-        flags.shape, flags.weights, flags.cache, flags.kv_dtype);
+        flags.shape, flags.weights, flags.cache, flags.rows.kv_dtype);
     std::fflush(stdout);
   }
   ProgressBar bar("decode-model");
@@ -503,7 +500,7 @@ void add_decode_model(CLI::App& bench, int* exit_code) {
       ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
       ->capture_default_str();
   add_activations(*command, options.activations);
-  add_kv_dtype(*command, flags->kv_dtype, "[f16]");
+  flags->rows.add(*command, "[f16]");
   command
       ->add_option("--cache", flags->cache,
                    "Kind of cache [dynamic, or paged where only pages hold the rows]")

@@ -27,6 +27,7 @@ struct Flags {
       "f16",           "int8", "int8-rotated", "q8_0",           "fp8_e4m3", "k=int8,v=lm4",
       "k=int8,v=int4", "lm4",  "int4",         "int4-unrotated", "q4_0",     "q4_0-rotated",
   };
+  std::int64_t residual_tokens = 0;
   std::int64_t tokens = 20000;
   runner::EvalOptions options;
   std::string plot;
@@ -47,6 +48,7 @@ std::string_view beginning(std::string_view text, std::int64_t tokens) {
 Json to_json(const std::vector<EvalRun>& runs, const Flags& flags) {
   Json json;
   json["context"] = flags.options.context;
+  json["residual_tokens"] = flags.residual_tokens;
   json["predicted"] = runs.front().predicted;
   json["runs"] = Json::array();
   for (const EvalRun& run : runs) {
@@ -89,11 +91,15 @@ void print_table(const std::vector<EvalRun>& runs, const Flags& flags) {
       "window.\n",
       with_thousands(reference.predicted), flags.options.context, flags.options.prefill_chunk,
       reference.greedy_tokens);
+  if (flags.residual_tokens > 0) {
+    print("Of coded rows the newest {}, and those of a step, are plain.\n", flags.residual_tokens);
+  }
 }
 
 Status run(Flags& flags) {
   for (const std::string& words : flags.kv_dtypes) {
     KVC_ASSIGN_OR_RETURN(runner::KvDtype form, runner::KvDtype::parse(words));
+    if (form.is_coded()) form.keep_plain(flags.residual_tokens);
     flags.options.forms.push_back(std::move(form));
   }
   KVC_ASSIGN_OR_RETURN(const std::string text, read_input(flags.text));
@@ -145,6 +151,7 @@ void add_eval(CLI::App& app, int* exit_code) {
                    "Forms to compare, several words, each as other commands take it (int8, "
                    "k=int8,v=lm4, int8:0-3,lm4, @FILE) [every form]")
       ->type_name("FORMS");
+  add_residual_tokens(*command, flags->residual_tokens);
   add_number(*command, "--tokens", flags->tokens, "Tokens of the text at the most")
       ->type_name("N")
       ->check(CLI::Range(2, 1 << 24))

@@ -105,7 +105,11 @@ Result<std::shared_ptr<runner::PrefixStore>> open_prefixes(const Flags& flags,
   const runner::Model& model = loaded.model;
   KVC_ASSIGN_OR_RETURN(const std::int64_t bytes, flags.prefix.bytes());
   const std::string files = flags.named_files();
-  if (!flags.prefix.wanted() && files.empty()) return std::shared_ptr<runner::PrefixStore>();
+  if (!flags.prefix.wanted() && files.empty()) {
+    if (!flags.prefix.names_policy()) return std::shared_ptr<runner::PrefixStore>();
+    return Status(StatusCode::kInvalidArgument,
+                  "prefix-policy: found one prompt and no prefix-cache, expected one to rule");
+  }
   if (bytes == 0) {
     return Status(StatusCode::kInvalidArgument,
                   "no-prefix-cache: found it beside " + files + ", expected one of them");
@@ -120,11 +124,13 @@ Result<std::shared_ptr<runner::PrefixStore>> open_prefixes(const Flags& flags,
   rows.dtype = model.default_kv_dtype();
   rows.layout = flags.options.layout;
   rows.page_size = flags.options.page_size;
-  if (files.empty()) return runner::PrefixStore::create(model.config(), rows, 0, bytes);
-  KVC_ASSIGN_OR_RETURN(const PrefixNamespace space,
-                       runner::space_of(loaded, flags.model.activations));
-  KVC_ASSIGN_OR_RETURN(auto store,
-                       runner::PrefixStore::create(model.config(), rows, 0, bytes, space));
+  runner::PrefixStoreOptions kept;
+  kept.budget_bytes = bytes;
+  KVC_ASSIGN_OR_RETURN(kept.eviction, flags.prefix.eviction());
+  if (!files.empty()) {
+    KVC_ASSIGN_OR_RETURN(kept.space, runner::space_of(loaded, flags.model.activations));
+  }
+  KVC_ASSIGN_OR_RETURN(auto store, runner::PrefixStore::create(model.config(), rows, kept));
   if (!flags.load_file.empty()) {
     KVC_ASSIGN_OR_RETURN(const std::int64_t tokens, store->load_text(flags.load_file));
     say("{}: {} tokens\n", flags.load_file, tokens);
@@ -216,6 +222,7 @@ Status run(Flags& flags) {
     runner::EngineOptions together;
     together.max_active = flags.max_active.value_or(kMaxActive);
     KVC_ASSIGN_OR_RETURN(together.cached_bytes, flags.prefix.bytes());
+    KVC_ASSIGN_OR_RETURN(together.eviction, flags.prefix.eviction());
     return generate_batch(loaded, prompts, flags.options, together, flags.json);
   }
   KVC_ASSIGN_OR_RETURN(flags.options.prefixes, open_prefixes(flags, loaded));
@@ -266,9 +273,8 @@ void add_generate(CLI::App& app, int* exit_code) {
       "included. Prompts of a batch that begin alike compute what they share once "
       "(--no-prefix-cache: "
       "each\n"
-      "its own), and the words are the same; in 16 bits and in codes to the last bit only where "
-      "attention is\n"
-      "reproducible.");
+      "its own), and the words are the same; in 16 bits and in codes for sure with "
+      "--reproducible.");
   flags->prompt.add(*command);
   auto* chat =
       command->add_flag("--chat", flags->chat,
@@ -302,6 +308,10 @@ void add_generate(CLI::App& app, int* exit_code) {
       ->add_option("--load-cache", flags->load_file,
                    "Begin with the rows of FILE, as far as the prompt begins like its text")
       ->type_name("FILE");
+  command->add_flag(
+      "--reproducible", options.attention.reproducible,
+      "Attention adds in one order, however many tokens come at a time: what is found "
+      "in a cache moves no bit");
   add_number(*command, "--prefill-chunk", options.prefill_chunk,
              "Prompt tokens a step takes; 0: all at once")
       ->type_name("C")

@@ -49,6 +49,17 @@ const char* word_of(Role role) {
   }
 }
 
+const char* word_of(Kind kind) {
+  switch (kind) {
+    case Kind::kTexts:
+      return "texts";
+    case Kind::kLayers:
+      return "layers";
+    default:
+      return "sequence";
+  }
+}
+
 std::string words_of(const Life& life) {
   if (life.chunk > 0) return fmt::format("chunks of {}", life.chunk);
   if (life.window == 0) return "all tokens";
@@ -83,7 +94,7 @@ Trees trees_of(const CacheFileInfo& info) {
 nlohmann::ordered_json json_of(const CacheFileInfo& info) {
   nlohmann::ordered_json out;
   out["version"] = info.version;
-  out["kind"] = info.kind == Kind::kTexts ? "texts" : "sequence";
+  out["kind"] = word_of(info.kind);
   out["file_bytes"] = info.file_bytes;
   out["header_bytes"] = info.header_bytes;
   if (info.kind == Kind::kTexts) {
@@ -113,7 +124,11 @@ nlohmann::ordered_json json_of(const CacheFileInfo& info) {
     nlohmann::ordered_json layer = {{"window", spec.life.window},
                                     {"chunk", spec.life.chunk},
                                     {"sink_tokens", spec.life.sink_tokens}};
-    if (info.kind == Kind::kSequence) layer["first_position"] = info.first_positions[i];
+    if (info.kind != Kind::kTexts) layer["first_position"] = info.first_positions[i];
+    if (info.kind == Kind::kLayers) {
+      layer["batch"] = info.batches[i];
+      layer["length"] = info.lengths[i];
+    }
     layer["buffers"] = nlohmann::json::array();
     for (const BufferSpec& buffer : spec.used()) {
       layer["buffers"].push_back({{"heads", buffer.heads},
@@ -135,10 +150,14 @@ void print_layers(const CacheFileInfo& info) {
   for (std::size_t i = 0; i < info.layers.size();) {
     std::size_t end = i + 1;
     const auto first = [&](std::size_t layer) {
-      return info.kind == Kind::kSequence ? info.first_positions[layer] : 0;
+      return info.kind == Kind::kTexts ? 0 : info.first_positions[layer];
     };
-    while (end < info.layers.size() && info.layers[end] == info.layers[i] && first(end) == first(i))
-      ++end;
+    const auto is_same = [&](std::size_t layer) {
+      return info.layers[layer] == info.layers[i] && first(layer) == first(i) &&
+             (info.kind != Kind::kLayers ||
+              (info.batches[layer] == info.batches[i] && info.lengths[layer] == info.lengths[i]));
+    };
+    while (end < info.layers.size() && is_same(end)) ++end;
     const LayerSpec& spec = info.layers[i];
     std::string line =
         end == i + 1 ? fmt::format("layer {}", i) : fmt::format("layers {} .. {}", i, end - 1);
@@ -147,7 +166,14 @@ void print_layers(const CacheFileInfo& info) {
       line += fmt::format("{}{} {}", before, word_of(buffer.role), words_of(buffer));
       before = ", ";
     }
-    line += "; " + words_of(spec.life);
+    if (info.kind != Kind::kLayers) {
+      line += "; " + words_of(spec.life);
+    } else if (spec.num_buffers == 0) {
+      line += ": never populated";
+    } else {
+      line += fmt::format("; a batch of {}, {} tokens", info.batches[i],
+                          with_thousands(info.lengths[i]));
+    }
     if (first(i) > 0) line += fmt::format(", from position {} on", first(i));
     print("{}\n", line);
     i = end;
@@ -168,6 +194,10 @@ void print_words(const CacheFileInfo& info) {
     for (const PrefixNamespace& space : info.spaces) {
       print("namespace {}, tenant {}\n", hex(space), space.tenant);
     }
+  } else if (info.kind == Kind::kLayers) {
+    print("a layered cache, version {}: {} layers, {} in {} blocks of {} tokens\n", info.version,
+          info.layers.size(), human_bytes(info.file_bytes), info.sums.size(), info.block_tokens);
+    print("namespace {}, tenant {}\n", hex(info.space), info.space.tenant);
   } else {
     print("a sequence, version {}: {} tokens, {} of them with ids, {} in {} blocks of {}\n",
           info.version, with_thousands(info.length), with_thousands(std::ssize(info.tokens)),
@@ -183,6 +213,14 @@ void print_words(const CacheFileInfo& info) {
 // --- The picture: what is there, block by block, and who shares it. ---
 
 constexpr int kCell = 12;
+// A picture is for looking at: so many boxes of a kind in it, and the title says how many are left
+// out.
+constexpr std::int64_t kMostRows = 256, kMostColumns = 1024, kMostPages = 4096;
+
+std::string left_out(std::int64_t count, const char* what) {
+  return count > 0 ? fmt::format(", {} more {} left out", with_thousands(count), what) : "";
+}
+
 constexpr const char* kColours[] = {"#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756"};
 
 std::string box(std::int64_t x, std::int64_t y, std::int64_t width, const char* colour,
@@ -205,15 +243,20 @@ std::string picture(std::int64_t width, std::int64_t height, const std::string& 
 // Layers from top to bottom, blocks from left to right, as dark as they have rows.
 std::string draw_sequence(const CacheFileInfo& info) {
   std::string body;
-  const auto blocks = static_cast<std::int64_t>(info.sums.size());
-  for (std::size_t layer = 0; layer < info.layers.size(); ++layer) {
+  const bool is_layered = info.kind == Kind::kLayers;
+  const std::int64_t all_blocks = std::ssize(info.sums), all_layers = std::ssize(info.layers);
+  const std::int64_t blocks = std::min(all_blocks, kMostColumns);
+  const std::int64_t layers = std::min(all_layers, kMostRows);
+  for (std::size_t layer = 0; layer < static_cast<std::size_t>(layers); ++layer) {
     const std::int64_t y = 28 + static_cast<std::int64_t>(layer) * (kCell + 2);
     body += fmt::format("<text x=\"8\" y=\"{}\">layer {}</text>\n", y + 10, layer);
-    const std::int64_t first = info.first_positions[layer];
+    const std::int64_t length = is_layered ? info.lengths[layer] : info.length;
+    const std::int64_t first = is_layered ? 0 : info.first_positions[layer];
     const std::int64_t sinks = std::min<std::int64_t>(info.layers[layer].life.sink_tokens, first);
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t begin = b * info.block_tokens;
-      const std::int64_t end = std::min(begin + info.block_tokens, info.length);
+      const std::int64_t end = std::min(begin + info.block_tokens, length);
+      if (end <= begin) break;
       const std::int64_t rows = std::max<std::int64_t>(0, std::min(end, sinks) - begin) +
                                 std::max<std::int64_t>(0, end - std::max(begin, first));
       body += box(64 + b * (kCell + 2), y, kCell, kColours[0],
@@ -221,18 +264,21 @@ std::string draw_sequence(const CacheFileInfo& info) {
                   fmt::format("layer {}, tokens {} .. {}: {} rows", layer, begin, end - 1, rows));
     }
   }
-  return picture(80 + blocks * (kCell + 2), 36 + std::ssize(info.layers) * (kCell + 2),
-                 fmt::format("{} tokens, blocks of {}", info.length, info.block_tokens), body);
+  return picture(
+      80 + blocks * (kCell + 2), 36 + layers * (kCell + 2),
+      fmt::format("{} tokens, blocks of {}{}{}", info.length, info.block_tokens,
+                  left_out(all_blocks - blocks, "blocks"), left_out(all_layers - layers, "layers")),
+      body);
 }
 
 // A row a text, from its first page that no text above has; pages as dark as texts share them, in
-// the colour of their namespace.
+// the colour of their namespace. What was used last is drawn, as far as there is room.
 std::string draw_texts(const CacheFileInfo& info) {
   const Trees trees = trees_of(info);
   std::string body;
   std::vector<std::int64_t> rows(info.pages.size()), columns(info.pages.size());
   std::vector<bool> goes_on(info.pages.size());
-  std::int64_t next_row = 0, widest = 0;
+  std::int64_t next_row = 0, widest = 0, drawn = 0;
   for (std::size_t i = 0; i < info.pages.size(); ++i) {
     const CacheFilePage& page = info.pages[i];
     const auto parent = static_cast<std::size_t>(page.parent);
@@ -240,6 +286,8 @@ std::string draw_texts(const CacheFileInfo& info) {
     const bool same_row = page.parent >= 0 && !goes_on[parent];
     rows[i] = same_row ? rows[parent] : next_row++;
     if (page.parent >= 0) goes_on[parent] = true;
+    if (drawn == kMostPages || rows[i] >= kMostRows || columns[i] >= kMostColumns) continue;
+    ++drawn;
     widest = std::max(widest, columns[i]);
     const std::int64_t x = 8 + columns[i] * (kCell + 2), y = 28 + rows[i] * (kCell + 6);
     if (page.parent >= 0 && !same_row) {
@@ -252,8 +300,10 @@ std::string draw_texts(const CacheFileInfo& info) {
                 fmt::format("page {}: {} tokens up to {}, in {} texts, namespace {}", i, page.count,
                             trees.ends[i], trees.texts[i], page.space));
   }
-  return picture(40 + (widest + 1) * (kCell + 2), 40 + next_row * (kCell + 6),
-                 fmt::format("{} pages of {}", info.pages.size(), info.page_size), body);
+  return picture(40 + (widest + 1) * (kCell + 2), 40 + std::min(next_row, kMostRows) * (kCell + 6),
+                 fmt::format("{} pages of {}{}", info.pages.size(), info.page_size,
+                             left_out(std::ssize(info.pages) - drawn, "pages")),
+                 body);
 }
 
 Status run(const Flags& flags) {

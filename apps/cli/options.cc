@@ -90,6 +90,10 @@ void PrefixFlags::add(CLI::App& app) {
                      return bytes.ok() ? "" : bytes.status().message().substr(2);  // the name ": "
                    },
                    ""));
+  named_ = app.add_option("--prefix-policy", policy_,
+                          "Which of what is kept gives way first where the room ends")
+               ->check(CLI::IsMember({"lru", "s3fifo", "arc", "adaptive"}))
+               ->capture_default_str();
   app.add_flag("--no-prefix-cache", refused_, "Compute every prompt whole");
 }
 
@@ -155,26 +159,39 @@ void StorageFlags::add(CLI::App& app) {
   app.add_option("--layout", layout, "Axes of the stored rows: head first or sequence first")
       ->check(CLI::IsMember({"hnd", "nhd"}))
       ->capture_default_str();
-  add_kv_dtype(app, kv_dtype, "[that of the weights; of int8 ones that of auto]");
+  RowFlags::add(app, "[that of the weights; of int8 ones that of auto]");
   add_number(app, "--page-size", page_size, "Tokens a page of the paged cache holds")
       ->type_name("P")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
 }
 
-void add_kv_dtype(CLI::App& app, std::string& words, const std::string& otherwise) {
+void RowFlags::add(CLI::App& app, const std::string& otherwise) {
   app.add_option(
-         "--kv-dtype", words,
+         "--kv-dtype", kv_dtype,
          "How rows are stored: f32, f16, bf16, or in codes int8, fp8_e4m3, int4, lm4, q8_0, "
          "q4_0, with -rotated or -unrotated behind; keys and values apart (k=int8,v=lm4), "
          "layers apart (int8:0-3,lm4), or @FILE of such items, one a line " +
              otherwise)
       ->type_name("FORMS");
+  add_residual_tokens(app, residual_tokens);
 }
 
-Result<runner::KvDtype> StorageFlags::parsed_dtype() const {
-  if (kv_dtype.empty()) return runner::KvDtype();
-  return runner::KvDtype::parse(kv_dtype);
+void add_residual_tokens(CLI::App& app, std::int64_t& tokens) {
+  add_number(app, "--residual-tokens", tokens,
+             "Newest tokens whose rows stay plain where they are stored in codes")
+      ->type_name("R")
+      ->check(CLI::Range(0, 1 << 30))
+      ->capture_default_str();
+}
+
+Result<runner::KvDtype> RowFlags::parsed_dtype() const {
+  runner::KvDtype rows;
+  if (!kv_dtype.empty()) {
+    KVC_ASSIGN_OR_RETURN(rows, runner::KvDtype::parse(kv_dtype));
+  }
+  rows.keep_plain(residual_tokens);
+  return rows;
 }
 
 Result<std::string> model_directory(const ModelFlags& flags) {

@@ -78,18 +78,22 @@ CLI::Option* add_number(CLI::App& app, const std::string& name, T& variable,
 // 2^62.
 Result<std::int64_t> parse_bytes(const std::string& name, std::string_view text);
 
-// --prefix-cache [BYTES], --no-prefix-cache.
+// --prefix-cache [BYTES], --no-prefix-cache, --prefix-policy.
 struct PrefixFlags {
   void add(CLI::App& app);
   bool wanted() const { return given_->count() > 0; }
+  bool names_policy() const { return named_->count() > 0; }
   // runner::kPrefixBytes where none are said; 0 with --no-prefix-cache. Errors: kInvalidArgument
   // for both.
   Result<std::int64_t> bytes() const;
+  Result<Eviction> eviction() const { return eviction_named(policy_); }
 
  private:
   std::string bytes_;
+  std::string policy_ = "lru";
   bool refused_ = false;
   CLI::Option* given_ = nullptr;
+  CLI::Option* named_ = nullptr;
 };
 
 // --model, --weights, --activations, --threads.
@@ -115,19 +119,26 @@ struct PromptFlags {
   Result<std::string> read(const std::optional<std::string>& otherwise = {}) const;
 };
 
-// --kv-dtype; `otherwise` says in brackets what goes without it.
-void add_kv_dtype(CLI::App& app, std::string& words, const std::string& otherwise);
+void add_residual_tokens(CLI::App& app, std::int64_t& tokens);
 
-// --layout, --kv-dtype, --page-size.
-struct StorageFlags {
-  std::string layout = "hnd";
+// --kv-dtype, --residual-tokens.
+struct RowFlags {
   std::string kv_dtype;  // words of KvDtype; empty: the model's type
+  std::int64_t residual_tokens = 0;
+
+  // `otherwise` says in brackets what goes without them.
+  void add(CLI::App& app, const std::string& otherwise);
+  // Errors: those of KvDtype::parse.
+  Result<runner::KvDtype> parsed_dtype() const;
+};
+
+// --layout, --kv-dtype, --residual-tokens, --page-size.
+struct StorageFlags : RowFlags {
+  std::string layout = "hnd";
   std::int64_t page_size = 16;
 
   void add(CLI::App& app);
   Layout parsed_layout() const { return layout == "nhd" ? Layout::kNHD : Layout::kHND; }
-  // Errors: those of KvDtype::parse.
-  Result<runner::KvDtype> parsed_dtype() const;
 };
 
 // The directory meant by --model: a path that exists, or else the name of a model that ships

@@ -38,6 +38,8 @@ Result<std::vector<Line>> plan_lines(const Flags& flags, std::span<const LayerSp
   request.max_length = flags.context;
   request.page_size = flags.storage.page_size;
   request.layout = flags.storage.parsed_layout();
+  request.residual_tokens = flags.storage.residual_tokens;
+  if (request.residual_tokens > 0) request.step_tokens = 1;
   std::vector<Line> lines = {{"none", {}}};
   for (const auto& [kind, name] :
        {std::pair(CacheKind::kDynamic, "dynamic"), std::pair(CacheKind::kStatic, "static"),

@@ -24,6 +24,7 @@ struct Flags {
   std::vector<double> capacities = {2.5e6};
   std::vector<std::string> policies = {"lru"};
   std::int64_t block = 512;
+  std::string half;  // "first", "second"; empty: all of it
   std::string plot;
   bool json = false;
 };
@@ -34,12 +35,6 @@ struct Line {
   ReplayResult result;
   double belady = 0, infinite = 0;
 };
-
-Eviction eviction_named(const std::string& name) {
-  if (name == "s3fifo") return Eviction::kS3Fifo;
-  if (name == "arc") return Eviction::kArc;
-  return name == "adaptive" ? Eviction::kAdaptive : Eviction::kLru;
-}
 
 Result<std::vector<TraceRequest>> read_trace(const std::string& path) {
   std::ifstream file(path);
@@ -57,8 +52,8 @@ Result<std::vector<TraceRequest>> read_trace(const std::string& path) {
 
 Result<ReplayResult> replay(const Flags& flags, const std::string& policy, std::int64_t capacity,
                             const std::vector<TraceRequest>& requests) {
-  KVC_ASSIGN_OR_RETURN(const auto cache,
-                       runner::Replay::create(capacity, flags.block, eviction_named(policy)));
+  KVC_ASSIGN_OR_RETURN(const Eviction eviction, eviction_named(policy));
+  KVC_ASSIGN_OR_RETURN(const auto cache, runner::Replay::create(capacity, flags.block, eviction));
   ProgressBar bar(policy + ", " + with_thousands(capacity) + " tokens");
   for (const TraceRequest& request : requests) {
     KVC_RETURN_IF_ERROR(cache->add(request));
@@ -68,7 +63,10 @@ Result<ReplayResult> replay(const Flags& flags, const std::string& policy, std::
 }
 
 Result<std::vector<Line>> replay_all(const Flags& flags) {
-  KVC_ASSIGN_OR_RETURN(const std::vector<TraceRequest> requests, read_trace(flags.trace));
+  KVC_ASSIGN_OR_RETURN(std::vector<TraceRequest> requests, read_trace(flags.trace));
+  const auto middle = requests.begin() + static_cast<std::ptrdiff_t>(requests.size() / 2);
+  if (flags.half == "first") requests.erase(middle, requests.end());
+  if (flags.half == "second") requests.erase(requests.begin(), middle);
   const double infinite = runner::replay_ideal(requests, 0).token_hit_ratio();
   std::vector<Line> lines;
   for (const double tokens : flags.capacities) {
@@ -171,6 +169,11 @@ void add_replay(CLI::App& app, int* exit_code) {
       ->type_name("N")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
       ->capture_default_str();
+  command
+      ->add_option("--half", flags->half,
+                   "Of the requests this half alone, from an empty cache on: to choose something "
+                   "over one and see it on the other")
+      ->check(CLI::IsMember({"first", "second"}));
   command
       ->add_option("--plot", flags->plot,
                    "Draw the share of tokens found against capacity (needs matplotlib)")

@@ -1,5 +1,5 @@
 // Reading the JSON files of a model directory: bounded, without exceptions, and with errors that
-// name the file and the field.
+// name the file and the field. Whoever looks into a Json itself includes <nlohmann/json.hpp>.
 #ifndef KVCACHE_RUNNER_CONFIG_JSON_FILE_H_
 #define KVCACHE_RUNNER_CONFIG_JSON_FILE_H_
 
@@ -9,8 +9,9 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "kvcache/status.h"
 

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/config/json_file.h"
 
 namespace kvcache::runner {

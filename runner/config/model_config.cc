@@ -4,6 +4,8 @@
 #include <cmath>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/config/json_file.h"
 #include "runner/config/likely_cause.h"
 

@@ -45,21 +45,25 @@ Result<std::unique_ptr<PagedHistory>> open_rows(const ModelConfig& config,
                                                 const GenerateOptions& options,
                                                 const EngineOptions& engine) {
   auto store = options.prefixes;
-  if (store == nullptr && engine.cached_bytes == 0) {
+  // Nobody finds rows of which the newest are plain.
+  if (store == nullptr && (engine.cached_bytes == 0 || rows.rows.residual_tokens() > 0)) {
     return PagedHistory::create_empty(config, rows, num_pages);
   }
   // A page that is found in part is held while it is copied, once for each request.
   std::int64_t pages = num_pages + engine.max_active;
   if (store == nullptr) {
     pages = std::max(num_pages, std::min(pages, kMostSlots / rows.page_size));
-    KVC_ASSIGN_OR_RETURN(store, PrefixStore::create(config, rows, pages, 0));
+    PrefixStoreOptions kept;
+    kept.num_pages = pages;
+    kept.eviction = engine.eviction;
+    KVC_ASSIGN_OR_RETURN(store, PrefixStore::create(config, rows, kept));
   }
   auto lease = store->lease(pages);
   if (!lease.has_value()) {
     return Status(StatusCode::kRetryLater, "prefixes: found less room than " +
                                                std::to_string(pages) + " pages, expected as much");
   }
-  return PagedHistory::create_in(std::move(*lease));
+  return PagedHistory::create_in(std::move(*lease), options.tenant);
 }
 
 Status broken(const std::string& what) { return Status(StatusCode::kInternal, "engine: " + what); }

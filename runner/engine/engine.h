@@ -34,6 +34,7 @@ struct EngineOptions {
   // bytes (PrefixStats::bytes), beside what goes on. 0: no prefix cache. Not looked at with
   // GenerateOptions::prefixes, whose budget rules: kv_tokens are then spoken for in that store.
   std::int64_t cached_bytes = kPrefixBytes;
+  Eviction eviction = Eviction::kLru;  // which of it gives way
 };
 
 // Requests are numbered from 0 in the order they were added. Any of these may be empty. A call may

@@ -125,7 +125,7 @@ Result<std::unique_ptr<History>> open_history(const Model& model, std::int64_t p
   if (options.prefixes == nullptr) return make_history(model.config(), history);
   auto lease = options.prefixes->lease(shared_pages_of(model, prompt_tokens, options));
   if (!lease.has_value()) return make_history(model.config(), history);
-  KVC_ASSIGN_OR_RETURN(auto made, PagedHistory::create_in(std::move(*lease)));
+  KVC_ASSIGN_OR_RETURN(auto made, PagedHistory::create_in(std::move(*lease), options.tenant));
   KVC_RETURN_IF_ERROR(made->add());
   return std::unique_ptr<History>(std::move(made));
 }

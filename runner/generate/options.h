@@ -37,6 +37,7 @@ struct GenerateOptions {
   // page_size and memory are then those of the store. A text that it has no room for goes past it,
   // by itself: see open_history. Null: nothing is found.
   std::shared_ptr<PrefixStore> prefixes;
+  std::int64_t tenant = 0;  // there: texts of different tenants never meet
 };
 
 // Why generation ended: an end-of-text token, a stop text, max_tokens, or the model's context; of a

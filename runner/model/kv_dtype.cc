@@ -189,7 +189,17 @@ Result<std::vector<LayerSpec>> KvDtype::layers(const ModelConfig& config, DType 
     specs.push_back(LayerSpec::kv(config.num_kv_heads, config.head_dim, config.head_dim,
                                   keys[layer].format, values[layer].format));
   }
+  if (residual_tokens_ != 0 && !is_coded()) {
+    return Status(StatusCode::kInvalidArgument, "residual_tokens: found " +
+                                                    std::to_string(residual_tokens_) +
+                                                    ", expected 0 where no layer is coded");
+  }
   return specs;
+}
+
+bool KvDtype::is_coded() const noexcept {
+  return std::any_of(items_.begin(), items_.end(),
+                     [](const Item& item) { return item.format.is_coded(); });
 }
 
 bool KvDtype::needs_pages() const noexcept {

@@ -33,13 +33,20 @@ class KvDtype {
   // kNotFound, kIo for a file; kInvalidArgument for one of more than 64 KiB.
   static Result<KvDtype> parse(std::string_view words);
 
+  // The newest so many tokens stay plain in coded layers (CacheConfig::residual_tokens); 0 by
+  // default.
+  void keep_plain(std::int64_t residual_tokens) noexcept { residual_tokens_ = residual_tokens; }
+  std::int64_t residual_tokens() const noexcept { return residual_tokens_; }
+
   // What each layer stores, [num_layers]; what no item names in `otherwise`. Errors:
-  // kInvalidArgument for layers that the model has not, and for rows that two items name. Whether
-  // a head size allows a form is for the cache to say.
+  // kInvalidArgument for layers that the model has not, for rows that two items name, and for
+  // residual_tokens where no layer is coded. Whether a head size allows a form is for the cache to
+  // say.
   Result<std::vector<LayerSpec>> layers(const ModelConfig& config, DType otherwise) const;
 
   // Whether only pages can hold such rows: coded ones, or layers, or keys and values, that differ.
   bool needs_pages() const noexcept;
+  bool is_coded() const noexcept;  // anywhere
 
   // As it was given; of a file its items. Empty: the type of the model.
   const std::string& words() const noexcept { return words_; }
@@ -55,6 +62,7 @@ class KvDtype {
 
   std::vector<Item> items_;
   std::string words_;
+  std::int64_t residual_tokens_ = 0;
 };
 
 // The element type of plain rows that all layers share; none where rows are coded or differ.

@@ -19,6 +19,7 @@ Result<CacheConfig> paged_config(const ModelConfig& config, const HistoryOptions
   pages.page_size = options.page_size;
   pages.num_pages = num_pages;
   pages.layout = options.layout;
+  pages.residual_tokens = options.rows.residual_tokens();
   pages.memory = options.memory;
   return pages;
 }
@@ -38,10 +39,11 @@ Result<std::unique_ptr<PagedHistory>> PagedHistory::create_empty(const ModelConf
   return std::make_unique<PagedHistory>(std::move(batch), bytes_per_token(layers));
 }
 
-Result<std::unique_ptr<PagedHistory>> PagedHistory::create_in(PrefixStore::Lease lease) {
+Result<std::unique_ptr<PagedHistory>> PagedHistory::create_in(PrefixStore::Lease lease,
+                                                              std::int64_t tenant) {
   KVC_ASSIGN_OR_RETURN(PagedBatch batch, PagedBatch::create(lease.store().cache()));
   const std::int64_t row_bytes = lease.store().row_bytes();
-  return std::make_unique<PagedHistory>(std::move(batch), row_bytes, std::move(lease));
+  return std::make_unique<PagedHistory>(std::move(batch), row_bytes, std::move(lease), tenant);
 }
 
 Result<std::unique_ptr<History>> PagedHistory::create(const ModelConfig& config,
@@ -157,7 +159,7 @@ KvUsage PagedHistory::usage() const {
 
 Result<SequenceId> PagedHistory::open_found(std::span<const std::int32_t> text) {
   PrefixCache& prefixes = store()->prefixes();
-  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes.match(text, store()->space()));
+  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes.match(text, store()->space(tenant_)));
   return prefixes.open(handle);
 }
 

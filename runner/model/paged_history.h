@@ -38,13 +38,17 @@ class PagedHistory final : public ViewHistory {
   static Result<std::unique_ptr<PagedHistory>> create_empty(const ModelConfig& config,
                                                             const HistoryOptions& options,
                                                             std::int64_t num_pages);
-  // In the pages of a store, and no sequence. REQUIRES: the lease has room for its sequences, and
-  // for a page more each: one that is found in part is held while it is copied.
-  static Result<std::unique_ptr<PagedHistory>> create_in(PrefixStore::Lease lease);
+  // In the pages of a store, as a tenant's, and no sequence. REQUIRES: the lease has room for its
+  // sequences, and for a page more each: one that is found in part is held while it is copied.
+  static Result<std::unique_ptr<PagedHistory>> create_in(PrefixStore::Lease lease,
+                                                         std::int64_t tenant);
 
   PagedHistory(PagedBatch batch, std::int64_t row_bytes,
-               std::optional<PrefixStore::Lease> lease = {})
-      : lease_(std::move(lease)), batch_(std::move(batch)), row_bytes_(row_bytes) {}
+               std::optional<PrefixStore::Lease> lease = {}, std::int64_t tenant = 0)
+      : lease_(std::move(lease)),
+        tenant_(tenant),
+        batch_(std::move(batch)),
+        row_bytes_(row_bytes) {}
   ~PagedHistory() override;
 
   // An empty sequence after the others. / One leaves: its pages go back, those after it move up.
@@ -81,6 +85,7 @@ class PagedHistory final : public ViewHistory {
   Result<SequenceId> open_found(std::span<const std::int32_t> text);
 
   std::optional<PrefixStore::Lease> lease_;
+  std::int64_t tenant_;  // see PrefixNamespace
   PagedBatch batch_;
   std::int64_t row_bytes_;
 };

@@ -11,24 +11,22 @@
 namespace kvcache::runner {
 
 PrefixStore::PrefixStore(std::shared_ptr<PagedCache> cache, PrefixCache prefixes,
-                         std::int64_t row_bytes, std::int64_t budget_bytes,
-                         const PrefixNamespace& space)
+                         std::int64_t row_bytes, const PrefixStoreOptions& options)
     : cache_(std::move(cache)),
       prefixes_(std::move(prefixes)),
       // Layers of a model all live alike: one group. Of a budget the bytes of one page are left to
       // what is no page: sequences, and the name of the namespace.
-      num_pages_(cache_->stats().pages_total / cache_->num_groups() - (budget_bytes > 0 ? 1 : 0)),
+      num_pages_(cache_->stats().pages_total / cache_->num_groups() -
+                 (options.budget_bytes > 0 ? 1 : 0)),
       row_bytes_(row_bytes),
-      budget_bytes_(budget_bytes),
-      space_(space) {}
+      budget_bytes_(options.budget_bytes),
+      space_(options.space) {}
 
 Result<std::shared_ptr<PrefixStore>> PrefixStore::create(const ModelConfig& config,
-                                                         const HistoryOptions& options,
-                                                         std::int64_t num_pages,
-                                                         std::int64_t budget_bytes,
-                                                         const PrefixNamespace& space) {
-  KVC_ASSIGN_OR_RETURN(CacheConfig pages, paged_config(config, options, num_pages));
-  pages.budget_bytes = budget_bytes;
+                                                         const HistoryOptions& rows,
+                                                         const PrefixStoreOptions& options) {
+  KVC_ASSIGN_OR_RETURN(CacheConfig pages, paged_config(config, rows, options.num_pages));
+  pages.budget_bytes = options.budget_bytes;
   pages.prefixes = true;
   Result<PagedCache> made = PagedCache::create(pages);
   if (!made.ok()) {
@@ -38,9 +36,11 @@ Result<std::shared_ptr<PrefixStore>> PrefixStore::create(const ModelConfig& conf
     return Status(made.status().code(), message);
   }
   auto cache = std::make_shared<PagedCache>(std::move(*made));
-  KVC_ASSIGN_OR_RETURN(PrefixCache prefixes, PrefixCache::create(*cache));
-  return std::shared_ptr<PrefixStore>(new PrefixStore(
-      std::move(cache), std::move(prefixes), bytes_per_token(pages.layers), budget_bytes, space));
+  PrefixOptions kept;
+  kept.eviction = options.eviction;
+  KVC_ASSIGN_OR_RETURN(PrefixCache prefixes, PrefixCache::create(*cache, kept));
+  return std::shared_ptr<PrefixStore>(new PrefixStore(std::move(cache), std::move(prefixes),
+                                                      bytes_per_token(pages.layers), options));
 }
 
 std::optional<PrefixStore::Lease> PrefixStore::lease(std::int64_t pages) {
@@ -83,13 +83,14 @@ Result<std::int64_t> PrefixStore::save(const std::string& path) const {
 Result<std::int64_t> PrefixStore::load(const std::string& path) {
   KVC_ASSIGN_OR_RETURN(const CacheFile file, CacheFile::open(path));
   const std::vector<PrefixNamespace>& spaces = file.info().spaces;
-  if (!spaces.empty() && std::find(spaces.begin(), spaces.end(), space_) == spaces.end()) {
+  const auto is_ours = [&](const PrefixNamespace& space) { return space.bits == space_.bits; };
+  if (!spaces.empty() && std::none_of(spaces.begin(), spaces.end(), is_ours)) {
     return Status(StatusCode::kInvalidArgument,
                   "namespaces: found texts of " + std::to_string(spaces.size()) +
                       ", none of this model, expected its own (weights, tokenizer, version)");
   }
   const std::lock_guard lock(mutex_);
-  return prefixes_.load(path);
+  return prefixes_.load(path, space_);
 }
 
 Result<std::int64_t> PrefixStore::save_text(const std::string& path,
@@ -124,6 +125,16 @@ void PrefixStore::trim(std::int64_t bytes) {
   if (stats.pages == 0) return;
   const std::int64_t kept = bytes / (stats.bytes / stats.pages);
   if (stats.pages_unheld > kept) prefixes_.evict(stats.pages_unheld - kept);
+}
+
+Result<std::int64_t> PrefixStore::set_priority(std::span<const std::int32_t> text,
+                                               std::int64_t priority, std::int64_t tenant) {
+  std::vector<std::int32_t> asked(text.begin(), text.end());
+  asked.push_back(0);  // a match leaves the last one out
+  const std::lock_guard lock(mutex_);
+  KVC_ASSIGN_OR_RETURN(const PrefixHandle handle, prefixes_.match(asked, space(tenant)));
+  KVC_RETURN_IF_ERROR(prefixes_.set_priority(handle, priority));
+  return handle.length();
 }
 
 Status PrefixStore::check_invariants() const {

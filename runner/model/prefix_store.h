@@ -17,20 +17,23 @@ namespace kvcache::runner {
 // What a prefix cache takes where nobody says: 1 GiB.
 inline constexpr std::int64_t kPrefixBytes = std::int64_t{1} << 30;
 
-// Rows of one model in one stored form, so that all texts share a namespace: weights, tokenizer and
-// form are those of who made it. Histories over it may run in several threads: each call of theirs
-// holds the mutex, attention does not.
+struct PrefixStoreOptions {
+  std::int64_t num_pages = 0;     // at the most; or, where it is 0,
+  std::int64_t budget_bytes = 0;  // as many as these allow, which then bound all that it takes
+  Eviction eviction = Eviction::kLru;
+  PrefixNamespace space = {};  // of all that decides what rows a token gets, where there are files
+};
+
+// Rows of one model in one stored form, so that all texts of a tenant share a namespace: weights,
+// tokenizer and form are those of who made it. Histories over it may run in several threads: each
+// call of theirs holds the mutex, attention does not.
 class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
  public:
-  // Of `options`, rows, dtype, layout, page_size and memory. `num_pages` at the most, or as many as
-  // budget_bytes allow, which then bound all that it takes; one of both is 0. Errors: those of
-  // KvDtype::layers and PagedCache::create, where the budget is called prefix_cache. `space`: of
-  // all that decides what rows a token gets, where there are files.
+  // Of `rows`, rows, dtype, layout, page_size and memory. Errors: those of KvDtype::layers and
+  // PagedCache::create, where the budget is called prefix_cache.
   static Result<std::shared_ptr<PrefixStore>> create(const ModelConfig& config,
-                                                     const HistoryOptions& options,
-                                                     std::int64_t num_pages,
-                                                     std::int64_t budget_bytes,
-                                                     const PrefixNamespace& space = {});
+                                                     const HistoryOptions& rows,
+                                                     const PrefixStoreOptions& options);
 
   // Room for the pages of texts under way: what is spoken for never exceeds the pool, whatever else
   // lies there, because pages that nobody holds give way. Given back when it is dropped.
@@ -77,6 +80,11 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   // Evicts of what nobody holds until it takes no more than `bytes`.
   void trim(std::int64_t bytes);
 
+  // The priority of all pages that are known of a text, its last token included; returns the tokens
+  // in them. Errors: kInvalidArgument; those of match().
+  Result<std::int64_t> set_priority(std::span<const std::int32_t> text, std::int64_t priority,
+                                    std::int64_t tenant = 0);
+
   // Errors: kInternal. For tests.
   Status check_invariants() const;
 
@@ -84,11 +92,11 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   std::mutex& mutex() const { return mutex_; }
   const std::shared_ptr<PagedCache>& cache() const { return cache_; }
   PrefixCache& prefixes() { return prefixes_; }
-  const PrefixNamespace& space() const { return space_; }
+  PrefixNamespace space(std::int64_t tenant) const { return {space_.bits, tenant}; }
 
  private:
   PrefixStore(std::shared_ptr<PagedCache> cache, PrefixCache prefixes, std::int64_t row_bytes,
-              std::int64_t budget_bytes, const PrefixNamespace& space);
+              const PrefixStoreOptions& options);
 
   mutable std::mutex mutex_;  // of all below
   std::shared_ptr<PagedCache> cache_;

@@ -1,5 +1,6 @@
 #include "runner/model/weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -77,12 +78,6 @@ Status visit(const ModelConfig& config, Weights& weights, Source& source) {
   return source.matrix(kHead, config.vocab_size, hidden, &weights.head);
 }
 
-// Memory for a matrix that is not mapped.
-void* own(Weights& weights, std::int64_t bytes) {
-  weights.owned.emplace_back(static_cast<std::size_t>((bytes + 3) / 4));
-  return weights.owned.back().data();
-}
-
 void count(Weights& weights, std::int64_t parameters, std::int64_t bytes) {
   weights.num_parameters += parameters;
   weights.nbytes += bytes;
@@ -93,8 +88,8 @@ void count(Weights& weights, std::int64_t parameters, std::int64_t bytes) {
 template <typename Read>
 std::int64_t quantise(Weights& weights, std::int64_t out, std::int64_t in, Weight* weight,
                       Read&& read) {
-  auto* elements = static_cast<std::int8_t*>(own(weights, out * in));
-  auto* scales = static_cast<float*>(own(weights, out * size_of(DType::kF32)));
+  auto* elements = reinterpret_cast<std::int8_t*>(weights.owned.take(out * in));
+  auto* scales = reinterpret_cast<float*>(weights.owned.take(out * size_of(DType::kF32)));
   *weight = {elements, WeightType::kInt8, out, in, scales, weights.activations};
   for (std::int64_t o = 0; o < out; ++o) {
     if (!quantise_row(read(o), in, elements + o * in, scales + o)) return o;
@@ -147,8 +142,8 @@ class FileSource {
     *weight = {stored.data, weights_.type, out, in};
     const std::int64_t bytes = out * in * size_of(weights_.dtype);
     if (stored.dtype != weights_.dtype) {  // where all are widened
-      void* copy = own(weights_, bytes);
-      widen(stored.data, stored.dtype, out * in, static_cast<float*>(copy));
+      std::byte* const copy = weights_.owned.take(bytes);
+      widen(stored.data, stored.dtype, out * in, reinterpret_cast<float*>(copy));
       weight->data = copy;
     }
     count(weights_, out * in, bytes);
@@ -218,7 +213,7 @@ class RandomSource {
       return {};
     }
     const std::int64_t bytes = in * size_of(weights_.dtype);
-    auto* data = static_cast<std::byte*>(own(weights_, out * bytes));
+    std::byte* const data = weights_.owned.take(out * bytes);
     for (std::int64_t o = 0; o < out; ++o) narrow(next(o), weights_.dtype, in, data + o * bytes);
     *weight = {data, weights_.type, out, in};
     count(weights_, out * in, out * bytes);
@@ -247,6 +242,37 @@ class RandomSource {
 };
 
 }  // namespace
+
+WeightMemory::WeightMemory(WeightMemory&& other) noexcept
+    : regions_(std::exchange(other.regions_, {})), left_(std::exchange(other.left_, 0)) {}
+
+WeightMemory& WeightMemory::operator=(WeightMemory&& other) noexcept {
+  std::swap(regions_, other.regions_);
+  std::swap(left_, other.left_);
+  return *this;
+}
+
+WeightMemory::~WeightMemory() {
+  for (const Region& region : regions_) system_memory().release(region, region.bytes);
+}
+
+std::byte* WeightMemory::take(std::int64_t bytes) {
+  constexpr std::int64_t kRegion = 64 << 20;
+  constexpr std::int64_t kLine = 64;
+  bytes = (bytes + kLine - 1) / kLine * kLine;
+  if (bytes > left_) {
+    regions_.reserve(regions_.size() + 1);
+    const Result<Region> region = system_memory().reserve(std::max(bytes, kRegion));
+    if (!region.ok()) throw std::bad_alloc();
+    regions_.push_back(*region);
+    left_ = region->bytes;
+    if (!system_memory().commit(*region, left_).ok()) throw std::bad_alloc();
+    system_memory().will_fill(*region, 0, left_);
+  }
+  const Region& last = regions_.back();
+  left_ -= bytes;
+  return last.data + last.bytes - left_ - bytes;
+}
 
 Result<WeightMode> parse_weight_mode(std::string_view name) {
   if (name == "auto") return WeightMode::kAuto;

@@ -2,14 +2,15 @@
 #ifndef KVCACHE_RUNNER_MODEL_WEIGHTS_H_
 #define KVCACHE_RUNNER_MODEL_WEIGHTS_H_
 
+#include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kvcache/memory.h"
 #include "kvcache/status.h"
 #include "kvcache/types.h"
 #include "runner/config/model_config.h"
@@ -35,6 +36,24 @@ struct LayerWeights {
   std::vector<float> q_norm, k_norm;                     // [head_dim]
 };
 
+// Memory of matrices that are not mapped, in huge pages where the system has them: one row of
+// inputs reads all of it, and looks up an address for each page.
+class WeightMemory {
+ public:
+  WeightMemory() = default;
+  WeightMemory(WeightMemory&& other) noexcept;
+  WeightMemory& operator=(WeightMemory&& other) noexcept;
+  ~WeightMemory();
+
+  // Zeros, aligned to a line of cache; they live and stay where they are until this ends. Throws
+  // bad_alloc.
+  std::byte* take(std::int64_t bytes);
+
+ private:
+  std::vector<Region> regions_;
+  std::int64_t left_ = 0;  // bytes at the end of the last
+};
+
 struct Weights {
   Weight embedding;  // [vocab, hidden]
   Weight head;       // [vocab, hidden]; the embedding itself where tied
@@ -49,8 +68,8 @@ struct Weights {
 
   std::vector<std::string> notes;  // where config and files disagree: what was taken
 
-  std::optional<Checkpoint> mapped;              // what stored matrices point into
-  std::deque<std::vector<std::uint32_t>> owned;  // what other matrices and scales point into
+  std::optional<Checkpoint> mapped;  // what stored matrices point into
+  WeightMemory owned;                // what other matrices and scales point into
 };
 
 // Every tensor the family needs, checked by name and shape. With tie_word_embeddings the head is

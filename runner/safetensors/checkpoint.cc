@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/config/json_file.h"
 #include "runner/config/likely_cause.h"
 

@@ -5,6 +5,8 @@
 #include <optional>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/config/json_file.h"
 #include "runner/config/likely_cause.h"
 

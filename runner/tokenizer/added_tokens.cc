@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/tokenizer/component.h"
 #include "runner/tokenizer/more_tokens.h"
 #include "runner/tokenizer/unicode.h"

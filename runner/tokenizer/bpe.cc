@@ -5,6 +5,8 @@
 #include <tuple>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/tokenizer/component.h"
 #include "runner/tokenizer/utf8.h"
 

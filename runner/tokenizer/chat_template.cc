@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <system_error>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/config/json_file.h"
 #include "runner/tokenizer/sha256.h"
 #include "runner/tokenizer/utf8.h"

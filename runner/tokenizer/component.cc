@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/tokenizer/utf8.h"
 
 namespace kvcache::runner {

@@ -1,5 +1,7 @@
 #include "runner/tokenizer/pattern.h"
 
+#include <nlohmann/json.hpp>
+
 #include "runner/tokenizer/component.h"
 
 namespace kvcache::runner {

@@ -3,6 +3,8 @@
 #include <string>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/tokenizer/component.h"
 
 namespace kvcache::runner {

@@ -3,6 +3,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "runner/config/likely_cause.h"
 #include "runner/tokenizer/component.h"
 #include "runner/tokenizer/tokenizer.h"

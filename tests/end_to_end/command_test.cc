@@ -317,6 +317,15 @@ TEST_F(CommandTest, AReplayedTraceSaysWhatEachPolicyFoundAndWhatNoneCouldBeat) {
       EXPECT_LE(each["fraction_of_belady"], 1 + 1e-9) << each;
     }
   }
+  // Halves begin with an empty cache.
+  for (const char* half : {"first", "second"}) {
+    const Ran part = run("replay " + trace + " --capacity-tokens 1e5 --json --half " + half);
+    ASSERT_EQ(part.exit_code, 0) << part.error;
+    const auto found = nlohmann::json::parse(part.out)["runs"][0];
+    EXPECT_EQ(found["requests"], 6);
+    EXPECT_NEAR(found["token_hit_ratio"], (3 * 1024 + 2 * 512) / 9000.0, 1e-9);
+  }
+  EXPECT_EQ(run("replay " + trace + " --half third").exit_code, 2);
   EXPECT_EQ(run("replay " + directory_.path() + "/none").exit_code, 2);
   EXPECT_EQ(run("replay " + trace + " --policy fifo").exit_code, 2);
   EXPECT_EQ(run("replay " + trace + " --capacity-tokens 100").exit_code, 2);
@@ -341,6 +350,16 @@ TEST_F(CommandTest, InspectSaysWhatIsInAFile) {
   EXPECT_EQ(said["layers"][2]["buffers"][0]["form"], "int4");
   EXPECT_EQ(said["sums_match"], true);
   EXPECT_NE(test::read_file(svg).find("<svg"), std::string::npos);
+  const auto layers = nlohmann::json::parse(run("inspect " + golden + "layers.kvc --json").out);
+  EXPECT_EQ(layers["kind"], "layers");
+  EXPECT_EQ(layers["layers"][0]["batch"], 2);
+  EXPECT_EQ(layers["layers"][1]["buffers"].size(), 0u);  // never populated
+  EXPECT_EQ(layers["sums_match"], true);
+  const auto texts = nlohmann::json::parse(run("inspect " + golden + "texts.kvc --json").out);
+  EXPECT_EQ(texts["kind"], "texts");
+  EXPECT_EQ(texts["namespaces"].size(), 2u);
+  EXPECT_EQ(texts["pages"][3]["parent"], 1);
+  EXPECT_EQ(texts["sums_match"], true);
   std::string damaged = test::read_file(golden + "plain.kvc");
   damaged[5000] = static_cast<char>(damaged[5000] ^ 1);
   const Ran bad = run("inspect " + directory_.write("bad.kvc", damaged));

@@ -192,7 +192,8 @@ TEST_F(GenerateCommandTest, PromptsThatBeginAlikeComputeWhatTheyShareOnce) {
   const std::string arguments = "--max-tokens 8 --page-size 4 -f " + prompts;
   const auto whole = run_json(arguments + " --no-prefix-cache");
   ASSERT_EQ(whole.size(), 4u);
-  for (const char* flags : {"", " --prefix-cache", " --prefix-cache 64MiB", " --prefix-cache=1"}) {
+  for (const char* flags : {"", " --prefix-cache", " --prefix-cache 64MiB", " --prefix-cache=1",
+                            " --prefix-policy adaptive"}) {
     const auto shared = run_json(arguments + flags);
     ASSERT_EQ(shared.size(), 4u) << flags;
     for (std::size_t i = 0; i < 4; ++i) {
@@ -219,6 +220,8 @@ TEST_F(GenerateCommandTest, OnePromptWithAPrefixCacheIsThatWithout) {
     EXPECT_EQ(ran["reused_tokens"], 0) << flags;
   }
   EXPECT_EQ(run("--prompt x --prefix-cache --no-prefix-cache").exit_code, 2);
+  EXPECT_EQ(run("--prompt x --prefix-policy arc").exit_code, 2) << "without anything to rule";
+  EXPECT_EQ(run("--prompt x --prefix-cache --prefix-policy fifo").exit_code, 2);
 }
 
 TEST_F(GenerateCommandTest, APromptSavedOnceIsNotComputedAgain) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <set>
 #include <vector>
 
@@ -35,8 +36,14 @@ inline std::int64_t oldest_seen(const Life& life, std::int64_t n) {
 // A sequence: all tokens it has been given, and from which on each layer holds them.
 struct SequenceModel {
   Tokens tokens;
-  Counts first;        // [num_layers]
-  bool holds = false;  // all that it brings, whatever the layers
+  Counts first;            // [num_layers]
+  bool holds = false;      // all that it brings, whatever the layers
+  std::int64_t coded = 0;  // rows, where newest ones stay plain
+
+  void cut(std::int64_t length) {
+    tokens.resize(static_cast<std::size_t>(length));
+    coded = std::min(coded, length);
+  }
 };
 
 // What a cache of these layers does to sequences.
@@ -44,9 +51,12 @@ struct PagedModel {
   std::vector<Life> lives;  // [num_layers]
   std::int64_t page_size = 1;
   std::int64_t rewind_tokens = 0;
+  std::int64_t residual_tokens = 0;
 
   explicit PagedModel(const CacheConfig& config)
-      : page_size(config.page_size), rewind_tokens(config.rewind_tokens) {
+      : page_size(config.page_size),
+        rewind_tokens(config.rewind_tokens),
+        residual_tokens(config.residual_tokens) {
     for (const LayerSpec& spec : config.layers) lives.push_back(spec.life);
   }
 
@@ -103,7 +113,14 @@ struct PagedModel {
   void append(SequenceModel& seq, const Tokens& tokens) const {
     if (tokens.empty()) return;
     seq.tokens.insert(seq.tokens.end(), tokens.begin(), tokens.end());
+    const std::int64_t due =
+        std::max<std::int64_t>(0, size_of_tokens(seq.tokens) - residual_tokens);
+    seq.coded = std::max(seq.coded, due / page_size * page_size);
     let_go(seq);
+  }
+  // Rows of coded layers that are coded: all, where none stay plain.
+  std::int64_t coded_rows(const SequenceModel& seq) const {
+    return residual_tokens > 0 ? seq.coded : std::numeric_limits<std::int64_t>::max();
   }
   void hold(SequenceModel& seq, bool hold) const {
     seq.holds = hold;

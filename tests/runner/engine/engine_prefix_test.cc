@@ -207,6 +207,32 @@ TEST_F(EnginePrefixTest, WhereMemoryIsRefusedKeptPagesGiveWay) {
   EXPECT_EQ(memory.committed_bytes(), 0);
 }
 
+// However little memory there is: as many are served as where what texts leave goes at once.
+TEST_F(EnginePrefixTest, WhatIsKeptCostsNoRequestItsRoom) {
+  options_.page_size = 4;
+  const auto served = [&](std::int64_t limit, std::int64_t active, std::int64_t cached_bytes) {
+    LimitedMemory memory(limit);
+    options_.memory = &memory;
+    engine_.cached_bytes = cached_bytes;
+    Engine engine = make(active);
+    for (std::int32_t i = 0; i < 10; ++i) {
+      add(engine, {1 + i * 5 % 17, 3, 0, i});
+      if (i % 3 == 2) run(engine);
+    }
+    run(engine);
+    std::int64_t count = 0;
+    for (std::int64_t i = 0; i < engine.size(); ++i) count += engine.result(i).status.ok() ? 1 : 0;
+    return count;
+  };
+  for (const std::int64_t active : {1, 2, 4}) {
+    for (std::int64_t limit = 1200; limit < 40000; limit += limit / 20) {
+      EXPECT_GE(served(limit, active, kPrefixBytes), served(limit, active, 1))
+          << active << " at a time in " << limit << " bytes";
+    }
+  }
+  options_.memory = nullptr;
+}
+
 // What is not a page (sequences, entries of tables, the name of the namespace) has room too, in the
 // budget of a store that an engine has all of, and where just as many bytes are to be had.
 TEST_F(EnginePrefixTest, RequestsThatHaveAllOfABudgetAreServed) {
@@ -221,7 +247,8 @@ TEST_F(EnginePrefixTest, RequestsThatHaveAllOfABudgetAreServed) {
     rows.dtype = model_.default_kv_dtype();
     rows.page_size = 4;
     rows.memory = &memory;
-    options_.prefixes = PrefixStore::create(model_.config(), rows, 0, budget).value();
+    options_.prefixes =
+        PrefixStore::create(model_.config(), rows, {.budget_bytes = budget}).value();
     const std::int64_t pages = options_.prefixes->num_pages();
     const std::int64_t active = 1 + some(std::min<std::int64_t>(12, pages / 2));
     engine_.kv_tokens = 4 * (pages - active);

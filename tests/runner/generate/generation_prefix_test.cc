@@ -48,7 +48,8 @@ class GenerationPrefixTest : public ::testing::Test {
     rows.dtype = model_->default_kv_dtype();
     rows.page_size = 4;
     rows.memory = memory;
-    auto made = PrefixStore::create(model_->config(), rows, num_pages, budget_bytes);
+    auto made = PrefixStore::create(model_->config(), rows,
+                                    {.num_pages = num_pages, .budget_bytes = budget_bytes});
     EXPECT_TRUE(made.ok()) << made.status().to_string();
     return std::move(made).value();
   }
@@ -165,7 +166,7 @@ TEST_F(GenerationPrefixTest, TheBudgetBoundsAllAtEveryMoment) {
       check(*shared);
     }
   }
-  EXPECT_EQ(PrefixStore::create(model_->config(), HistoryOptions(), 0, 100)
+  EXPECT_EQ(PrefixStore::create(model_->config(), HistoryOptions(), {.budget_bytes = 100})
                 .status()
                 .message()
                 .substr(0, 28),
@@ -241,6 +242,81 @@ TEST_F(GenerationPrefixTest, MemoryFullOfKnownPagesServesEveryText) {
       ASSERT_FALSE(::testing::Test::HasFailure());
     }
     EXPECT_GT(shared->stats().pages_evicted, 0);
+    check(*shared);
+  }
+}
+
+TEST_F(GenerationPrefixTest, TenantsNeverMeetAndHaveTheWordsOfATextAlone) {
+  take_model("qwen2_tied");
+  const auto shared = store(64);
+  const Tokens prompt = prompt_of(30);
+  const GenerateResult alone = run(prompt, nullptr);
+  for (const bool again : {false, true}) {
+    for (const std::int64_t tenant : {0, 1, -7}) {
+      GenerateOptions options = options_;
+      options.prefixes = shared;
+      options.tenant = tenant;
+      const auto result = generate(*model_, tokenizer_, prompt, options).value();
+      EXPECT_EQ(result.reused_tokens, again ? 29 : 0) << tenant;
+      EXPECT_EQ(result.last_logits, alone.last_logits) << tenant;
+    }
+  }
+  EXPECT_EQ(shared->stats().namespaces, 3);
+}
+
+// What tenants left takes room beyond its pages, by the name of each: it gives way with them.
+TEST_F(GenerationPrefixTest, ATextOfAllPagesIsServedHoweverManyTenantsLeftSome) {
+  take_model("qwen2_tied");
+  for (const std::int64_t budget : {20000, 40000, 70000}) {
+    LimitedMemory memory(budget);
+    const auto shared = store(0, budget, &memory);
+    options_.max_tokens = 1;
+    GenerateOptions options = options_;
+    options.prefixes = shared;
+    const std::int64_t most = 4 * (shared->num_pages() - 1);
+    for (std::int64_t round = 0; round < 3; ++round) {
+      for (std::int64_t tenant = 1; tenant < 2 * most; ++tenant) {
+        options.tenant = tenant;
+        const auto result = generate(*model_, tokenizer_, prompt_of(3), options);
+        ASSERT_TRUE(result.ok()) << budget << " " << tenant << result.status().to_string();
+      }
+      EXPECT_GT(shared->stats().namespaces, 1);
+      options.tenant = 0;
+      const Tokens prompt = prompt_of(most - round);
+      const auto result = generate(*model_, tokenizer_, prompt, options);
+      ASSERT_TRUE(result.ok()) << budget << ": " << result.status().to_string();
+      EXPECT_EQ(result->last_logits, run(prompt, nullptr).last_logits);
+      EXPECT_LE(shared->reserved_bytes(), budget);
+      check(*shared);
+    }
+    EXPECT_EQ(shared->leases_refused(), 0);
+  }
+}
+
+TEST_F(GenerationPrefixTest, ThePolicyAndPrioritiesSayWhatGivesWay) {
+  take_model("qwen2_tied");
+  for (const Eviction eviction :
+       {Eviction::kLru, Eviction::kS3Fifo, Eviction::kArc, Eviction::kAdaptive}) {
+    HistoryOptions rows;
+    rows.rows = options_.kv_dtype;
+    rows.dtype = model_->default_kv_dtype();
+    rows.page_size = 4;
+    const auto shared =
+        PrefixStore::create(model_->config(), rows, {.num_pages = 24, .eviction = eviction})
+            .value();
+    const Tokens kept = prompt_of(17), other = prompt_of(17, 0);
+    run(kept, shared);
+    run(other, shared);
+    EXPECT_EQ(shared->set_priority(kept, 100).value(), 17);
+    EXPECT_EQ(shared->set_priority(kept, 100, 1).value(), 0) << "another tenant's";
+    EXPECT_EQ(shared->set_priority(kept, 101).status().code(), StatusCode::kInvalidArgument);
+    for (std::int32_t i = 0; i < 20; ++i) {
+      Tokens flood = prompt_of(30);
+      flood[0] = 50 + i;
+      run(flood, shared);
+    }
+    EXPECT_EQ(run(kept, shared).reused_tokens, 16) << name_of(eviction);
+    EXPECT_EQ(run(other, shared).reused_tokens, 0) << name_of(eviction);
     check(*shared);
   }
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "runner/tokenizer/tokenizer.h"
 #include "support/temp_dir.h"

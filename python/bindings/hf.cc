@@ -14,9 +14,11 @@
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/hf_attend.h"
+#include "python/bindings/hf_files.h"
 #include "python/bindings/hf_interface.h"
 #include "python/bindings/hf_paged.h"
 #include "python/bindings/hf_prefix_bind.h"
+#include "python/bindings/hf_weights.h"
 #include "python/bindings/memory.h"
 #include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
@@ -150,8 +152,10 @@ nb::typed<nb::dict, nb::str, nb::int_> stats(const PagedLayer& self) {
 }
 
 void bind_paged_layer(nb::module_& module) {
-  nb::class_<PagedLayer>(module, "PagedLayer",
-                         "A PagedCache of one layer whose sequences are the rows of a batch.")
+  nb::class_<PagedLayer> layer(
+      module, "PagedLayer", "A PagedCache of one layer whose sequences are the rows of a batch.");
+  bind_hf_files(module, layer);
+  layer
       .def(
           "__init__",
           [](PagedLayer* self, std::int64_t page_size, std::int64_t max_tokens, GivenDType dtype,
@@ -281,6 +285,7 @@ void bind_hf(nb::module_& module) {
   bind_paged_layer(hf);
   bind_attention_interface(hf);
   bind_model_rows(hf);
+  bind_weights(hf);
   hf.def(
       "without_gradient",
       [](const char* name, GivenTensor tensor) -> LikeTensor {

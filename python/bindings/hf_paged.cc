@@ -280,12 +280,17 @@ Status PagedLayer::append(const TensorView& key, const TensorView& value) {
   return {};
 }
 
-Status PagedLayer::append_first(const TensorView& key, const TensorView& value) {
+LayerSpec PagedLayer::spec_for(const LayerSpec& rows) const noexcept {
   RowFormat k = options_.k, v = options_.v;
-  k.dtype = options_.dtype.value_or(key.dtype);
-  v.dtype = options_.dtype.value_or(value.dtype);
-  const LayerSpec spec =
-      LayerSpec::kv(key.shape[1], key.shape[3], value.shape[3], k, v).living(options_.life);
+  k.dtype = options_.dtype.value_or(rows.key().format.dtype);
+  v.dtype = options_.dtype.value_or(rows.value().format.dtype);
+  return LayerSpec::kv(rows.key().heads, rows.key().dim, rows.value().dim, k, v)
+      .living(options_.life);
+}
+
+Status PagedLayer::append_first(const TensorView& key, const TensorView& value) {
+  const LayerSpec spec = spec_for(LayerSpec::kv(key.shape[1], key.shape[3], value.shape[3],
+                                                plain(key.dtype), plain(value.dtype)));
   const std::int64_t needed = pages_for(key.shape[0], key.shape[2]);
   if (pool_ != nullptr && spec == spec_ && pool_->pages >= needed) {
     const Status status = append_first_to(pool_, spec, key, value);

@@ -8,9 +8,11 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "kvcache/cache_file.h"
 #include "kvcache/layer_spec.h"
 #include "kvcache/paged_cache.h"
 #include "kvcache/status.h"
@@ -107,6 +109,22 @@ class PagedLayer {
   // A layer with the same rows, in the same pages until either side writes to them.
   Result<std::unique_ptr<PagedLayer>> fork();
 
+  // --- Files (hf_files.cc). Whoever calls holds the turns of all layers. ---
+
+  // The rows of each sequence, as CacheFile writes them; an open step ends. Errors: kOutOfMemory.
+  Result<std::vector<std::vector<std::byte>>> to_bytes();
+  // All layers of a model, of a batch of one text, as one sequence. Errors: those of CacheFile, and
+  // kInvalidArgument for another batch.
+  static Status save(std::span<PagedLayer* const> layers, const std::string& path,
+                     const PrefixNamespace& space, std::span<const std::int32_t> tokens);
+  // The rows of `files`, a sequence each, as the batch of layers without rows. Errors: those of
+  // CacheFile::load, kInvalidArgument for layers with rows; all layers are then as before.
+  static Status load(std::span<PagedLayer* const> layers, std::span<const CacheFile> files,
+                     const PrefixNamespace& space);
+
+  std::int64_t loaded_tokens() const noexcept { return loaded_; }
+  void set_loaded(std::int64_t tokens) noexcept { loaded_ = tokens; }
+
   std::int64_t batch() const noexcept { return static_cast<std::int64_t>(seqs_.size()); }
   std::int64_t length() const noexcept { return now_.length; }
   Moment now() const noexcept { return now_; }
@@ -148,6 +166,8 @@ class PagedLayer {
   Status append_first_to(const std::shared_ptr<Pool>& pool, const LayerSpec& spec,
                          const TensorView& key, const TensorView& value);
   void release(std::span<const SequenceId> seqs) noexcept;
+  // That of rows with these heads and sizes here.
+  LayerSpec spec_for(const LayerSpec& rows) const noexcept;
 
   PagedOptions options_;
   std::shared_ptr<Pool> pool_;

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "kvcache/cache_file.h"
 #include "python/bindings/hf_move.h"
 
 namespace kvcache::python {
@@ -99,6 +100,30 @@ Status ModelRows::expect(std::span<const LayerSpec> layers) {
 PrefixStats ModelRows::stats() {
   release_retired();
   return prefixes_.has_value() ? prefixes_->stats() : PrefixStats();
+}
+
+Result<std::int64_t> ModelRows::save(const std::string& path) {
+  release_retired();
+  if (!prefixes_.has_value()) {
+    return Status(StatusCode::kInvalidArgument, "layers: found none yet, expected some");
+  }
+  return prefixes_->save(path);
+}
+
+Result<std::int64_t> ModelRows::load(const std::string& path, const PrefixNamespace& space) {
+  release_retired();
+  if (!prefixes_.has_value()) {
+    return Status(StatusCode::kInvalidArgument, "layers: found none yet, expected some");
+  }
+  KVC_ASSIGN_OR_RETURN(const CacheFile file, CacheFile::open(path));
+  const std::vector<PrefixNamespace>& spaces = file.info().spaces;
+  if (!spaces.empty() && std::find(spaces.begin(), spaces.end(), space) == spaces.end()) {
+    return Status(StatusCode::kInvalidArgument,
+                  "namespaces: found texts of " + std::to_string(spaces.size()) +
+                      ", none of this model, expected its own (weights, config, adapters, "
+                      "versions)");
+  }
+  return prefixes_->load(path, space);
 }
 
 std::int64_t ModelRows::reserved_bytes() {

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kvcache/layer_spec.h"
@@ -67,6 +68,13 @@ class ModelRows {
 
   const PrefixCounts& counts() const noexcept { return counts_; }
   PrefixStats stats();
+
+  // What is stored, of all namespaces, in a file; and of a file what one namespace has. Both return
+  // how many pages. Errors: those of PrefixCache, and kInvalidArgument where nothing was expected
+  // yet, or where texts of others alone are there.
+  Result<std::int64_t> save(const std::string& path);
+  Result<std::int64_t> load(const std::string& path, const PrefixNamespace& space);
+
   std::int64_t reserved_bytes();  // at most the budget
   std::int64_t budget_bytes() const noexcept { return budget_bytes_; }
 

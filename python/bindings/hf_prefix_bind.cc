@@ -15,6 +15,8 @@
 #include "python/bindings/errors.h"
 #include "python/bindings/hf_attend.h"
 #include "python/bindings/hf_prefix.h"
+#include "python/bindings/paths.h"
+#include "python/bindings/prefix.h"
 #include "python/bindings/signatures.h"
 #include "python/bindings/turn.h"
 
@@ -134,6 +136,31 @@ void expect(ModelRows& self, const LayerRows& layers) {
   check(self.expect(specs));
 }
 
+std::int64_t save(ModelRows& self, GivenPath path) {
+  const std::string file = path_from(path);
+  Result<std::int64_t> pages = std::int64_t{0};
+  {
+    const Turn turn(self.turn());
+    const Unlocked unlocked(kLongCall);
+    pages = self.save(file);
+  }
+  check_file(pages.status(), file);
+  return *pages;
+}
+
+std::int64_t load(ModelRows& self, GivenPath path, GivenBytes name) {
+  const std::string file = path_from(path);
+  const PrefixNamespace space = space_from(name, 0);
+  Result<std::int64_t> pages = std::int64_t{0};
+  {
+    const Turn turn(self.turn());
+    const Unlocked unlocked(kLongCall);
+    pages = self.load(file, space);
+  }
+  check_file(pages.status(), file);
+  return *pages;
+}
+
 bool append(PyBatch& self, const LayerRows& layers) {
   const Turn turn(self.store->turn());
   const Layers given(layers);
@@ -165,6 +192,12 @@ void bind_model_rows(nb::module_& hf) {
            "ValueError for a budget below a page of rows, RetryLater while rows of others are in "
            "use.")
       .def("stats", &stats, "Counters: see kvcache.hf.prefix_stats.")
+      .def("save", &save, "path"_a,
+           "Writes what is stored to a file, what was used last first. Returns how many "
+           "pages.\n\nErrors: OSError; the old file is as it was.")
+      .def("load", &load, "path"_a, "space"_a,
+           "What a file has of that namespace is stored, as far as there is room. Returns how many "
+           "pages.\n\nErrors: those of PrefixCache.load, and ValueError for texts of others alone.")
       .def(
           "check_invariants",
           [](ModelRows& self) {

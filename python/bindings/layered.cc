@@ -30,21 +30,38 @@ struct Kept {
   std::shared_ptr<const void> rows;
 };
 
+using FormName = std::optional<std::string>;
+
 // The arguments that all kinds share.
 struct Setup {
   CacheOptions options;
   std::shared_ptr<LimitedMemory> memory;
+  FormName k_format, v_format;
+  std::optional<bool> rotate;
 
-  Setup(nb::handle dtype, nb::handle layout, std::shared_ptr<LimitedMemory> given)
-      : memory(std::move(given)) {
+  Setup(nb::handle dtype, nb::handle layout, std::shared_ptr<LimitedMemory> given, FormName keys,
+        FormName values, std::optional<bool> turned)
+      : memory(std::move(given)),
+        k_format(std::move(keys)),
+        v_format(std::move(values)),
+        rotate(turned) {
     options.dtype = dtype_from(dtype);
+    options.keys = format_from("k_format", k_format, DType::kF32, rotate);
+    options.values = format_from("v_format", v_format, DType::kF32, rotate);
     options.layout = layout_from(layout);
     options.memory = memory.get();
   }
 
   template <typename Made>
   CacheParts parts(Kind kind, Result<Made> made) const {
-    return {kind, memory, std::make_unique<Made>(take(std::move(made))), options.dtype};
+    return {kind,
+            memory,
+            std::make_unique<Made>(take(std::move(made))),
+            options.dtype,
+            kind == Kind::kStatic ? 0 : options.reserve_tokens,
+            k_format,
+            v_format,
+            rotate};
   }
 };
 
@@ -87,6 +104,26 @@ PairLikeFirst store_rows(PyCache& self, std::int64_t layer, const NewRows& rows,
   }
   check(status);
   return lend_pair(all, kept, rows.key.framework());
+}
+
+void append(PyCache& self, FirstArray key, GivenArray value, std::int64_t layer_idx,
+            GivenExecutor executor) {
+  const NewRows rows(key, value);
+  const ExecContext context = context_from(executor);
+  expect_lendable_rows(self, rows);
+  Status status;
+  {
+    const Turn turn(self.mutex);
+    {
+      const Unlocked unlocked(rows.elements());
+      status = self.cache->append(rows.key.raw(), rows.value.raw(), layer_idx, context);
+    }
+    if (status.ok()) {
+      self.framework = rows.key.framework();
+      self.last_count = rows.count(self.cache->layout());
+    }
+  }
+  check(status);
 }
 
 PairLikeFirst update(PyCache& self, FirstArray key, GivenArray value, std::int64_t layer_idx,
@@ -250,7 +287,8 @@ Made<kStats> stats(const PyCache& self) {
 
 template <typename Py, typename Core>
 nb::object clone_as(const PyCache& self) {
-  CacheParts parts{self.kind, self.memory, nullptr, self.dtype};
+  CacheParts parts{self.kind,           self.memory,   nullptr,       self.dtype,
+                   self.reserve_tokens, self.k_format, self.v_format, self.rotate};
   Status status;
   {
     const Turn turn(self.mutex);
@@ -289,6 +327,12 @@ constexpr const char* kCacheDoc =
     "read-only in NumPy; in PyTorch nothing can forbid\nwriting, which would change the cache. It "
     "is valid until the next change of the cache; after that it stays\nreadable memory with "
     "unspecified contents.\n\n"
+    "k_format and v_format of the constructors are None, for plain rows, or forms of coded ones: "
+    "\"int8\", \"fp8_e4m3\",\n\"int4\", \"lm4\", \"q8_0\", \"q4_0\", with rotate=True or False "
+    "where a form's own choice will not do. Codes are no arrays:\nwhat comes out is a decoded copy "
+    "of the whole layer, of the cache's dtype (copied_bytes() counts it), while append()\nand "
+    "attention over the cache copy nothing. Newest rows that stay plain (residual_tokens) take "
+    "pages: PagedCache.\n\n"
     "A call that raises leaves the cache as it was. ValueError: shapes, types, arguments. "
     "IndexError: beyond\nwhat there is. MemoryError: no memory. TypeError: no array.\n\n"
     "Threads: calls on one cache wait for each other; caches are independent, and long calls let "
@@ -313,8 +357,12 @@ void bind_base(nb::module_& module) {
   nb::class_<PyCache> base(module, "KVCache", kCacheDoc);
   base.def("update", &update, "key"_a.none(), "value"_a.none(), "layer_idx"_a = 0,
            "cache_position"_a = nb::none(), nb::kw_only(), "executor"_a = nb::none(), kUpdateDoc)
+      .def("append", &append, "key"_a.none(), "value"_a.none(), "layer_idx"_a = 0, nb::kw_only(),
+           "executor"_a = nb::none(),
+           "update() without positions that gives nothing back: of coded rows, no copy is decoded.")
       .def("get", &get, "layer_idx"_a = 0,
-           "(K, V) of the filled rows, no copies; None for a layer never populated.\n\n"
+           "(K, V) of the filled rows, no copies where they are plain; None for a layer never "
+           "populated.\n\n"
            "Errors: IndexError for a layer that the cache cannot have.")
       .def(
           "view",
@@ -384,11 +432,18 @@ void bind_base(nb::module_& module) {
           [](const PyCache& self) {
             return ask(self, [](const Cache& cache) { return cache.copied_bytes(); });
           },
-          "Bytes of old rows that had to be copied since construction.")
+          "Bytes of old rows that had to be copied since construction, and of decoded copies.")
+      .def(
+          "rows_encoded",
+          [](const PyCache& self) {
+            return ask(self, [](const Cache& cache) { return cache.rows_encoded(); });
+          },
+          "Rows that were encoded since construction, K and V of each layer and batch row apart.")
       .def("stats", &stats,
            "The backend of attention, the path of the last update (\"decode\" up to 8 tokens, "
            "else \"prefill\"), the\nstorage, and bytes stored, held and copied.")
       .def("__repr__", &repr);
+  bind_layered_files(base);
   for (const auto& [alias, name] : {std::pair{"get_seq_length", "seq_length"},
                                     {"get_max_cache_shape", "max_length"},
                                     {"reorder_cache", "reorder"},
@@ -406,13 +461,15 @@ void bind_kinds(nb::module_& module) {
       .def(
           "__init__",
           [](PyDynamic* self, GivenDType dtype, GivenLayout layout, std::int64_t reserve_tokens,
-             std::shared_ptr<LimitedMemory> memory) {
-            Setup setup(dtype, layout, std::move(memory));
+             std::shared_ptr<LimitedMemory> memory, const FormName& k_format,
+             const FormName& v_format, std::optional<bool> rotate) {
+            Setup setup(dtype, layout, std::move(memory), k_format, v_format, rotate);
             setup.options.reserve_tokens = reserve_tokens;
             new (self) PyDynamic(setup.parts(Kind::kDynamic, DynamicCache::create(setup.options)));
           },
           nb::kw_only(), "dtype"_a = nb::none(), "layout"_a = "hnd", "reserve_tokens"_a = 131072,
-          "memory"_a.none() = nb::none());
+          "memory"_a.none() = nb::none(), "k_format"_a = nb::none(), "v_format"_a = nb::none(),
+          "rotate"_a = nb::none());
   nb::class_<PyStatic, PyCache>(
       module, "StaticKVCache",
       "max_cache_len tokens in each of num_layers layers. A layer takes the memory of its whole "
@@ -420,13 +477,15 @@ void bind_kinds(nb::module_& module) {
       .def(
           "__init__",
           [](PyStatic* self, std::int64_t max_cache_len, std::int64_t num_layers, GivenDType dtype,
-             GivenLayout layout, std::shared_ptr<LimitedMemory> memory) {
-            const Setup setup(dtype, layout, std::move(memory));
+             GivenLayout layout, std::shared_ptr<LimitedMemory> memory, const FormName& k_format,
+             const FormName& v_format, std::optional<bool> rotate) {
+            const Setup setup(dtype, layout, std::move(memory), k_format, v_format, rotate);
             new (self) PyStatic(setup.parts(
                 Kind::kStatic, StaticCache::create(max_cache_len, num_layers, setup.options)));
           },
           "max_cache_len"_a, "num_layers"_a, nb::kw_only(), "dtype"_a = nb::none(),
-          "layout"_a = "hnd", "memory"_a.none() = nb::none())
+          "layout"_a = "hnd", "memory"_a.none() = nb::none(), "k_format"_a = nb::none(),
+          "v_format"_a = nb::none(), "rotate"_a = nb::none())
       .def_prop_ro(
           "max_cache_len", [](const PyStatic& self) { return *self.cache->max_length(); },
           "Tokens a layer can hold.");
@@ -435,13 +494,15 @@ void bind_kinds(nb::module_& module) {
       .def(
           "__init__",
           [](PyFull* self, GivenDType dtype, GivenLayout layout, std::int64_t reserve_tokens,
-             std::shared_ptr<LimitedMemory> memory) {
-            Setup setup(dtype, layout, std::move(memory));
+             std::shared_ptr<LimitedMemory> memory, const FormName& k_format,
+             const FormName& v_format, std::optional<bool> rotate) {
+            Setup setup(dtype, layout, std::move(memory), k_format, v_format, rotate);
             setup.options.reserve_tokens = reserve_tokens;
             new (self) PyFull(setup.parts(Kind::kFull, FullCache::create(setup.options)));
           },
           nb::kw_only(), "dtype"_a = nb::none(), "layout"_a = "hnd", "reserve_tokens"_a = 131072,
-          "memory"_a.none() = nb::none())
+          "memory"_a.none() = nb::none(), "k_format"_a = nb::none(), "v_format"_a = nb::none(),
+          "rotate"_a = nb::none())
       .def(
           "update_and_fetch",
           [](PyFull& self, FirstArray key, GivenArray value,

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "kvcache/cache.h"
@@ -27,6 +28,9 @@ struct CacheParts {
   std::shared_ptr<LimitedMemory> memory;  // outlives the cache
   std::unique_ptr<Cache> cache;
   std::optional<DType> dtype;
+  std::int64_t reserve_tokens = 0;                // of growing ones
+  std::optional<std::string> k_format, v_format;  // as they were given
+  std::optional<bool> rotate;
   Framework framework = Framework::kNumpy;  // of the arrays that came in last
   std::int64_t last_count = 0;              // tokens of the last update
 };
@@ -59,6 +63,7 @@ struct PyLayer {
 };
 
 void bind_layered(nanobind::module_& module);
+void bind_layered_files(nanobind::class_<PyCache>& cache);  // save, load and the same as bytes
 
 // The view of one layer for attention.
 std::unique_ptr<PyKvView> view_of(const PyCache& cache, std::int64_t layer);

@@ -18,9 +18,11 @@
 
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/model_config.h"
 #include "python/bindings/paths.h"
 #include "python/bindings/signatures.h"
 #include "python/bindings/text_stream.h"
+#include "python/bindings/tokenizer.h"
 #include "python/bindings/turn.h"
 #include "runner/generate/model_space.h"
 #include "runner/model/history.h"
@@ -34,7 +36,6 @@ namespace {
 // What signatures say.
 constexpr char kPath[] = "kvcache.typing.Path";
 constexpr char kPathOrNone[] = "kvcache.typing.Path | None";
-constexpr char kText[] = "str";
 constexpr char kTexts[] = "kvcache.typing.Texts";
 constexpr char kTokens[] = "kvcache.typing.Tokens";
 constexpr char kPrompt[] = "kvcache.typing.Tokens | kvcache.typing.Prompts";
@@ -47,29 +48,12 @@ using GivenKvDtype = Given<kKvDtype>;
 struct PyModel {
   std::shared_ptr<const Loaded> loaded;
   runner::KvDtype kv_dtype;              // of calls that name none
+  bool reproducible = false;             // AttentionOptions, of every call
   std::shared_ptr<PrefixDoor> prefixes;  // null: none
   std::string prefix_file;               // empty: none
 };
 
-struct PyTokenizer {
-  std::shared_ptr<const Loaded> loaded;
-  const runner::Tokenizer& core() const { return loaded->files.tokenizer; }
-};
-
 // --- What comes in. ---
-
-[[noreturn]] void raise_type(const char* name, nb::handle found, const char* expected) {
-  raise(PyExc_TypeError, std::string(name) + ": found " + nb::type_name(found.type()).c_str() +
-                             ", expected " + expected);
-}
-
-std::string text_from(const char* name, nb::handle object, const char* expected = "str") {
-  if (!PyUnicode_Check(object.ptr())) raise_type(name, object, expected);
-  Py_ssize_t size = 0;
-  const char* text = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
-  if (text == nullptr) throw nb::python_error();
-  return {text, static_cast<std::size_t>(size)};
-}
 
 std::vector<std::int32_t> tokens_from(const char* name, nb::handle object, const Loaded& loaded) {
   if (!PyUnicode_Check(object.ptr())) return int32_values(name, object);
@@ -150,6 +134,7 @@ StreamOptions storage_from(const PyModel& self, const std::optional<std::string>
   options.core.layout = layout_from(layout);
   options.core.page_size = page_size;
   options.core.prefill_chunk = prefill_chunk;
+  options.core.attention.reproducible = self.reproducible;
   options.core.context = self.loaded->context();
   options.memory = std::move(memory);
   options.core.memory = options.memory.get();
@@ -239,8 +224,8 @@ class Session {
     const Turn turn(mutex_);
     const Released others;
     const auto kind = last_only ? runner::LogitRows::kLast : runner::LogitRows::kAll;
-    KVC_RETURN_IF_ERROR(
-        model().forward(tokens, *history_, state_, logits_, kind, {}, options_.core.context));
+    KVC_RETURN_IF_ERROR(model().forward(tokens, *history_, state_, logits_, kind,
+                                        options_.core.attention, options_.core.context));
     std::copy(logits_.begin(), logits_.end(), rows);
     return {};
   }
@@ -283,9 +268,24 @@ std::int64_t save_prefixes(const PyModel& self, Given<kPathOrNone> path) {
   return *pages;
 }
 
+std::int64_t set_prefix_priority(const PyModel& self, Given<kTokens> text, std::int64_t priority,
+                                 std::int64_t tenant) {
+  if (self.prefixes == nullptr) {
+    raise(PyExc_ValueError, "prefix_cache: found none, expected a model with one");
+  }
+  const std::vector<std::int32_t> ids = tokens_from("text", text, *self.loaded);
+  Result<std::int64_t> tokens = std::int64_t{0};
+  {
+    const Released others;
+    tokens = self.prefixes->store()->set_priority(ids, priority, tenant);
+  }
+  return take(std::move(tokens));
+}
+
 void load(PyModel* self, Given<kPath> path, const std::string& weights,
           std::optional<std::int32_t> threads, Given<kPrefixBytes> prefix_cache,
-          Given<kPathOrNone> prefix_cache_file, GivenKvDtype kv_dtype) {
+          const std::string& prefix_policy, Given<kPathOrNone> prefix_cache_file,
+          GivenKvDtype kv_dtype, std::int64_t residual_tokens, bool reproducible) {
   const std::string directory = path_from(path);
   const std::string file = prefix_cache_file.is_none() ? "" : path_from(prefix_cache_file);
   const bool with_file = !file.empty() && prefix_cache.is_none();
@@ -296,7 +296,12 @@ void load(PyModel* self, Given<kPath> path, const std::string& weights,
   if (!file.empty() && !prefix_bytes.has_value()) {
     raise(PyExc_ValueError, "prefix_cache_file: found one, expected none without a prefix_cache");
   }
-  const runner::KvDtype rows = kv_dtype_from(kv_dtype);
+  const Result<Eviction> eviction = eviction_named(prefix_policy);
+  if (!eviction.ok()) {
+    raise(PyExc_ValueError, "prefix_policy" + eviction.status().message().substr(8));  // eviction
+  }
+  runner::KvDtype rows = kv_dtype_from(kv_dtype);
+  rows.keep_plain(residual_tokens);
   const runner::WeightMode mode = take(runner::parse_weight_mode(weights));
   std::unique_ptr<Executor> pool;
   if (threads.has_value()) pool = take(make_thread_pool(*threads));
@@ -321,13 +326,15 @@ void load(PyModel* self, Given<kPath> path, const std::string& weights,
     runner::HistoryOptions kept;
     kept.rows = rows;
     kept.dtype = model.default_kv_dtype();
-    PrefixNamespace space;
-    if (!file.empty()) space = take(runner::space_of(loaded->files));
+    runner::PrefixStoreOptions store;
+    store.budget_bytes = *prefix_bytes;
+    store.eviction = *eviction;
+    if (!file.empty()) store.space = take(runner::space_of(loaded->files));
     prefixes = std::make_shared<PrefixDoor>(
-        take(runner::PrefixStore::create(model.config(), kept, 0, *prefix_bytes, space)));
+        take(runner::PrefixStore::create(model.config(), kept, store)));
     if (!file.empty()) warm(*prefixes->store(), file);
   }
-  new (self) PyModel{std::move(loaded), rows, std::move(prefixes), file};
+  new (self) PyModel{std::move(loaded), rows, reproducible, std::move(prefixes), file};
 }
 
 Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64_t max_tokens,
@@ -336,7 +343,7 @@ Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64
                           std::int64_t seed, Given<kTexts> stop, bool stop_at_eos,
                           GivenKvDtype kv_dtype, GivenLayout layout, std::int64_t page_size,
                           std::int64_t prefill_chunk, std::int64_t max_active,
-                          std::shared_ptr<LimitedMemory> memory) {
+                          std::shared_ptr<LimitedMemory> memory, std::int64_t tenant) {
   const bool several = is_several(prompt);
   StreamOptions options = storage_from(self, several ? cache.value_or("batching") : cache, kv_dtype,
                                        layout, page_size, prefill_chunk, std::move(memory));
@@ -348,6 +355,7 @@ Made<kGenerated> generate(const PyModel& self, Given<kPrompt> prompt, std::int64
   options.core.sampler = sampler_from(temperature, top_k, top_p, min_p, repetition_penalty, seed);
   options.core.stop = stop_from(stop);
   options.core.stop_at_eos = stop_at_eos;
+  options.core.tenant = tenant;
   if (self.prefixes != nullptr) {
     if (const char* reason = past_prefixes(self, cache, several, options); reason != nullptr) {
       self.prefixes->pass(reason);
@@ -402,76 +410,6 @@ std::string repr(const PyModel& self) {
          (self.loaded->threads == 0 ? "None" : std::to_string(self.loaded->threads)) + ")";
 }
 
-void bind_tokenizer(nb::module_& module) {
-  nb::class_<PyTokenizer>(module, "Tokenizer",
-                          "Text to token ids and back, as the model's tokenizer.json says. "
-                          "Immutable: any number of threads.")
-      .def(
-          "encode",
-          [](const PyTokenizer& self, Given<kText> text, bool add_special_tokens) {
-            return take(self.core().encode(text_from("text", text), add_special_tokens));
-          },
-          "text"_a.none(), "add_special_tokens"_a = true,
-          "Ids of a text. Special tokens written in it become their ids; add_special_tokens adds "
-          "those that the\nmodel expects around a text.\n\nErrors: TypeError, ValueError; "
-          "NotImplementedError for a text that its pattern gives up on.")
-      .def(
-          "decode",
-          [](const PyTokenizer& self, GivenIds ids, bool skip_special) {
-            return self.core().decode(int32_values("ids", ids), skip_special);
-          },
-          "ids"_a.none(), "skip_special"_a = false,
-          "The text of ids, with U+FFFD where their bytes are no UTF-8. Ids that do not exist are "
-          "left out.\n\nErrors: ValueError.")
-      .def(
-          "token_text",
-          [](const PyTokenizer& self, std::int32_t id) {
-            return std::string(self.core().token_text(id));
-          },
-          "id"_a, "A token as the file writes it; empty for an id that does not exist.")
-      .def(
-          "find_token",
-          [](const PyTokenizer& self, const std::string& content) {
-            return self.core().find_token(content);
-          },
-          "content"_a, "The id of a token by its content, or None.")
-      .def_prop_ro(
-          "vocab_size", [](const PyTokenizer& self) { return self.core().vocab_size(); },
-          "One more than the highest id.")
-      .def_prop_ro(
-          "special_ids", [](const PyTokenizer& self) { return self.core().special_ids(); },
-          "Ids of the special tokens, ascending.")
-      .def("__repr__", [](const PyTokenizer& self) {
-        return "Tokenizer(vocab_size=" + std::to_string(self.core().vocab_size()) +
-               ", special=" + std::to_string(self.core().special_ids().size()) + ")";
-      });
-}
-
-void bind_config(nb::module_& module) {
-  using runner::ModelConfig;
-  nb::class_<ModelConfig>(module, "ModelConfig", "What a model directory says about its model.")
-      .def_prop_ro("family", [](const ModelConfig& self) { return name_of(self.family); })
-      .def_ro("vocab_size", &ModelConfig::vocab_size)
-      .def_ro("hidden_size", &ModelConfig::hidden_size)
-      .def_ro("intermediate_size", &ModelConfig::intermediate_size)
-      .def_ro("num_layers", &ModelConfig::num_layers)
-      .def_ro("num_heads", &ModelConfig::num_heads)
-      .def_ro("num_kv_heads", &ModelConfig::num_kv_heads)
-      .def_ro("head_dim", &ModelConfig::head_dim)
-      .def_ro("max_position_embeddings", &ModelConfig::max_position_embeddings,
-              "The model's context, tokens.")
-      .def_ro("eos_token_ids", &ModelConfig::eos_token_ids, "Generation stops at any of these.")
-      .def("__repr__", [](const ModelConfig& self) {
-        return std::string("ModelConfig(family='") + name_of(self.family) +
-               "', vocab_size=" + std::to_string(self.vocab_size) +
-               ", hidden_size=" + std::to_string(self.hidden_size) +
-               ", num_layers=" + std::to_string(self.num_layers) +
-               ", num_heads=" + std::to_string(self.num_heads) +
-               ", num_kv_heads=" + std::to_string(self.num_kv_heads) +
-               ", head_dim=" + std::to_string(self.head_dim) + ")";
-      });
-}
-
 void bind_session(nb::module_& module) {
   nb::class_<Session>(module, "Session",
                       "Tokens that follow one another through a model and one cache: the way to "
@@ -497,7 +435,7 @@ void bind_session(nb::module_& module) {
 
 void bind_model(nb::module_& module) {
   bind_tokenizer(module);
-  bind_config(module);
+  bind_model_config(module);
   bind_text_stream(module);
   bind_session(module);
   nb::class_<PyModel>(
@@ -510,8 +448,9 @@ void bind_model(nb::module_& module) {
       "with a cache of\nits own, or in the pages of its prefix cache, where they take turns at "
       "storing rows and not at computing.\nThe GIL is let go of while it computes.")
       .def("__init__", &load, "path"_a.none(), nb::kw_only(), "weights"_a = "auto",
-           "threads"_a = nb::none(), "prefix_cache"_a = nb::none(),
-           "prefix_cache_file"_a = nb::none(), "kv_dtype"_a = nb::none(),
+           "threads"_a = nb::none(), "prefix_cache"_a = nb::none(), "prefix_policy"_a = "lru",
+           "prefix_cache_file"_a = nb::none(), "kv_dtype"_a = nb::none(), "residual_tokens"_a = 0,
+           "reproducible"_a = false,
            "Loads config.json, generation_config.json, model.safetensors (or its shards) and "
            "tokenizer.json.\n\nweights: \"stored\" keeps their precision, \"f32\" widens them, "
            "\"int8\" quantises them, \"auto\" widens below 100 M parameters.\nthreads: 1 .. 1024 "
@@ -521,10 +460,16 @@ void bind_model(nb::module_& module) {
            "before\ncomputes only what is new: the bytes that all of it may take (an int, or "
            "\"512MiB\"), True for 1 GiB. A call of\nanother cache, kv_dtype, layout, page_size "
            "or memory goes past it, as do session() and logits(), and one that\nhas no room in "
-           "it beside others.\nprefix_cache_file: what save_prefixes() wrote there is known from "
+           "it beside others.\nprefix_policy: which of it gives way first: \"lru\", \"s3fifo\", "
+           "\"arc\" or \"adaptive\".\nprefix_cache_file: what save_prefixes() wrote there is known "
+           "from "
            "the start, as far as it is of the same model,\ntokenizer, weights and version; a "
            "UserWarning says why where nothing of it is.\nkv_dtype: of the rows of calls that name "
-           "none.\n\nErrors: "
+           "none. residual_tokens: the newest ones whose rows stay plain there, where they are "
+           "coded.\nreproducible: attention adds in one order, however many tokens come at a "
+           "time: rows in 16 bits or\ncodes magnify what orders differ by, and what is found in a "
+           "cache then moves no bit. Prompts take longer where\nthe processor multiplies "
+           "bf16.\n\nErrors: "
            "FileNotFoundError, OSError; ValueError for what is malformed; NotImplementedError for "
            "another\narchitecture; MemoryError. Each names file, field, found and expected. Where "
            "files "
@@ -534,7 +479,7 @@ void bind_model(nb::module_& module) {
            "top_p"_a = 1.0, "min_p"_a = 0.0, "repetition_penalty"_a = 1.0, "seed"_a = 0,
            "stop"_a = nb::none(), "stop_at_eos"_a = true, "kv_dtype"_a = nb::none(),
            "layout"_a = "hnd", "page_size"_a = 16, "prefill_chunk"_a = 0, "max_active"_a = 8,
-           "memory"_a.none() = nb::none(),
+           "memory"_a.none() = nb::none(), "tenant"_a = 0,
            "Continues a text: a GenerateResult, or with stream=True a TextStream, the iterator of "
            "its pieces.\n\nprompt: str, or token ids (a list or an array of integers). A list of "
            "prompts runs in one batch, at most\nmax_active of them at a time, and gives a list, "
@@ -548,7 +493,8 @@ void bind_model(nb::module_& module) {
            "the\nweights; a dtype, or words as of --kv-dtype: \"int8\", \"k=int8,v=lm4\", "
            "\"int8:0-3,lm4\". layout: \"hnd\" or \"nhd\".\n"
            "prefill_chunk: prompt tokens a step takes, 0 for all at once. memory: a LimitedMemory "
-           "for the rows.\ntemperature: 0 takes the likeliest token. top_k (0: all), top_p (1: "
+           "for the rows. tenant: whose text it is in the prefix cache, where texts of different "
+           "ones never meet.\ntemperature: 0 takes the likeliest token. top_k (0: all), top_p (1: "
            "all), min_p (0: all), repetition_penalty\n(1: off) and seed are applied as "
            "transformers does, in that order after the penalty and the temperature.\n\nErrors: "
            "TypeError, ValueError for arguments; IndexError for a prompt longer than the model's "
@@ -570,6 +516,11 @@ void bind_model(nb::module_& module) {
            "Writes what the prefix cache knows to a file (default: prefix_cache_file), what was "
            "used last first. Returns\nhow many pages. The file is the old one or the new one at "
            "every moment.\n\nErrors: OSError; ValueError without a prefix cache or a file.")
+      .def("set_prefix_priority", &set_prefix_priority, "text"_a.none(), "priority"_a,
+           nb::kw_only(), "tenant"_a = 0,
+           "What is known of a text (or token ids) gives way in the order of priorities, 0 .. 100, "
+           "lower ones first; 50 is\nusual, and leaves by the policy. Returns how many of its "
+           "tokens are known.\n\nErrors: TypeError, ValueError, also without a prefix cache.")
       .def(
           "prefix_stats",
           [](const PyModel& self) -> Made<kPrefixStats> {

@@ -65,6 +65,16 @@ PyConfig uniform(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_
                      residual_tokens, prefixes);
 }
 
+std::vector<std::string> required_of(const PyConfig& self) {
+  std::vector<std::string> names;
+  for (const Operation required : self.core.required) {
+    for (const auto& [word, operation] : kOperations) {
+      if (operation == required) names.emplace_back(word);
+    }
+  }
+  return names;
+}
+
 std::string repr_config(const PyConfig& self) {
   return "CacheConfig(layers=" + std::to_string(self.core.layers.size()) +
          ", page_size=" + std::to_string(self.core.page_size) +
@@ -129,6 +139,8 @@ void bind_paged_config(nb::module_& module) {
       .def_prop_ro("residual_tokens",
                    [](const PyConfig& self) { return self.core.residual_tokens; })
       .def_prop_ro("prefixes", [](const PyConfig& self) { return self.core.prefixes; })
+      .def_prop_ro("required", &required_of)
+      .def_prop_ro("memory", [](const PyConfig& self) { return self.memory; })
       .def_prop_ro("layout",
                    [](const PyConfig& self) { return kvcache::name_of(self.core.layout); })
       .def("__repr__", &repr_config);

@@ -1,12 +1,20 @@
-// PagedCache in files from Python.
+// PagedCache in files and as bytes from Python.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kvcache/cache_file.h"
 #include "python/bindings/arrays.h"
 #include "python/bindings/errors.h"
+#include "python/bindings/frameworks.h"
 #include "python/bindings/memory.h"
 #include "python/bindings/paged.h"
 #include "python/bindings/paths.h"
@@ -17,6 +25,39 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace kvcache::python {
+namespace {
+
+nb::bytes to_bytes(const PyPaged& self, std::int64_t seq, GivenBytes name, std::int64_t tenant) {
+  const PrefixNamespace space = space_from(name, tenant);
+  Result<std::vector<std::byte>> bytes = std::vector<std::byte>();
+  {
+    const Turn turn(self.mutex);
+    const Unlocked unlocked(kLongCall);
+    bytes = CacheFile::to_bytes(self.cache, id_of(seq), space);
+  }
+  const std::vector<std::byte> made = take(std::move(bytes));
+  return nb::bytes(made.data(), made.size());
+}
+
+std::int64_t from_bytes(PyPaged& self, nb::bytes bytes, GivenBytes name, std::int64_t tenant,
+                        std::optional<std::int64_t> seq, GivenExecutor executor) {
+  const PrefixNamespace space = space_from(name, tenant);
+  const ExecContext context = context_from(executor);
+  const std::span<const std::byte> given(static_cast<const std::byte*>(bytes.data()), bytes.size());
+  Result<SequenceId> loaded = SequenceId{};
+  {
+    const Turn turn(self.mutex);
+    const Unlocked unlocked(kLongCall);
+    loaded = [&]() -> Result<SequenceId> {
+      KVC_ASSIGN_OR_RETURN(const CacheFile file, CacheFile::over(given));
+      if (seq.has_value()) return file.load_as(id_of(*seq), self.cache, space, context);
+      return file.load(self.cache, space, context);
+    }();
+  }
+  return static_cast<std::int64_t>(take(std::move(loaded)));
+}
+
+}  // namespace
 
 void bind_paged_files(nb::class_<PyPaged>& paged) {
   paged
@@ -62,24 +103,29 @@ void bind_paged_files(nb::class_<PyPaged>& paged) {
           "namespace or other layers, naming them, and for a\nfile that is damaged; "
           "NotImplementedError for another version; RetryLater, NeverFits, MemoryError as "
           "reserve.\nNothing has changed then.")
+      .def("to_bytes", &to_bytes, "seq"_a, nb::kw_only(), "namespace"_a = nb::bytes("", 0),
+           "tenant"_a = 0, "What save would write, as bytes: to be sent, or kept elsewhere.")
+      .def("from_bytes", &from_bytes, "bytes"_a, nb::kw_only(), "namespace"_a = nb::bytes("", 0),
+           "tenant"_a = 0, "seq"_a = nb::none(), "executor"_a = nb::none(),
+           "load of what to_bytes gave. seq: the id that the sequence had and is to have here too; "
+           "None: a new one.\n\nErrors: those of load, and ValueError for an id that is open here.")
       .def(
-          "to_bytes",
-          [](const PyPaged& self, std::int64_t seq) {
+          "sequences",
+          [](const PyPaged& self) {
             const Turn turn(self.mutex);
-            const auto bytes = take(CacheFile::to_bytes(self.cache, id_of(seq)));
-            return nb::bytes(bytes.data(), bytes.size());
+            std::vector<std::int64_t> ids;
+            for (const SequenceId id : take(self.cache.sequences())) {
+              ids.push_back(static_cast<std::int64_t>(id));
+            }
+            return ids;
           },
-          "seq"_a, "What save would write, as bytes: to be pickled, or sent.")
-      .def(
-          "from_bytes",
-          [](PyPaged& self, nb::bytes bytes) {
-            const std::span<const std::byte> given(static_cast<const std::byte*>(bytes.data()),
-                                                   bytes.size());
-            const Turn turn(self.mutex);
-            const CacheFile file = take(CacheFile::over(given));
-            return static_cast<std::int64_t>(take(file.load(self.cache)));
-          },
-          "bytes"_a, "load of what to_bytes gave.");
+          "Ids of the sequences that are open, in their order.")
+      .def_prop_ro(
+          "config", [](const PyPaged& self) { return self.config; }, "What it was made of.")
+      .def_prop_rw(
+          "library", [](const PyPaged& self) { return library_name(self.framework); },
+          [](PyPaged& self, const std::string& name) { self.framework = library_from(name); },
+          kLibraryDoc);
 }
 
 }  // namespace kvcache::python

@@ -15,9 +15,11 @@ namespace kvcache::python {
 namespace said {
 inline constexpr char kPath[] = "kvcache.typing.Path";
 inline constexpr char kBytes[] = "bytes";
+inline constexpr char kBytesOrNone[] = "bytes | None";
 }  // namespace said
 using GivenPath = Given<said::kPath>;
 using GivenBytes = Given<said::kBytes>;
+using GivenBytesOrNone = Given<said::kBytesOrNone>;
 
 // Of a str, bytes or anything with __fspath__. Errors: TypeError.
 inline std::string path_from(nanobind::handle path) {

@@ -71,20 +71,6 @@ struct PyPrefixHandle {
   }
 };
 
-constexpr std::pair<const char*, Eviction> kEvictions[] = {
-    {"lru", Eviction::kLru},
-    {"s3fifo", Eviction::kS3Fifo},
-    {"arc", Eviction::kArc},
-    {"adaptive", Eviction::kAdaptive},
-};
-
-Eviction eviction_from(const std::string& name) {
-  for (const auto& [word, eviction] : kEvictions) {
-    if (name == word) return eviction;
-  }
-  raise(PyExc_ValueError, "eviction: found " + name + ", expected lru, s3fifo, arc or adaptive");
-}
-
 template <typename Call>
 auto ask(const PyPrefixCache& self, Call call) {
   const Turn turn(self.paged->mutex);
@@ -295,7 +281,7 @@ void bind_prefix(nb::module_& module) {
           [](PyPrefixCache* self, nb::typed<nb::object, PyPaged> cache, const std::string& eviction,
              std::int64_t ttl, std::int64_t event_capacity) {
             PrefixOptions options;
-            options.eviction = eviction_from(eviction);
+            options.eviction = take(eviction_named(eviction));
             options.ttl = ttl;
             options.event_capacity = event_capacity;
             new (self) PyPrefixCache(std::move(cache), options);
@@ -352,20 +338,23 @@ void bind_prefix(nb::module_& module) {
           "every moment.\n\nErrors: OSError; the old file is as it was.")
       .def(
           "load",
-          [](PyPrefixCache& self, GivenPath path) {
+          [](PyPrefixCache& self, GivenPath path, GivenBytesOrNone only, std::int64_t tenant) {
             const std::string name = path_from(path);
+            std::optional<PrefixNamespace> space;
+            if (!only.is_none()) space = space_from(only, tenant);
             Result<std::int64_t> pages = std::int64_t{0};
             {
               const Turn turn(self.paged->mutex);
               const Unlocked unlocked(kLongCall);
-              pages = self.core->load(name);
+              pages = space ? self.core->load(name, *space) : self.core->load(name);
             }
             check_file(pages.status(), name);
             return *pages;
           },
-          "path"_a,
-          "What such a file has can be found again, as far as there is room without evicting. "
-          "Returns how many pages\ncame.\n\nErrors: FileNotFoundError, OSError; ValueError for "
+          "path"_a, nb::kw_only(), "namespace"_a = nb::none(), "tenant"_a = 0,
+          "What such a file has can be found again, as far as there is room without evicting; "
+          "namespace: that of one\nnamespace and tenant alone, the rest stays unread. Returns how "
+          "many pages came.\n\nErrors: FileNotFoundError, OSError; ValueError for "
           "other layers or another page_size, naming them, and for\na file that is damaged; "
           "NotImplementedError for another version. Nothing has changed then.")
       .def("take_events", &take_events, "most"_a = 1 << 20,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvcache import functional
+from kvcache import _pickle, functional
 from kvcache._core import (Append, AttentionPlan, BatchingCache, BatchingKvCache, CacheConfig,
                            CachedAttention, CacheState, DynamicKVCache, FullCache, KVCache, KvView,
                            LayerHandle, LayerSpec, LimitedMemory, Model, NeverFits, PagedBatch,

@@ -34,12 +34,18 @@ def coded(form):
     return entry("forms", form).get("coded", {})
 
 
+def residual(form):
+    """How many of the newest tokens stay plain."""
+    return entry("forms", form).get("residual_tokens", 0)
+
+
 def dtype_of(form):
     return DTYPES.get(form, "float32")
 
 
 def error_of(form):
-    return ERRORS.get(form, 0)
+    """Rows that stay plain are turned with the codes beside them, and back."""
+    return ERRORS.get(form, 1e-6 if residual(form) else 0)
 
 
 def operations():
@@ -68,8 +74,10 @@ def expected(operation, face, *pair, form="f32"):
                 outcomes.discard(name)
             if refusal.get("coded") and name in outcomes:
                 outcomes = {name} if coded(form) else outcomes - {name}
+            if refusal.get("tails") and name in outcomes:
+                outcomes = {name} if residual(form) else outcomes - {name}
         found |= outcomes
-    return found
+    return {"tails of windows"} if residual(form) and any(map(life_of, pair)) else found
 
 
 def outcome_of(error, also=()):
@@ -105,16 +113,30 @@ def sees(life, position, other):
 
 
 class Sequence:
-    """All tokens of a sequence, and for each layer the first that it holds beside the sinks."""
+    """All tokens of a sequence, for each layer the first that it holds beside the sinks, and how many are
+    coded where the `residual` newest stay plain."""
 
-    def __init__(self, lives, rewind_tokens):
+    def __init__(self, lives, rewind_tokens, residual=0, page_size=1):
         self.lives, self.rewind_tokens = lives, rewind_tokens
+        self.residual, self.page_size, self.coded = residual, page_size, 0
         self.tokens, self.first = [], [0] * len(lives)
 
     def copy(self, length):
-        other = Sequence(self.lives, self.rewind_tokens)
+        other = Sequence(self.lives, self.rewind_tokens, self.residual, self.page_size)
         other.tokens, other.first = self.tokens[:length], list(self.first)
+        other.coded = min(self.coded, len(other.tokens))
         return other
+
+    def cut(self, length):
+        del self.tokens[length:]
+        self.coded = min(self.coded, length)
+
+    def coded_rows(self):
+        return self.coded if self.residual else len(self.tokens)
+
+    def encode(self):
+        due = max(0, len(self.tokens) - self.residual) // self.page_size * self.page_size
+        self.coded = max(self.coded, due)
 
     def oldest_seen(self, layer, position):
         rest = {**self.lives[layer], "sink_tokens": 0}
@@ -124,6 +146,7 @@ class Sequence:
         if not tokens:
             return
         self.tokens += tokens
+        self.encode()
         self.let_go()
 
     def let_go(self):
@@ -163,21 +186,22 @@ def held_row(token, layer, dim, value, form):
     return cache.gather(0, seq)[0][0]
 
 
-def rows_of(tokens, layer, value, dim=None, form=None):
-    """[S, HEADS, dim]; with a form, as it holds them."""
+def rows_of(tokens, layer, value, dim=None, form=None, coded_rows=None):
+    """[S, HEADS, dim]; with a form, as it holds them: the first `coded_rows` coded, by default all."""
     dim = dim or (VALUE_DIM if value else KEY_DIM)
-    rows = [held_row(token, layer, dim, value, form) if form else row_of(token, layer, dim, value)
-            for token in tokens]
+    coded_rows = len(tokens) if coded_rows is None else coded_rows
+    rows = [held_row(token, layer, dim, value, form) if form and at < coded_rows else
+            row_of(token, layer, dim, value) for at, token in enumerate(tokens)]
     return numpy.stack(rows) if rows else numpy.zeros((0, HEADS, dim), numpy.float32)
 
 
-def by_formula(query, tokens, layer, life, first=0, form=None):
+def by_formula(query, tokens, layer, life, first=0, form=None, coded_rows=None):
     """What a query [QUERY_HEADS, KEY_DIM] gets of tokens, of which it is the last: [QUERY_HEADS,
     VALUE_DIM] in float64. The first of them lies at position `first`. With a form, of what it holds."""
     last = first + len(tokens) - 1
     seen = [t for t, _ in enumerate(tokens) if sees(life, last, first + t)]
-    keys = rows_of(tokens, layer, False, form=form)[seen].astype(numpy.float64)
-    values = rows_of(tokens, layer, True, form=form)[seen].astype(numpy.float64)
+    keys, values = (rows_of(tokens, layer, value, form=form, coded_rows=coded_rows)[seen].astype(numpy.float64)
+                    for value in (False, True))
     group = QUERY_HEADS // HEADS
     scores = numpy.einsum("hd,shd->hs", query, keys.repeat(group, 1)) / numpy.sqrt(KEY_DIM)
     weights = numpy.exp(scores - scores.max(1, keepdims=True))

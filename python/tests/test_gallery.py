@@ -53,6 +53,17 @@ def test_forks_hold_the_prompt_once_and_a_tail_each(gallery):
     assert gallery.times_shared(table).tolist() == [[4, 4, 2, 1, 1]] * 4
 
 
+def test_turning_helps_forms_where_a_channel_is_large_and_no_form_loses_much(gallery):
+    found = {(form, turned): rest for form, turned, *rest in gallery.measure_forms(tokens=64)}
+    assert len(found) == 2 * len(gallery.FORMS) - 1
+    for (form, turned), (size, alike, large) in found.items():
+        assert size == (1 + 2 / 128 if form in ("int8", "fp8_e4m3") else 34 / 32 if form == "q8_0" else
+                        0.5 + 3 / 32 if form == "int4" else 0.5 + 2 / 128 if form == "lm4" else 18 / 32)
+        assert alike < (0.03 if size > 1 else 0.15)
+        if turned and form == "int8":
+            assert large < 0.5 * found[form, False][2]
+
+
 def test_pages_are_counted_by_the_texts_that_hold_them(gallery):
     table = numpy.array([[0, 1, -1], [0, 2, 3]])
     assert gallery.times_shared(table).tolist() == [[2, 1, 0], [2, 1, 1]]
@@ -72,7 +83,7 @@ def test_the_page_shows_every_picture_and_its_command():
     page = (ROOT / "docs" / "gallery.md").read_text()
     shown = re.findall(r"\]\((images/\w+\.\w+)\)", page)
     commands = re.findall(r"^python tools/gallery.py (\w+) docs/(images/\w+\.\w+)$", page, re.M)
-    assert [kind for kind, _ in commands] == ["memory", "time", "forks", "prefixes"]
+    assert [kind for kind, _ in commands] == ["memory", "time", "forks", "prefixes", "forms"]
     assert shown == [picture for _, picture in commands]
     for picture in shown:
         assert (ROOT / "docs" / picture).stat().st_size < 200_000

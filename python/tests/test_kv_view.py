@@ -61,7 +61,7 @@ def attempt(seed):
                                  rng.integers(0, 10) == 0))
         options["block_table"] = table
     if table is not None or rng.integers(0, 2):
-        most = page_size * (table.shape[1] if table is not None else 1)
+        most = max(page_size, 1) * (table.shape[1] if table is not None else 1)
         count = num_seqs + int(rng.integers(0, 12) == 0)
         options["lengths"] = rng.integers(0, most + 1 + int(rng.integers(0, 6) == 0), count)
     for name in ("first_position", "first_visible"):

@@ -22,13 +22,15 @@ class World:
         self.cache = PagedCache(CacheConfig(
             [LayerSpec(2, *dims, matrix.dtype_of(form), **matrix.coded(form), **life)
              for life in self.lives], page_size=page_size,
-            num_pages=256, layout=self.layout, rewind_tokens=rewind_tokens))
+            num_pages=256, layout=self.layout, rewind_tokens=rewind_tokens,
+            residual_tokens=matrix.residual(form)))
         self.ids, self.models, self.rewind_tokens = [], [], rewind_tokens
 
     def fill(self):
         for count in (7, 3, 5):
             self.ids.append(self.cache.open())
-            self.models.append(matrix.Sequence(self.lives, self.rewind_tokens))
+            self.models.append(matrix.Sequence(self.lives, self.rewind_tokens, matrix.residual(self.form),
+                                               self.cache.page_size))
         self.step([7, 3, 5])
         for counts in ([1, 1, 1], [1, 1, 1], [1, 0, 6]):
             self.step(counts)
@@ -69,8 +71,9 @@ class World:
         row = 0
         for model, tokens in zip(self.models, new, strict=True):
             for t in range(len(tokens)):
-                wanted = matrix.by_formula(query[row], model.tokens + tokens[:t + 1], layer, life,
-                                           form=self.form)
+                seen = model.tokens + tokens[:t + 1]
+                coded_rows = model.coded if model.residual else len(seen)
+                wanted = matrix.by_formula(query[row], seen, layer, life, form=self.form, coded_rows=coded_rows)
                 assert numpy.abs(out[row] - wanted).max() <= 6e-3 + 8 * self.error
                 row += 1
 
@@ -103,7 +106,7 @@ class World:
         seq, rest = self.ids[index], len(self.models[index].tokens) - length
         if self.back(index, length, lambda: self.cache.rewind(seq, rest) if by_rest else
                      self.cache.truncate(seq, length)) is not None:
-            del self.models[index].tokens[length:]
+            self.models[index].cut(length)
 
     def reorder(self, beams):
         self.attempt(lambda: self.cache.reorder(self.ids, beams))
@@ -120,7 +123,8 @@ class World:
                 tokens = [model.tokens[p] for p in positions]
                 for given, value in zip(self.gather(layer, seq, len(tokens)), (False, True)):
                     rows = given.transpose(1, 0, 2) if head_first else given
-                    held = matrix.rows_of(tokens, layer, value, form=self.form)
+                    held = matrix.rows_of(tokens, layer, value, form=self.form,
+                                          coded_rows=model.coded_rows())
                     assert numpy.abs(rows - held).max(initial=0) <= self.error
 
     def gather(self, layer, seq, count):
@@ -130,14 +134,15 @@ class World:
 
     def tables(self):
         for layer in range(len(self.lives)):
-            table = self.cache.block_table(layer, self.ids)
+            table = self.attempt(lambda layer=layer: self.cache.block_table(layer, self.ids))
+            if table is None:
+                continue
             indices = self.cache.page_indices(layer, self.ids)
             for i, model in enumerate(self.models):
                 live = {p // self.cache.page_size for p in model.positions(layer)}
                 begin, end = indices.kv_indptr[i:i + 2]
                 assert end - begin == len(live)
                 assert table[i][table[i] >= 0].tolist() == indices.kv_indices[begin:end].tolist()
-        self.found.add("passes")
 
     def far(self):
         """Of the longest sequence."""
@@ -222,16 +227,22 @@ def test_there_is_a_script_for_each_operation():
 @pytest.mark.parametrize("operation", SCRIPTS)
 def test_every_combination_passes_or_is_refused_for_a_reason_of_the_list(operation):
     for first, second, *rest in matrix.every_case("Python"):
-        world = World(first, second, *rest).fill()
+        wanted = matrix.expected(operation, "Python", first, second, form=rest[0])
+        try:
+            world = World(first, second, *rest)
+        except NotImplementedError as error:
+            assert {matrix.outcome_of(error)} == wanted
+            continue
+        world.fill()
         SCRIPTS[operation](world)
         world.check()
-        assert world.found == matrix.expected(operation, "Python", first, second), (first, second, rest)
+        assert world.found == wanted, (first, second, rest)
 
 
 def test_heads_of_another_size():
     for first, second, form, *rest in matrix.every_case("Python"):
-        wanted = {"passes"} if ODD_DIM % matrix.entry("forms", form)["head_multiple"] == 0 else {
-            "a form of a head size"}
+        wanted = matrix.expected("head size", "Python", first, second, form=form) if (
+            ODD_DIM % matrix.entry("forms", form)["head_multiple"] == 0) else {"a form of a head size"}
         found = set()
         try:
             World(first, second, form, *rest, dims=(ODD_DIM, ODD_DIM))
@@ -249,10 +260,10 @@ def test_no_face_has_snapshots_yet():
 @pytest.mark.parametrize("operation", LAYERED)
 def test_a_layered_cache_reads_through_windows_after_it(operation):
     for first, second, form, layout, *_ in matrix.every_case("Python"):
-        if matrix.coded(form):
+        if matrix.residual(form):
             continue  # in pages alone
         lives = [matrix.life_of(first), matrix.life_of(second)]
-        cache = kvcache.DynamicKVCache(dtype=matrix.dtype_of(form), layout=layout.lower())
+        cache = kvcache.DynamicKVCache(dtype=matrix.dtype_of(form), layout=layout.lower(), **matrix.coded(form))
 
         def arranged(tokens, layer, value):
             rows = matrix.rows_of(tokens, layer, value)[None]  # [1, T, H, D]
@@ -276,5 +287,5 @@ def test_a_layered_cache_reads_through_windows_after_it(operation):
         query = numpy.random.default_rng(3).standard_normal((QUERY_HEADS, KEY_DIM)).astype(numpy.float32)
         for layer, life in enumerate(lives):
             out = kvcache.attend(query[None, :, None], cache, layer=layer, **life)
-            wanted = matrix.by_formula(query, tokens, layer, life, gone)
+            wanted = matrix.by_formula(query, tokens, layer, life, gone, form=form)
             assert numpy.abs(out[0, :, 0] - wanted).max() <= 6e-3 + 8 * matrix.error_of(form)

@@ -83,6 +83,22 @@ def test_rows_are_kept_as_the_model_says(plain, kv_dtype):
     assert model.prefix_stats()["budget_bytes"] == 2**30
 
 
+@pytest.mark.parametrize("kv_dtype", ["bf16", "f16", "int8", "k=int8,v=lm4"])
+def test_a_reproducible_model_has_the_same_bits_however_its_prompt_comes(kv_dtype):
+    options = {"threads": 2, "kv_dtype": kv_dtype, "reproducible": True}
+    model = kvcache.Model(DIRECTORY, **options)
+    ids = model.tokenizer.encode(PROMPT)
+    whole = model.logits(ids, cache="paged")
+    for chunk in (1, 7, 20):
+        assert numpy.array_equal(model.logits(ids, cache="paged", prefill_chunk=chunk), whole)
+    kept = kvcache.Model(DIRECTORY, prefix_cache=True, **options)
+    for _ in range(6):
+        expected = model.generate(ids, 8, stop_at_eos=False).tokens
+        assert kept.generate(ids, 8, stop_at_eos=False).tokens == expected
+        ids = ids + expected + model.tokenizer.encode(PROMPT)[:6]
+    assert kept.prefix_stats()["hits"] == 5
+
+
 def test_what_goes_past_it_is_counted_by_reason(plain, model):
     model.generate(PROMPT, 2)
     expected = plain.generate(PROMPT, 8).tokens
@@ -111,6 +127,47 @@ def test_a_text_without_room_goes_past_it_and_the_budget_holds(plain):
         stats = model.prefix_stats()
         assert stats["reserved_bytes"] <= stats["budget_bytes"] == 2_000_000
     assert stats["passed"] == {"no room": 2} and stats["pages_evicted"] > 0
+
+
+@pytest.mark.parametrize("policy", ["lru", "s3fifo", "arc", "adaptive"])
+def test_every_policy_gives_the_words_of_none(plain, policy):
+    model = kvcache.Model(DIRECTORY, threads=2, prefix_cache=2_000_000, prefix_policy=policy)
+    expected = plain.generate(PROMPT, 4).tokens
+    for count in range(12):
+        model.generate([count + 1] * 60, 4)
+        assert model.generate(PROMPT, 4).tokens == expected
+    assert model.prefix_stats()["pages_evicted"] > 0
+    with pytest.raises(ValueError, match="^prefix_policy: found fifo, expected lru, s3fifo, arc or adaptive"):
+        kvcache.Model(DIRECTORY, prefix_cache=True, prefix_policy="fifo")
+
+
+def test_texts_of_different_tenants_never_meet(plain, model):
+    ids = model.tokenizer.encode(PROMPT)
+    expected = plain.generate(ids, 6).tokens
+    for found in (0, len(ids) - 1):
+        for tenant in (0, 1, -5):
+            result = model.generate(ids, 6, tenant=tenant)
+            assert (result.reused_tokens, result.tokens) == (found, expected)
+    results = model.generate([ids, ids + [4]], 6, tenant=1)
+    assert [result.reused_tokens for result in results] == [len(ids) - 1, len(ids)]
+    assert [result.reused_tokens for result in model.generate([ids], 6, tenant=2)] == [0]
+    assert model.prefix_stats()["namespaces"] == 4
+
+
+def test_what_has_priority_gives_way_last(model):
+    model = kvcache.Model(DIRECTORY, threads=2, prefix_cache=2_000_000)
+    ids = model.tokenizer.encode(PROMPT)
+    model.generate(ids, 1)
+    assert model.set_prefix_priority(ids, 100) == len(ids)
+    assert model.set_prefix_priority(PROMPT, 100, tenant=3) == 0
+    for count in range(12):
+        model.generate([count + 1] * 60, 4)
+    assert model.prefix_stats()["pages_evicted"] > 0
+    assert model.generate(ids, 1).reused_tokens == len(ids) - 1
+    with pytest.raises(ValueError, match="^priority: found 101, expected 0 .. 100"):
+        model.set_prefix_priority(ids, 101)
+    with pytest.raises(ValueError, match="^prefix_cache: found none, expected a model with one"):
+        kvcache.Model(DIRECTORY).set_prefix_priority(ids, 1)
 
 
 def test_streams_that_are_dropped_half_way_leave_what_they_have(model):

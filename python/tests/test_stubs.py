@@ -20,6 +20,7 @@ REASONS = {
     "LayerSpec.__eq__(other)": "anything may be compared, as the base class object has it",
     "KVCache.__deepcopy__(memo)": "copy.deepcopy keeps there what it wants to",
     "CacheState.__deepcopy__(memo)": "copy.deepcopy keeps there what it wants to",
+    "hf.digest(buffer)": "anything that has the buffer protocol",
     "hf.PagedLayer.update(config)": "a config of transformers, which the stubs do not know, or None",
     "hf.attention_interface(recorder)": "an object of transformers, which the stubs do not know",
     "hf.attention_interface(calls)": "a ContextVar, which nanobind has no type for",

@@ -1,13 +1,14 @@
 """Threads of Python: two caches at once, one cache in turns, the GIL let go of while a call is long."""
 
+import itertools
 import pathlib
 import threading
 
 import numpy
 import pytest
 
-from kvcache import (AttentionPlan, BatchingCache, CacheConfig, DynamicKVCache, LimitedMemory, Model,
-                     PagedBatch, PagedCache, ThreadPool, attend, functional)
+from kvcache import (Append, AttentionPlan, BatchingCache, CacheConfig, DynamicKVCache, LimitedMemory, Model,
+                     PagedBatch, PagedCache, PrefixCache, RetryLater, ThreadPool, attend, functional)
 from together import run_together
 
 STORYTELLER = pathlib.Path(__file__).resolve().parents[2] / "models" / "storyteller"
@@ -125,6 +126,92 @@ def test_steps_dropped_on_one_thread_roll_back_beside_writes_on_another():
     run_together(write, drop)
     cache.check_invariants()
     assert cache.stats()["open_steps"] == 0 and cache.free_pages() == 256
+
+
+class Texts:
+    """A small cache of prefixes, whose rows say their token and place."""
+
+    def __init__(self, heads=1, num_pages=24):
+        self.heads = heads
+        self.pages = PagedCache(CacheConfig.uniform(1, heads, 64, page_size=4, num_pages=num_pages, prefixes=True))
+        self.prefixes = PrefixCache(self.pages)
+
+    def rows(self, tokens, begin=0):
+        said = numpy.array([1000 * place + token for place, token in enumerate(tokens)][begin:], numpy.float32)
+        return numpy.broadcast_to(said[:, None, None], (len(said), self.heads, 64)).copy()
+
+    def open(self, tokens):
+        handle = self.prefixes.match(tokens)
+        return self.prefixes.open(handle), handle.length
+
+    def store(self, tokens):
+        seq, found = self.open(tokens)
+        try:
+            with self.pages.reserve([Append(seq, len(tokens) - found, tokens[found:])]) as step:
+                new = self.rows(tokens, found)
+                step.write(0, new, new)
+        finally:
+            self.pages.release(seq)
+
+
+def test_matched_texts_are_attended_to_beside_threads_that_store_and_evict():
+    texts, attended, done = Texts(), [], threading.Event()
+    prompts = [list(range(1, 10)) + [100 * part + place for place in range(15)] for part in range(1, 9)]
+    query = numpy.zeros((1, 1, 64), numpy.float32)
+
+    def read(first):
+        for turn in itertools.count(first):
+            if done.is_set() and turn > first + len(prompts):
+                return
+            prompt = prompts[turn % len(prompts)]
+            seq, found = texts.open(prompt)
+            if found:
+                out = attend(query, texts.pages.view(0, [seq]), [0, 1])
+                assert numpy.allclose(out, texts.rows(prompt[:found]).mean(0), rtol=1e-5)
+                assert (texts.pages.gather(0, seq)[0] == texts.rows(prompt[:found]).transpose(1, 0, 2)).all()
+                attended.append(found)
+            assert texts.prefixes.stats()["pages"] >= 0 and texts.pages.stats()["sequences"] > 0
+            texts.pages.release(seq)
+
+    def write():
+        for turn in range(120):
+            try:
+                texts.store(prompts[turn * 3 % len(prompts)])
+            except RetryLater:  # others hold the pages
+                pass
+            texts.prefixes.evict(turn % 3)
+        done.set()
+
+    run_together(write, lambda: read(0), lambda: read(3))
+    texts.pages.check_invariants()
+    assert attended and texts.prefixes.stats()["pages_evicted"] > 0
+    assert texts.pages.stats()["sequences"] == 0
+
+
+def test_prompts_are_found_and_stored_while_another_attends_without_the_gil():
+    texts = Texts(heads=8, num_pages=4000)
+    prompt = list(range(3000))
+    texts.store(prompt)
+    seq, found = texts.open(prompt)
+    view, query = texts.pages.view(0, [seq]), numpy.zeros((512, 8, 64), numpy.float32)
+    started, done, stored = threading.Event(), threading.Event(), []
+
+    def store():
+        while not done.is_set():
+            texts.store([7 + len(stored), 8, 9, 10, 11])
+            stored.append(None)
+            started.set()
+
+    writer = threading.Thread(target=store)
+    writer.start()
+    started.wait()
+    before = len(stored)
+    out = attend(query, view, [0, 512], causal=False, executor=ThreadPool(1))
+    seen = len(stored) - before
+    done.set()
+    writer.join()
+    assert seen > 3
+    assert numpy.allclose(out, texts.rows(prompt[:found]).mean(0), rtol=1e-4)
 
 
 def test_a_thread_that_fails_leaves_the_others_alone():

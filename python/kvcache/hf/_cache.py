@@ -67,7 +67,7 @@ class Settings:
         for name in ("k_format", "v_format", "rotate"):
             if getattr(self, name) is not None and self.kind != "paged":
                 raise ValueError(f"{name}: found {getattr(self, name)!r} for kind {self.kind!r}, expected "
-                                 "it for \"paged\" alone: only pages hold coded rows")
+                                 "it for \"paged\" alone, whose codes attention reads in place")
         if self.rotate is not None and not self.is_coded():
             raise ValueError(f"rotate: found {self.rotate} for plain rows, expected it beside k_format or "
                              "v_format")
@@ -187,8 +187,9 @@ class Cache(transformers.DynamicCache):
         coded in whole pages; 0: rows are coded as they come.
     offloading: False, which models that build caches themselves say.
 
-    A config says how many layers there are; more appear as they are used. `copy.deepcopy` copies rows
-    and states, or for "paged" shares pages until one side writes. Encoder-decoder models take an
+    A config says how many layers there are; more appear as they are used. `copy.deepcopy` (and `copy.copy`)
+    copies rows and states, or for "paged" shares pages until one side writes; `pickle` and `torch.save` write
+    them, as far as windows see, with the config and without the model: see `save` for files that know theirs. Encoder-decoder models take an
     `EncoderDecoderCache` of two of these.
 
     Errors: ValueError for a kind or option that does not exist, and for a config whose layer_types,
@@ -293,6 +294,9 @@ class Cache(transformers.DynamicCache):
         other.layers = [copy.deepcopy(layer, memo) for layer in self.layers]
         return other
 
-    def __reduce_ex__(self, protocol):
-        raise NotImplementedError("kvcache.hf.Cache: found a request to pickle it, expected none: "
-                                  "caches cannot be written to files yet; copy.deepcopy works")
+    def __copy__(self) -> Cache:
+        return copy.deepcopy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the session of a call."""
+        return {name: value for name, value in self.__dict__.items() if name != "session"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import transformers
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from kvcache.hf._cache import Kind, Options
+    from kvcache.typing import Path
 
 ModelT = TypeVar("ModelT", bound=transformers.PreTrainedModel)
 
@@ -100,7 +102,7 @@ def enabled_of(model):
 
 
 def enable(model: ModelT, kind: Kind = "paged", *, prefix_cache: bool | int | str | None = None,
-           **options: Unpack[Options]) -> ModelT:
+           prefix_file: Path | None = None, **options: Unpack[Options]) -> ModelT:
     """Makes `model` attend with kvcache and its `generate` build a `kvcache.hf.Cache`. The model
     comes back.
 
@@ -109,6 +111,9 @@ def enable(model: ModelT, kind: Kind = "paged", *, prefix_cache: bool | int | st
     prefix_cache: bytes, as an int or as text ("2GiB"; True is 1 GiB), in which rows that `generate`
     computed are kept under their token ids: the next call finds the longest beginning that is stored of
     every text of its batch and computes the rest alone. None: nothing is kept. See `prefix_stats`.
+    prefix_file: what `save_prefixes(model)` wrote there in an earlier process is found from the first call on. None
+    there yet, or of other weights, another config, other adapters or versions: nothing is (with a UserWarning that
+    says why). Without `prefix_cache` it is 1 GiB.
     Encoder-decoder models get an `EncoderDecoderCache` of two. A cache that is passed to `generate`
     or to the model is used as it is. Two tokens are run through the model, under our attention and
     under eager, to see that ours serves every layer that they reach (speech models read one whole
@@ -128,7 +133,7 @@ def enable(model: ModelT, kind: Kind = "paged", *, prefix_cache: bool | int | st
         attending = implementations_of(model)
         disable(model)
         try:
-            return enable(model, kind, prefix_cache=prefix_cache, **options)
+            return enable(model, kind, prefix_cache=prefix_cache, prefix_file=prefix_file, **options)
         except BaseException:
             attend_with(attending)
             set_enabled(model, before)
@@ -137,7 +142,12 @@ def enable(model: ModelT, kind: Kind = "paged", *, prefix_cache: bool | int | st
         raise NotImplementedError(f"{type(model).__name__}: found parameters on {model.device}, "
                                   "expected the CPU")
     _kinds.kinds(model.config)
+    file = None if prefix_file is None else os.fspath(prefix_file)
+    if file is not None and prefix_cache is None:
+        prefix_cache = True
     budget = _bytes.prefix_bytes(prefix_cache)
+    if file is not None and budget is None:
+        raise ValueError("prefix_file: found one, expected none without a prefix_cache")
     implementations = implementations_of(model)
     enabled = Enabled(model.config, kind, dict(options), implementations)
     try:
@@ -146,7 +156,8 @@ def enable(model: ModelT, kind: Kind = "paged", *, prefix_cache: bool | int | st
         enabled.new_cache(**few)  # which finds what is wrong with the options
         _probe.probe(model, enabled.new_cache(**few, **AS_GIVEN), implementations)
         if budget is not None:
-            enabled.prefixes = new_prefixes(model, enabled, budget)
+            enabled.prefixes = new_prefixes(model, enabled, budget, file)
+            enabled.prefixes.warm(model)
             set_enabled(model, enabled)
     except BaseException as error:  # an interrupt too
         switch_off(model, implementations)
@@ -177,19 +188,19 @@ def set_enabled(model, enabled):
         _prefix.hook(model)
 
 
-def new_prefixes(model, enabled, budget):
+def new_prefixes(model, enabled, budget, file):
     """The prefix cache of a model that is enabled. Errors: ValueError for a budget below a page of rows."""
     few = {"max_length": 4} if enabled.kind == "static" else {}
     cache = enabled.new_cache(**few)
     never = _prefix.why_never(model, cache)
     if never is not None:
-        return _prefix.Prefixes(budget, never)
+        return _prefix.Prefixes(budget, never, file=file)
     if cache.settings.is_coded():  # whose store has plain rows
         few |= AS_GIVEN
     same, cache = _probe.same_in_parts(model, lambda: enabled.new_cache(**few))
     if not same:
-        return _prefix.Prefixes(budget, "not_causal")
-    prefixes = _prefix.Prefixes(budget)
+        return _prefix.Prefixes(budget, "not_causal", file=file)
+    prefixes = _prefix.Prefixes(budget, file=file)
     prefixes.make_room(cache)
     return prefixes
 
@@ -207,11 +218,29 @@ def prefix_stats(model: transformers.PreTrainedModel) -> dict[str, Any]:
 
     Errors: ValueError for a model that has none.
     """
+    return prefixes_of(model).stats()
+
+
+def save_prefixes(model: transformers.PreTrainedModel, path: Path | None = None) -> int:
+    """Writes what the prefix cache of `enable(model, prefix_cache=..., prefix_file=...)` has stored, what was used
+    last first, for the next process. path: another one than `prefix_file`. Returns how many pages. The file is the
+    old one or the new one at every moment.
+
+    Errors: ValueError for a model that has no prefix cache or stores nothing, and where no file was named, be it at
+    `enable`: namespaces are kept by what files need of them from there on; OSError, and the old file is as it was.
+    """
+    prefixes = prefixes_of(model)
+    if prefixes.file is None:
+        raise ValueError("prefix_file: found none, expected one: kvcache.hf.enable(model, prefix_file=...)")
+    return prefixes.save(prefixes.file if path is None else os.fspath(path))
+
+
+def prefixes_of(model):
     enabled = enabled_of(model)
     if enabled is None or enabled.prefixes is None:
         raise ValueError(f"model: found a {type(model).__name__} without a prefix cache, expected one after "
                          "kvcache.hf.enable(model, prefix_cache=...)")
-    return enabled.prefixes.stats()
+    return enabled.prefixes
 
 
 def switch_off(model, implementations):

@@ -238,6 +238,15 @@ class Layer(CacheLayerMixin):
         if self.get_seq_length() > 0:
             self.select(chosen_rows(indices, self.batch()))
 
+    def __getstate__(self):
+        """What is pickled: rows as files have them."""
+        self.get_seq_length()  # an error of one that is half replaced
+        return {**self.__dict__, "rows": self.pickled_rows()}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.rows = self.unpickled_rows(state["rows"])
+
     def __deepcopy__(self, memo):
         """A copy of the rows. Paged ones are shared; either side copies a shared tail page when it
         first writes to it."""
@@ -301,3 +310,9 @@ class ContiguousLayer(Layer):
 
     def copy_of_rows(self):
         return self.rows.clone()
+
+    def pickled_rows(self):
+        return self.rows
+
+    def unpickled_rows(self, rows):
+        return rows

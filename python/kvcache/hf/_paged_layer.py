@@ -133,6 +133,18 @@ class PagedLayer(Layer):
     def copy_of_rows(self):
         return self.rows.fork()
 
+    def pickled_rows(self):
+        """The batch's rows, which share no pages then."""
+        return self.rows.to_bytes(), self.rows.records, self.rows.loaded_tokens
+
+    def unpickled_rows(self, rows):
+        fresh = self.settings.new_rows(self.life)
+        fresh.from_bytes(*rows)
+        return fresh
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "given": None, "ahead": [], "tokens_ahead": 0}
+
     def __deepcopy__(self, memo):
         other = super().__deepcopy__(memo)
         other.given = None

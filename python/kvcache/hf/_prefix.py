@@ -10,9 +10,9 @@ What is found and stored must be what ids alone decide: calls that bring more go
 """
 
 import collections
-import hashlib
 import inspect
 import threading
+import warnings
 import weakref
 
 import torch
@@ -96,14 +96,17 @@ def want_given(cache, wanted):
 
 class Prefixes:
     """The prefix cache of one model. Copies of a model, also those by pickling, begin an empty one of
-    their own: nothing of it is what the model is.
+    their own, without a file: nothing of it is what the model is.
 
     never: why all calls go past it; None where they do not.
     filled: indices of the layers that have rows after a forward pass, which are all stored.
+    file: where save_prefixes() writes what is stored; None: nowhere.
     """
 
-    def __init__(self, budget, never=None, filled=()):
+    def __init__(self, budget, never=None, filled=(), file=None):
         self.budget = budget
+        self.file = file
+        self.digest = None, None  # the number of a state of the weights, and what stands for it in files
         self.never = never
         self.filled = filled
         self.store = _core.hf.ModelRows(budget, PAGE)
@@ -123,6 +126,28 @@ class Prefixes:
         """
         self.filled = filled(cache)
         self.store.expect(rows_of(cache, self.filled))
+
+    def warm(self, model):
+        """What an earlier process stored. A file that is not there yet is none; one that has nothing for this model
+        is no reason not to run it."""
+        if self.file is None or self.never is not None:
+            return
+        try:
+            self.store.load(self.file, self.space(model))
+        except FileNotFoundError:
+            pass
+        except _weights.Unknown:
+            warnings.warn("prefix_file: begins empty: found weights whose changes cannot be seen, expected others",
+                          stacklevel=4)
+        except (OSError, ValueError, NotImplementedError, MemoryError) as error:
+            warnings.warn(f"prefix_file: begins empty: {error}", stacklevel=4)
+
+    def save(self, path):
+        """Writes what is stored; how many pages."""
+        if self.never is not None:
+            raise ValueError(f"model: found one of which nothing is stored ({self.never}), expected one whose calls "
+                             "use the prefix cache")
+        return self.store.save(path)
 
     def pass_by(self, reason):
         with self.lock:
@@ -184,9 +209,11 @@ class Prefixes:
         """
         with self.lock:
             weights = self.weights.number(model)
-        autocast = torch.is_autocast_enabled("cpu") and str(torch.get_autocast_dtype("cpu"))
-        key = weights, _weights.adapters(model), autocast, model.config._attn_implementation
-        return hashlib.sha256(repr(key).encode()).digest()
+            if self.file is None:
+                return _weights.space(model, weights)
+            if self.digest[0] != weights:
+                self.digest = weights, _weights.digest(model)
+            return _weights.space_of_files(model, self.digest[1])
 
     def stats(self):
         with self.lock:

@@ -3,7 +3,6 @@
 import copy
 import functools
 import gc
-import pickle
 import unittest
 import weakref
 
@@ -270,14 +269,6 @@ class EachKind(unittest.TestCase):
         self.assertEqual(other.cross_attention_cache.get_seq_length(), 7)
         pair.reset()
         self.assertEqual(other.cross_attention_cache.get_seq_length(), 7)
-
-    @each_kind
-    def test_pickle_is_refused(self, kind):
-        cache = cache_of(kind)
-        cache.update(*rows(1, 3), 0)
-        for attempt in (pickle.dumps, copy.copy):
-            with self.assertRaisesRegex(NotImplementedError, "pickle.*files yet"):
-                attempt(cache)
 
     @each_kind
     def test_repr_tells(self, kind):

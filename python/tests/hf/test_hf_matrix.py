@@ -37,11 +37,12 @@ class World:
         config._attn_implementation = "kvcache" if in_place else "sdpa"
         options = {"max_length": 64} if kind == "static" else {}
         self.cache = kvcache.hf.Cache(config, kind, page_size=page_size, dtype=DTYPES.get(form, torch.float32),
-                                        **matrix.coded(form), **options)
+                                        residual_tokens=matrix.residual(form), **matrix.coded(form), **options)
         self.lives = [matrix.life_of(first), matrix.life_of(second)]
         self.cache.layers = [self.cache.settings.new_layer(Life(**life)) for life in self.lives]
         self.keeps = kind != "paged"
         self.in_place, self.form, self.error = in_place, form, matrix.error_of(form)
+        self.page_size = page_size
         self.tokens, self.found = itertools.count(1), set()
         self.rows = [[self.model(layer) for layer in range(2)] for _ in range(3)]  # [row][layer]
         self.pending, self.recording = [[] for _ in self.rows], False
@@ -49,7 +50,8 @@ class World:
     def model(self, layer):
         """Of one layer: chunks keep what any padding may need."""
         life = {} if self.keeps else self.lives[layer]
-        return matrix.Sequence([life], max(life.get("chunk", 0) - 1, 0))
+        return matrix.Sequence([life], max(life.get("chunk", 0) - 1, 0), matrix.residual(self.form),
+                               self.page_size)
 
     def fill(self):
         for count in (7, 1, 1, 3):
@@ -61,6 +63,8 @@ class World:
         for models_of_row, pending in zip(self.rows, self.pending, strict=True):
             for model in models_of_row:
                 model.tokens += pending
+                if pending:
+                    model.encode()
                 if not self.recording and pending:
                     model.let_go()
         self.pending = [[] for _ in self.rows]
@@ -88,9 +92,10 @@ class World:
                                       else keys, values.float() if not self.in_place else values, mask)
         for row, (models_of_row, pending) in enumerate(zip(self.rows, self.pending, strict=True)):
             for t in range(count):
-                wanted = matrix.by_formula(query[row, :, t].numpy(),
-                                           models_of_row[layer].tokens + pending[:t + 1], layer, life,
-                                           form=self.form)
+                model = models_of_row[layer]
+                seen = model.tokens + pending[:t + 1]
+                wanted = matrix.by_formula(query[row, :, t].numpy(), seen, layer, life, form=self.form,
+                                           coded_rows=model.coded if model.residual else len(seen))
                 assert numpy.abs(out[row, t].numpy() - wanted).max() <= 6e-3 + 8 * self.error
 
     def crop(self, count):
@@ -113,7 +118,7 @@ class World:
         recording, self.recording = self.recording, False
         self.settle()
         for model in itertools.chain(*self.rows):
-            del model.tokens[length:]
+            model.cut(length)
             if recording:
                 model.let_go()
         self.recording = recording
@@ -137,12 +142,12 @@ class World:
                 for row, (models_of_row, pending) in enumerate(zip(self.rows, self.pending)):
                     model = models_of_row[layer]
                     positions = model.positions(0) + list(range(len(model.tokens), self.length()))
-                    wanted = matrix.rows_of(model.tokens + pending, layer, value, form=self.form)[positions]
+                    wanted = matrix.rows_of(model.tokens + pending, layer, value, form=self.form,
+                                            coded_rows=model.coded if model.residual else None)[positions]
                     assert numpy.abs(rows[row, positions] - wanted).max(initial=0) <= self.error
 
 
 def positional_write(world):
-    world.settle()
     for layer_index, layer in enumerate(world.cache.layers):
         for value, name in ((False, "keys"), (True, "values")):
             rows = (getattr(layer, name) + 0).clone()
@@ -152,6 +157,7 @@ def positional_write(world):
             except NotImplementedError as error:
                 world.found.add(matrix.outcome_of(error))
                 return
+    world.settle()
     for i, row in enumerate(world.rows):  # all rows are new ones, of one step
         world.pending[i] = [*row[0].tokens[:-2], 100, row[0].tokens[-1]]
         for model in row:
@@ -212,7 +218,12 @@ class Matrix(unittest.TestCase):
                 for kind, in_place in kinds:
                     with self.subTest(operation, kind=kind, in_place=in_place, form=form,
                                       page_size=page_size, kinds=(first["name"], second["name"])):
-                        world = World(kind, in_place, first, second, form, page_size).fill()
+                        try:
+                            world = World(kind, in_place, first, second, form, page_size)
+                        except NotImplementedError as error:
+                            self.assertEqual({matrix.outcome_of(error)}, expected)
+                            continue
+                        world.fill()
                         script(world)
                         world.check()
                         refusals = set() if kind == "paged" else {"behind a window"}

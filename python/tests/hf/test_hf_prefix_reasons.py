@@ -9,6 +9,7 @@ import torch
 import kvcache.hf
 import hf_models as models
 import mixed_models as mixed
+from kvcache._core.hf import weights_state
 from kvcache.hf import _weights
 from prefix_case import Prefix, enabled, inputs_of, stats, words
 
@@ -77,14 +78,24 @@ class Misses(Prefix):
     def test_elements_of_every_type_and_shape_are_read(self):
         for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64):
             for shape in ((), (0,), (7,), (3, 5), (40, 1), (2, 3, 4, 5)):
-                tensor = torch.zeros(shape, dtype=dtype)
-                changed = torch.zeros(shape, dtype=dtype)
-                changed.data.fill_(1)
                 for turned in (lambda one: one, lambda one: one.T if one.dim() == 2 else one):
-                    found, same, other = (_weights.elements_of([turned(one)])
-                                          for one in (tensor, tensor.clone(), changed))
-                    self.assertEqual(found, same)
-                    self.assertEqual(found != other, tensor.numel() > 0)
+                    tensor = turned(torch.zeros(shape, dtype=dtype))
+                    before = weights_state([tensor])
+                    self.assertEqual(before, weights_state([tensor]))
+                    tensor.data.fill_(1)
+                    self.assertEqual(tensor._version, 0)
+                    self.assertEqual(before != weights_state([tensor]), tensor.numel() > 0)
+
+    def test_tensors_whose_memory_is_not_theirs_to_read_are_unknown(self):
+        shrunk = torch.zeros(40, 30)
+        shrunk.untyped_storage().resize_(600)
+        gone = torch.zeros(40, 30)
+        gone.untyped_storage().resize_(0)
+        with torch.inference_mode():
+            uncounted = torch.zeros(3)
+        for tensor in (shrunk, gone, uncounted, torch.zeros(3, device="meta"), torch.eye(3).to_sparse(), 5):
+            self.assertIsNone(weights_state([torch.ones(2), tensor]))
+        self.assertEqual(weights_state([]), b"")
 
     def test_adapters_that_are_switched_and_back(self):
         class Adapted(torch.nn.Linear):

@@ -48,7 +48,9 @@ def page(known):
     lines = [HEAD, "## Kinds of layers", "", "A mixture refuses what one of its layers refuses.", "",
              "| kind | its queries see, and it keeps | tried with |", "|---|---|---|"]
     lines += [kind_line(kind) for kind in known["kinds"]]
-    forms = joined(f"`{form['name']}`" for form in known["forms"])
+    forms = joined(f"`{form['name'].split(', ')[0]}`" + (f" with the newest {form['residual_tokens']} tokens plain"
+                                                         if "residual_tokens" in form else "")
+                   for form in known["forms"])
     lines += ["", f"Stored forms: {forms}. Layouts: {joined(known['layouts'])}. Page sizes: "
               f"{joined(map(str, known['page_sizes']))} tokens. `rewind_tokens`: "
               f"{joined(map(str, known['rewind_tokens']))}. None of these changes a cell, but where a note names them.", "",
@@ -68,9 +70,13 @@ def page(known):
     says = {refusal["name"]: refusal for refusal in known["refusals"]}
     for name, note in footnotes.items():
         where = says[name].get("kinds")
-        more = f" ({joined(where)})" if where else " (coded forms)" if says[name].get("coded") else ""
+        more = (" (newest tokens plain)" if says[name].get("tails") else f" ({joined(where)})" if where else
+                " (coded forms)" if says[name].get("coded") else "")
         lines.append(f"{note}. *{name}*{more}: {says[name]['says']}.")
-    others = [name for name in says if name not in footnotes]
+    lines += ["", "Refused by every face, where a cache is made:", ""]
+    made = [name for name in says if says[name].get("tails") and name not in footnotes]
+    lines += [f"- *{name}*: {says[name]['says']}." for name in made]
+    others = [name for name in says if name not in footnotes and name not in made]
     lines += ["", "Known, and met by none of these:", ""]
     lines += [f"- *{name}*: {says[name]['says']}." for name in others]
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@
   gallery.py time PICTURE     time per token against position, for a model and for one layer
   gallery.py forks PICTURE    pages that forks of one prompt share
   gallery.py prefixes PICTURE pages that texts, one after another, found
+  gallery.py forms PICTURE    what each form of coded rows loses, against its bytes
 
 The ending of PICTURE names its format (png, svg). Needs the package kvcache, built with the runner
 for `time`, NumPy and matplotlib.
@@ -281,6 +282,55 @@ def draw_prefixes(plt, picture):
     figure.savefig(picture, dpi=100, metadata={"Date": None} if str(picture).endswith(".svg") else {})
 
 
+# --- Forms of coded rows. ---
+
+FORMS = ("int8", "fp8_e4m3", "q8_0", "int4", "lm4", "q4_0")
+
+
+def measure_forms(head_dim=128, tokens=512):
+    """What a form makes of random rows, of elements alike and with a channel that is 20 times as large
+    as keys of trained models have it: (form, turned, bytes an element, relative errors of both)."""
+    random = numpy.random.default_rng(1)
+    alike = random.standard_normal((tokens, 1, head_dim)).astype(numpy.float32)
+    large = alike.copy()
+    large[:, :, 5] *= 20
+    found = []
+    for form in FORMS:
+        for turned in ((True,) if form == "lm4" else (False, True)):
+            spec = kvcache.LayerSpec(1, head_dim, k_format=form, v_format=form, rotate=turned)
+            cache = kvcache.PagedCache(kvcache.CacheConfig([spec], num_pages=tokens // 16))
+            seq = cache.open()
+            with cache.reserve([(seq, tokens)]) as step:
+                step.write(0, alike, large)
+            errors = [float(numpy.linalg.norm(stored[0] - rows[:, 0]) / numpy.linalg.norm(rows))
+                      for stored, rows in zip(cache.gather(0, seq), (alike, large))]
+            found.append((form, turned, spec.bytes_per_token / (2 * head_dim), *errors))
+    return found
+
+
+def draw_forms(plt, picture):
+    figure, charts = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    titles = ("Rows whose elements are alike", "One channel 20 times as large")
+    for number, (axes, title) in enumerate(zip(charts, titles)):
+        for form, turned, size, *errors in measure_forms():
+            colour = plt.get_cmap("Dark2")(FORMS.index(form))
+            axes.plot(size, errors[number], "o", color=colour, markersize=8,
+                      markerfacecolor=colour if turned else "white")
+            if turned:
+                axes.annotate(form, (size, errors[number]), textcoords="offset points",
+                              xytext=(7, -14 if form == "int4" else 5),
+                              fontsize=9, color=colour)
+        axes.set_title(title)
+        axes.set_yscale("log")
+        axes.set_xlabel("bytes an element, scales included (16-bit rows: 2)")
+        axes.set_xlim(0.4, 1.2)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    charts[0].set_ylabel("relative error of a row (filled: turned first)")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100, metadata={"Date": None} if str(picture).endswith(".svg") else {})
+
+
 def finish(figure, charts, picture):
     for axes in charts:
         axes.set_ylim(bottom=0)
@@ -296,11 +346,11 @@ def finish(figure, charts, picture):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["memory", "time", "forks", "prefixes"])
+    parser.add_argument("kind", choices=["memory", "time", "forks", "prefixes", "forms"])
     parser.add_argument("picture", help="the file to write; its ending names the format")
     arguments = parser.parse_args()
     draw = {"memory": draw_memory, "time": draw_time, "forks": draw_forks,
-            "prefixes": draw_prefixes}[arguments.kind]
+            "prefixes": draw_prefixes, "forms": draw_forms}[arguments.kind]
     draw(import_pyplot(), arguments.picture)
 
 

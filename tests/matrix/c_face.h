@@ -43,6 +43,7 @@ class CFace final : public Face {
     wanted.page_size = config.page_size;
     wanted.num_pages = config.num_pages;
     wanted.rewind_tokens = config.rewind_tokens;
+    wanted.residual_tokens = config.residual_tokens;
     kvc_paged* cache = nullptr;
     KVC_RETURN_IF_ERROR(status(kvc_paged_create(&wanted, &cache)));
     return std::unique_ptr<Face>(new CFace(config, cache));

@@ -1,5 +1,5 @@
 // The batch rows of a DynamicCache, which are of one length. It keeps every row, and reads a layer
-// through its window or chunk.
+// through its window or chunk. All layers are of the first one's forms.
 #ifndef KVCACHE_TESTS_MATRIX_DYNAMIC_CACHE_FACE_H_
 #define KVCACHE_TESTS_MATRIX_DYNAMIC_CACHE_FACE_H_
 
@@ -19,7 +19,15 @@ class DynamicCacheFace final : public Face {
     CacheOptions options;
     options.layout = config.layout;
     options.dtype = config.layers.front().key().format.dtype;
+    options.keys = config.layers.front().key().format;
+    options.values = config.layers.front().value().format;
     KVC_ASSIGN_OR_RETURN(DynamicCache cache, DynamicCache::create(options));
+    // A form says no to a head size with the first rows.
+    const LayerSpec& spec = config.layers.front();
+    const HostTensor k(DType::kF32, {1, 1, 1, spec.key().dim});
+    const HostTensor v(DType::kF32, {1, 1, 1, spec.value().dim});
+    KVC_RETURN_IF_ERROR(cache.append(k, v));
+    cache.reset();
     return std::unique_ptr<Face>(new DynamicCacheFace(config, std::move(cache)));
   }
   const char* name() const override { return "DynamicCache"; }

@@ -32,9 +32,13 @@ struct Form {
   const char* name;
   RowFormat keys, values;
   double error;
+  std::int64_t residual_tokens = 0;  // newest ones that stay plain
 
   bool is_coded() const { return keys.is_coded() || values.is_coded(); }
 };
+
+// Rows that stay plain are turned with the codes beside them, and back.
+inline constexpr double kTurned = 1e-6;
 
 // The list to which a new form of rows is added, here and in capabilities.json.
 inline const std::vector<Form>& forms() {
@@ -53,6 +57,8 @@ inline const std::vector<Form>& forms() {
       both("q4_0", coded(RowFormat::kQ4_0, true), 0),
       {"k=int8,v=lm4", coded(RowFormat::kInt8), coded(RowFormat::kLm4), 0},
       {"v=int4", plain(DType::kF32), coded(RowFormat::kInt4), 0},
+      {"int8, 3 plain", coded(RowFormat::kInt8), coded(RowFormat::kInt8), kTurned, 3},
+      {"k=int8,v=lm4, 5 plain", coded(RowFormat::kInt8), coded(RowFormat::kLm4), kTurned, 5},
   };
   return list;
 }
@@ -99,15 +105,29 @@ class CapabilityList {
   }
   // Whether a face has a way to ask for rows of a form.
   bool holds(const std::string& face, const Form& form) const {
-    return !form.is_coded() || find("faces", face).value("coded_forms", true);
+    return form.residual_tokens == 0 || find("faces", face).value("tails", true);
   }
   std::vector<std::string> operations() const { return names("operations"); }
 
-  // What may come of an operation on a face, where its layers are of that kind.
-  Outcomes expected(const std::string& operation, const std::string& face,
-                    const std::string& kind) const {
-    const auto known = expected_.find({operation, face, kind});
-    return known != expected_.end() ? known->second : read_cell(operation, face, kind);
+  // What may come of an operation on a face, where its layers are of these kinds and that form.
+  Outcomes expected(const std::string& operation, const std::string& face, const Kind& a,
+                    const Kind& b, const Form& form) const {
+    if (form.residual_tokens > 0 && !(a.life == Life() && b.life == Life())) {
+      return {"tails of windows"};
+    }
+    Outcomes outcomes;
+    for (const Kind& kind : {a, b}) {
+      const auto known = expected_.find({operation, face, kind.name});
+      outcomes.merge(known != expected_.end() ? Outcomes(known->second)
+                                              : read_cell(operation, face, kind.name));
+    }
+    for (const auto& refusal : json_["refusals"]) {
+      const std::string name = refusal["name"];
+      if (!refusal.value("tails", false) || outcomes.count(name) == 0) continue;
+      if (form.residual_tokens > 0) return {name};
+      outcomes.erase(name);
+    }
+    return outcomes;
   }
 
   // "passes", the name of the one refusal that this is, or the error itself where it is none.

@@ -48,10 +48,11 @@ inline std::vector<float> token_row(const BufferSpec& spec, double token, std::i
 
 // What is held of it: the row that its codes stand for, by the definition of its form; a plain row
 // is itself.
-inline std::vector<float> held_row(const BufferSpec& spec, double token, std::int64_t layer) {
+inline std::vector<float> held_row(const BufferSpec& spec, double token, std::int64_t layer,
+                                   bool stays_plain = false) {
   std::vector<float> given = token_row(spec, token, layer);
   const RowFormat& format = spec.format;
-  if (!format.is_coded()) return given;
+  if (!format.is_coded() || stays_plain) return given;
   using Key = std::tuple<double, std::int64_t, Role, std::int64_t, std::int64_t, int, bool>;
   static std::map<Key, std::vector<float>> known;
   if (known.size() > 10000) known.clear();
@@ -116,15 +117,15 @@ inline HostTensor tokens_first(const HostTensor& rows, Layout layout) {
   return result;
 }
 
-// Whether the rows [S, heads, dim] are what is held of these tokens, but for `error` of what is
-// largest in a row.
+// Whether the rows [S, heads, dim] are what is held of these tokens, of which the first `coded` are
+// coded where the form is, but for `error` of what is largest in a row.
 inline bool are_rows_of(const HostTensor& rows, const BufferSpec& spec, const Tokens& tokens,
-                        std::int64_t layer, double error) {
+                        std::int64_t coded, std::int64_t layer, double error) {
   if (rows.num_elements() != size_of_tokens(tokens) * spec.heads * spec.dim) return false;
   const std::vector<float> found = values(rows);
   std::size_t i = 0;
   for (const double token : tokens) {
-    for (const float expected : held_row(spec, token, layer)) {
+    for (const float expected : held_row(spec, token, layer, coded-- <= 0)) {
       if (!(std::abs(found[i++] - expected) <= error)) return false;
     }
   }
@@ -140,19 +141,19 @@ inline HostTensor any_queries(std::int64_t count, std::int64_t dim, std::uint32_
   return q;
 }
 
-// What a query [kQueryHeads, k_dim] gets of `tokens`, of which it is the last and the first lies at
-// position `first`: [kQueryHeads, v_dim].
+// What a query [kQueryHeads, k_dim] gets of `tokens`, of which it is the last, the first lies at
+// position `first` and the first `coded` are coded: [kQueryHeads, v_dim].
 inline std::vector<double> attention_by_formula(const float* query, const LayerSpec& spec,
                                                 std::int64_t layer, const Tokens& tokens,
-                                                std::int64_t first) {
+                                                std::int64_t coded, std::int64_t first) {
   const std::int64_t dim = spec.key().dim, v_dim = spec.value().dim;
   std::vector<double> out(static_cast<std::size_t>(kQueryHeads * v_dim)), sums(kQueryHeads);
   const std::int64_t n = size_of_tokens(tokens) - 1;
   for (std::int64_t p = 0; p <= n; ++p) {
     if (!sees(spec.life, first + n, first + p)) continue;
     const double token = tokens[static_cast<std::size_t>(p)];
-    const std::vector<float> keys = held_row(spec.key(), token, layer);
-    const std::vector<float> rows = held_row(spec.value(), token, layer);
+    const std::vector<float> keys = held_row(spec.key(), token, layer, p >= coded);
+    const std::vector<float> rows = held_row(spec.value(), token, layer, p >= coded);
     for (std::int64_t head = 0; head < kQueryHeads; ++head) {
       const std::int64_t kv_head = head / (kQueryHeads / spec.key().heads);
       double score = 0;

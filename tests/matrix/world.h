@@ -134,7 +134,7 @@ class World {
     const Status status = face_->fork(seq, length);
     if (!agrees(seq, length, status)) return;
     seqs_.push_back(at(seq));
-    seqs_.back().tokens.resize(static_cast<std::size_t>(length));
+    seqs_.back().cut(length);
   }
   void truncate(std::int64_t seq, std::int64_t n) {
     n = std::max(n, least_length(seq));
@@ -191,8 +191,9 @@ class World {
         HostTensor k, v;
         ASSERT_EQ(face_->gather(layer, seq, &k, &v).to_string(), "ok");
         const Tokens held = rules_.held(at(seq), layer);
-        ASSERT_TRUE(are_rows_of(k, spec.key(), held, layer, error_));
-        ASSERT_TRUE(are_rows_of(v, spec.value(), held, layer, error_));
+        const std::int64_t coded = rules_.coded_rows(at(seq));
+        ASSERT_TRUE(are_rows_of(k, spec.key(), held, coded, layer, error_));
+        ASSERT_TRUE(are_rows_of(v, spec.value(), held, coded, layer, error_));
       }
     }
   }
@@ -225,7 +226,7 @@ class World {
   void cut(std::int64_t seq, std::int64_t length) {
     for (std::int64_t i = 0; i < num_seqs(); ++i) {
       if (i != seq && !face_->is_dense()) continue;
-      seqs_[static_cast<std::size_t>(i)].tokens.resize(static_cast<std::size_t>(length));
+      seqs_[static_cast<std::size_t>(i)].cut(length);
     }
   }
   // Whether a return to `length` worked; it must where all layers hold what it needs.
@@ -273,8 +274,9 @@ class World {
       for (std::int64_t t = 0; t < counts[i]; ++t) {
         seen.push_back(rows[i][static_cast<std::size_t>(t)]);
         const std::int64_t row = indptr[i] + t;
-        const std::vector<double> expected = attention_by_formula(
-            queries.data() + row * kQueryHeads * spec.key().dim, spec, layer, seen, dropped);
+        const std::vector<double> expected =
+            attention_by_formula(queries.data() + row * kQueryHeads * spec.key().dim, spec, layer,
+                                 seen, rules_.coded_rows(seqs_[i]), dropped);
         double worst = 0;
         for (std::size_t d = 0; d < width; ++d) {
           const double got = found[static_cast<std::size_t>(row) * width + d];

@@ -13,6 +13,7 @@ namespace kvcache::bench {
 
 struct CodedShape {
   std::int64_t kv_len = 16384;
+  std::int64_t queries = 1;  // the last tokens: causal
   std::int64_t heads = 32, kv_heads = 8, head_dim = 128;
   std::int64_t page_size = 64;
   std::int32_t threads = 0;  // 0: as many as the default executor has
@@ -20,9 +21,10 @@ struct CodedShape {
 };
 
 // A case for bf16 and for each form whose rows may have `head_dim` elements. In every turn each
-// form attends with one query over another layer of a paged cache, and memory is read in between;
-// `achieved` is GB/s of the rows with their scales, beside reading memory. The error is the
-// relative root mean square beside the reference over the same codes. Errors: kInvalidArgument,
+// form attends with its queries over another layer of a paged cache, and memory is read in between;
+// `achieved` is GB/s of the rows with their scales, beside reading memory; "append us" is what a
+// token takes a layer, from reserve to commit, rows given in f32. The error is the relative root
+// mean square beside the reference over the same codes, of a few queries. Errors: kInvalidArgument,
 // kUnavailable, kOutOfMemory.
 Result<std::vector<Case>> run_coded(const CodedShape& shape, const AttentionRun& run);
 

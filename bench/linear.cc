@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bench/roofs.h"
+#include "runner/model/weights.h"
 #include "runner/ops/ops.h"
 
 namespace kvcache::bench {
@@ -45,7 +46,6 @@ class Ring {
     layer_bytes_ = elements * size_of(type);
     layer_elements_ = elements;
     layers_ = (least_bytes + layer_bytes_ - 1) / layer_bytes_;
-    memory_.resize(static_cast<std::size_t>(layers_ * layer_bytes_));
     scales_.resize(static_cast<std::size_t>(layers_ * outs));
 
     // Rows are pieces of one random sequence: random enough, and soon made.
@@ -54,7 +54,7 @@ class Ring {
     std::normal_distribution<float> normal;
     std::vector<float> sequence(kSequence);
     for (float& x : sequence) x = normal(random);
-    std::byte* at = memory_.data();
+    std::byte* at = memory_.take(layers_ * layer_bytes_);
     float* scale = scales_.data();
     for (std::int64_t layer = 0; layer < layers_; ++layer) {
       for (const MatrixShape& shape : shapes_) {
@@ -86,7 +86,7 @@ class Ring {
 
  private:
   std::vector<MatrixShape> shapes_;
-  std::vector<std::byte> memory_;
+  runner::WeightMemory memory_;
   std::vector<float> scales_;
   std::vector<Weight> weights_;
   std::int64_t layers_ = 0;

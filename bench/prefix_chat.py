@@ -50,10 +50,10 @@ def main():
     parser.add_argument("--prefix-cache", default="1GiB", metavar="BYTES")
     args = parser.parse_args()
 
-    plain = kvcache.Model(args.model, threads=args.threads)
+    plain = kvcache.Model(args.model, threads=args.threads, reproducible=True)
     without, with_cache = [], []
     for _ in range(args.repeat):  # in turn, so that both see the same machine
-        kept = kvcache.Model(args.model, threads=args.threads, prefix_cache=args.prefix_cache)
+        kept = kvcache.Model(args.model, threads=args.threads, prefix_cache=args.prefix_cache, reproducible=True)
         without.append(chat(plain, args.turns, args.reply))
         with_cache.append(chat(kept, args.turns, args.reply))
         same = without[-1][3] == with_cache[-1][3]

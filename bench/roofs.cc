@@ -1,6 +1,5 @@
 #include "bench/roofs.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -58,25 +57,23 @@ std::int64_t last_level_bytes() {
 std::int64_t second_level_bytes() { return cache_bytes(2, _SC_LEVEL2_CACHE_SIZE, 512 << 10); }
 
 Result<Pages> Pages::create(std::int64_t bytes) {
-  void* memory = mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
+  const Result<Region> region = system_memory().reserve(bytes);
+  if (!region.ok() || !system_memory().commit(*region, bytes).ok()) {
     return Status(StatusCode::kOutOfMemory,
                   "bench: found no memory for " + std::to_string(bytes) + " bytes");
   }
-  std::memset(memory, 0, static_cast<std::size_t>(bytes));
-  return Pages(static_cast<std::byte*>(memory), bytes);
+  system_memory().will_fill(*region, 0, bytes);
+  std::memset(region->data, 0, static_cast<std::size_t>(bytes));
+  return Pages(*region);
 }
 
-Pages::Pages(Pages&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+Pages::Pages(Pages&& other) noexcept : region_(std::exchange(other.region_, {})) {}
 Pages& Pages::operator=(Pages&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
+  std::swap(region_, other.region_);
   return *this;
 }
 Pages::~Pages() {
-  if (data_ != nullptr) munmap(data_, static_cast<std::size_t>(bytes_));
+  if (region_.data != nullptr) system_memory().release(region_, region_.bytes);
 }
 
 double read_seconds(const RoofKernels& kernels, std::span<const std::byte> memory,

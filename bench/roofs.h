@@ -11,6 +11,7 @@
 #include "bench/case.h"
 #include "bench/meter.h"
 #include "bench/roof_kernels.h"
+#include "kvcache/memory.h"
 #include "kvcache/status.h"
 #include "kvcache/types.h"
 
@@ -21,7 +22,8 @@ namespace kvcache::bench {
 std::int64_t last_level_bytes();
 std::int64_t second_level_bytes();
 
-// Memory of its own pages: zeros that are already touched, aligned to a page.
+// Memory as caches have it for their pages (huge ones, unless KVCACHE_HUGE_PAGES=0): zeros that are
+// already touched.
 class Pages {
  public:
   static Result<Pages> create(std::int64_t bytes);
@@ -29,13 +31,12 @@ class Pages {
   Pages& operator=(Pages&& other) noexcept;
   ~Pages();
 
-  std::byte* data() const { return data_; }
-  std::int64_t bytes() const { return bytes_; }
+  std::byte* data() const { return region_.data; }
+  std::int64_t bytes() const { return region_.bytes; }
 
  private:
-  Pages(std::byte* data, std::int64_t bytes) : data_(data), bytes_(bytes) {}
-  std::byte* data_ = nullptr;
-  std::int64_t bytes_ = 0;
+  explicit Pages(const Region& region) : region_(region) {}
+  Region region_;
 };
 
 // Seconds to load each byte of `memory` once, in pieces over all threads.

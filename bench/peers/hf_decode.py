@@ -2,13 +2,13 @@
 """Times a transformers model with kvcache.hf.enable beside transformers' own cache and attention.
 
     bench/peers/hf_decode.py [--cases "4k,16k,64k,4 x 4k left-padded"] [--turns 3] [--tokens 4]
-                             [--threads 2] [--kind paged]
-                             [--parts decode,overhead,layer,update,memory]
+                             [--threads 2] [--kind paged] [--kv-format int8]
+                             [--parts decode,overhead,layer,update,memory,coded]
                              [--model DIR] [--json FILE]
 
 Needs torch, transformers and the package kvcache. The model is that of a directory, or has the shape of
 Qwen2 0.5B (24 layers, 14/2 heads x 64) with random weights, in bf16; caches are filled with random
-rows, the same for all. Five parts:
+rows, the same for all. Six parts, the first five by default:
 
     decode    milliseconds of one token, in all and in cache.update + attention; theirs is the
               faster of sdpa and eager; a turn is some tokens of each, so that a busy minute hits
@@ -19,6 +19,8 @@ rows, the same for all. Five parts:
     update    cache.update alone at 32k: 32 layers of 8 heads x 128
     memory    the peak above what the process held before the cache, the rows that fill it included
               in that; in a process each, medians of --turns
+    coded     milliseconds of one token as in decode, and the peak as in memory, of our cache with rows
+              in codes (--kv-format: of keys and values, or k=FORM,v=FORM) beside our cache in bf16
 
 Logits of the first token are compared before anything is timed.
 """
@@ -48,7 +50,8 @@ CASES = {case[0]: case for case in (
     ("4k", 1, 4096, False), ("16k", 1, 16384, False), ("64k", 1, 65536, False),
     ("4 x 4k left-padded", 4, 4096, True))}
 USUAL = ("4k", "16k", "64k", "4 x 4k left-padded")
-PARTS = ("decode", "overhead", "layer", "update", "memory")
+USUAL_PARTS = ("decode", "overhead", "layer", "update", "memory")
+PARTS = (*USUAL_PARTS, "coded")
 OURS = "kvcache"
 THEIRS = ("sdpa", "eager")
 # Relative root mean square between logits of ours and theirs, both in bf16: this, or twice what theirs
@@ -117,12 +120,20 @@ def new_model(directory, random):
     return model.eval()
 
 
+def formats_of(words):
+    """The keywords of "int8" or "k=int8,v=lm4"."""
+    if "=" not in words:
+        return {"k_format": words, "v_format": words}
+    return {f"{name}_format": form for name, form in (item.split("=") for item in words.split(","))}
+
+
 def new_cache(model, way, kind):
-    """An empty cache for one way of running the model, which is switched to it."""
-    if way == OURS:
-        model.set_attn_implementation(OURS)
-        return kvcache.hf.Cache(model.config, kind)
-    model.set_attn_implementation(way)
+    """An empty cache for one way of running the model, which is switched to it: ours, ours in a form
+    ("kvcache int8"), or the name of an attention of transformers."""
+    ours, _, form = way.partition(" ")
+    model.set_attn_implementation(ours)
+    if ours == OURS:
+        return kvcache.hf.Cache(model.config, kind, **(formats_of(form) if form else {}))
     return transformers.DynamicCache(config=model.config)
 
 
@@ -168,7 +179,7 @@ class Way:
 
     def token(self):
         """The logits of one more token."""
-        self.model.set_attn_implementation(self.name)
+        self.model.set_attn_implementation(self.name.partition(" ")[0])
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], -1)
         ids = torch.full((self.batch, 1), 17)
@@ -210,6 +221,25 @@ def decode(model, case, arguments):
         result[f"{key} ratio"] = best / result[key][OURS]
     result["tokens/s"] = {name: case[1] * 1e3 / ms for name, ms in result["ms"].items()}
     return result
+
+
+def coded(model, case, arguments):
+    """One case of our cache in a form beside itself in bf16, as `decode` has it."""
+    names = (OURS, f"{OURS} {arguments.kv_format}")
+    ways = [Way(model, name, case, arguments.kind) for name in names]
+    plain, other = (way.token().float() for way in ways)
+    for way in ways:
+        way.token()
+    for _ in range(arguments.turns):
+        for way in ways:
+            way.time_tokens(arguments.tokens)
+    ms = {way.name: statistics.median(way.milliseconds) for way in ways}
+    inside = {way.name: statistics.median(way.inside) for way in ways}
+    return {"case": case[0], "coded ms": ms, "coded inside ms": inside,
+            "coded tokens/s": {name: case[1] * 1e3 / each for name, each in ms.items()},
+            "times as fast": {"in all": ms[names[0]] / ms[names[1]],
+                              "update + attention": inside[names[0]] / inside[names[1]]},
+            "logits error": {names[1]: float((other - plain).norm() / plain.norm())}}
 
 
 def overhead(model, arguments):
@@ -331,9 +361,9 @@ def peak(case, name, kind, directory):
     return status_bytes("VmHWM") - before
 
 
-def memory(case, arguments):
+def memory(case, arguments, names=(OURS, *THEIRS)):
     """MiB by way, each measured in processes of its own."""
-    found = {name: [] for name in (OURS, *THEIRS)}
+    found = {name: [] for name in names}
     for _ in range(arguments.turns):
         for name, peaks in found.items():
             command = [sys.executable, __file__, "--peak-of", name, "--cases", case[0],
@@ -363,13 +393,14 @@ def parse(words):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--cases", default=",".join(USUAL))
     parser.add_argument("--model", metavar="DIR", help="as Hugging Face writes it [random weights]")
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", default=",".join(USUAL_PARTS))
+    parser.add_argument("--kv-format", default="int8", help="of the part coded")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=4, help="of each way in a turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kind", default="paged", help="of our cache")
     parser.add_argument("--json", help="write the figures to this file")
-    parser.add_argument("--peak-of", choices=(OURS, *THEIRS), help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     for flag, known in (("cases", CASES), ("parts", PARTS)):
         for name in getattr(arguments, flag).split(","):
@@ -399,11 +430,15 @@ def main():
     parts = arguments.parts.split(",")
     with torch.no_grad():
         torch.manual_seed(0)
-        if "decode" in parts or "overhead" in parts:
+        if {"decode", "overhead", "coded"} & set(parts):
             model = new_model(arguments.model, random=True)
         if "decode" in parts:
             for case in cases:
                 report(decode(model, case, arguments))
+                gc.collect()
+        if "coded" in parts:
+            for case in cases:
+                report(coded(model, case, arguments))
                 gc.collect()
         if "overhead" in parts:
             report(overhead(model, arguments))
@@ -417,6 +452,9 @@ def main():
     if "memory" in parts:
         for case in cases:
             report(memory(case, arguments))
+    if "coded" in parts:
+        for case in cases:
+            report(memory(case, arguments, (OURS, f"{OURS} {arguments.kv_format}")))
 
 
 if __name__ == "__main__":

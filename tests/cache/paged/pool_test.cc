@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <random>
 #include <vector>
 
 namespace kvcache::internal {
@@ -43,6 +45,43 @@ TEST(PagePool, APageIsReservedThenHeldUntilTheLastReferenceGoes) {
   EXPECT_EQ(pool.cached(), 0);
   EXPECT_EQ(std::vector<std::int32_t>(pool.free_list().begin(), pool.free_list().end()),
             (std::vector<std::int32_t>{page}));
+}
+
+// Whether they follow one another or not, are all held, cached or reserved, and however many.
+TEST(PagePool, PagesHeldTogetherAreThoseHeldOneByOne) {
+  std::mt19937 random(7);
+  const auto below = [&](int end) {
+    return static_cast<int>(random() % static_cast<unsigned>(end));
+  };
+  for (int round = 0; round < 300; ++round) {
+    constexpr int kPages = 120;
+    std::vector<std::int32_t> tables(2 * kPages), alone_tables(2 * kPages);
+    PagePool pool(kPages, tables.data()), alone(kPages, alone_tables.data());
+    for (int i = 0; i < kPages; ++i) {
+      const std::int32_t page = pool.take();
+      ASSERT_EQ(alone.take(), page);
+      const bool is_reserved = below(round % 4 * 20 + 1) == 1, is_cached = below(40) == 1;
+      for (PagePool* each : {&pool, &alone}) {
+        if (!is_reserved) each->hold(page);
+        if (!is_reserved && is_cached) each->drop(page);
+      }
+    }
+    std::vector<std::int32_t> pages;
+    while (pages.size() < 70) {
+      const int begin = below(kPages), step = below(8) == 0 ? -1 : 1;
+      const int count = 1 + below(round % 3 == 0 ? 3 : 50);
+      for (int i = begin; i >= 0 && i < std::min(kPages, begin + count); i += step) {
+        pages.push_back(i);
+      }
+    }
+    pages.resize(static_cast<std::size_t>(below(71)));
+    pool.hold_all(pages);
+    for (const std::int32_t page : pages) alone.hold(page);
+    EXPECT_EQ(tables, alone_tables);
+    EXPECT_EQ(pool.held(), alone.held());
+    EXPECT_EQ(pool.cached(), alone.cached());
+    EXPECT_EQ(pool.reserved(), alone.reserved());
+  }
 }
 
 TEST(PagePool, CachedPagesAreHeldAgainOrEvictedAfterAllOthers) {

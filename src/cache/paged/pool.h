@@ -55,15 +55,7 @@ class PagePool {
   // One more table names a reserved, held or cached page.
   void hold(std::int32_t page) noexcept;
   // The same of each of a table.
-  void hold_all(std::span<const std::int32_t> pages) noexcept {
-    for (const std::int32_t page : pages) {
-      if (references_[page] > 0) {
-        ++references_[page];
-      } else {
-        hold(page);
-      }
-    }
-  }
+  void hold_all(std::span<const std::int32_t> pages) noexcept;
   // One table less. True if it was the last: the page is then cached, until evict().
   bool drop(std::int32_t page) noexcept;
   // A cached page becomes free.
@@ -87,6 +79,8 @@ class PagePool {
 
  private:
   static constexpr std::int32_t kCached = -1;  // in place of a reference count
+
+  bool hold_stretch(const std::int32_t* pages) noexcept;
 
   std::int64_t num_pages_;
   std::int64_t touched_ = 0;

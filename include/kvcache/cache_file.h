@@ -103,8 +103,8 @@ class KVC_API CacheFile final {
   // --- A layered cache. ---
 
   // Writes the rows of all layers, as above. / What `path` has takes the place of all rows of the
-  // cache, whose options stay. Errors: as above, and kInvalidArgument or kOutOfRange for layers,
-  // dtypes or lengths that the cache cannot have.
+  // cache, whose options stay; until all have come the memory of both is held. Errors: as above,
+  // and kInvalidArgument or kOutOfRange for layers, dtypes or lengths that the cache cannot have.
   static Status save(const Cache& cache, const std::string& path,
                      const PrefixNamespace& space = {});
   static Status load(Cache& cache, const std::string& path, const PrefixNamespace& space = {});

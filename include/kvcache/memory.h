@@ -21,11 +21,21 @@ struct Region {
 
 // How a region is cut into rows of growing length: row r starts at r * row_stride and holds
 // used_bytes of content. Two rows never share a page of the system as long as
-// row_stride >= capacity + 1 page.
+// row_stride >= capacity + 1 page. The last rows may hold less: who copies rows may leave out the
+// rest of them, who moves their pages need not look.
 struct RowSpan {
   std::int64_t num_rows = 1;
-  std::int64_t row_stride = 0;  // bytes
-  std::int64_t used_bytes = 0;  // bytes of each row that hold content
+  std::int64_t row_stride = 0;       // bytes
+  std::int64_t used_bytes = 0;       // bytes of each row that hold content, at the most
+  std::int64_t last_rows = 0;        // of the rows, the last so many
+  std::int64_t last_used_bytes = 0;  // and of each of them
+
+  std::int64_t used_of(std::int64_t row) const noexcept {
+    return row < num_rows - last_rows ? used_bytes : last_used_bytes;
+  }
+  std::int64_t total_bytes() const noexcept {
+    return (num_rows - last_rows) * used_bytes + last_rows * last_used_bytes;
+  }
 };
 
 // Gives a cache the memory of its rows and tables. Derive from it to hold caches to a budget, to

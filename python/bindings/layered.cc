@@ -83,6 +83,11 @@ void expect_lendable_rows(const PyCache& self, const NewRows& rows) {
   expect_lendable(self.dtype.value_or(rows.value.view("value").dtype), rows.key.framework());
 }
 
+// An estimate of the elements that are decoded where rows are given out: all of a coded layer.
+std::int64_t decoded_elements(const PyCache& self) {
+  return self.k_format || self.v_format ? self.cache->nbytes() : 0;
+}
+
 // Runs `store` while nobody else uses the cache, and gives the rows of the layer back.
 template <typename Store>
 PairLikeFirst store_rows(PyCache& self, std::int64_t layer, const NewRows& rows, Store store) {
@@ -93,7 +98,7 @@ PairLikeFirst store_rows(PyCache& self, std::int64_t layer, const NewRows& rows,
   {
     const Turn turn(self.mutex);
     {
-      const Unlocked unlocked(rows.elements());
+      const Unlocked unlocked(std::max(rows.elements(), decoded_elements(self)));
       status = store(*self.cache, &all);
     }
     if (status.ok()) {
@@ -163,7 +168,10 @@ std::optional<AnyPair> get(const PyCache& self, std::int64_t layer_idx) {
   std::shared_ptr<const void> kept;
   {
     const Turn turn(self.mutex);
-    auto found = self.cache->get(layer_idx);
+    auto found = [&] {
+      const Unlocked unlocked(decoded_elements(self));
+      return self.cache->get(layer_idx);
+    }();
     if (!found.ok()) raise(found.status());
     rows = *found;
     kept = self.retain(layer_idx);

@@ -520,7 +520,9 @@ void bind_model(nb::module_& module) {
            nb::kw_only(), "tenant"_a = 0,
            "What is known of a text (or token ids) gives way in the order of priorities, 0 .. 100, "
            "lower ones first; 50 is\nusual, and leaves by the policy. Returns how many of its "
-           "tokens are known.\n\nErrors: TypeError, ValueError, also without a prefix cache.")
+           "tokens are known, which\ncounts as a use of them.\n\nErrors: TypeError, ValueError, "
+           "also "
+           "without a prefix cache.")
       .def(
           "prefix_stats",
           [](const PyModel& self) -> Made<kPrefixStats> {

@@ -141,6 +141,18 @@ def test_every_policy_gives_the_words_of_none(plain, policy):
         kvcache.Model(DIRECTORY, prefix_cache=True, prefix_policy="fifo")
 
 
+def test_texts_of_every_tenant_come_back_from_a_file(tmp_path):
+    path = tmp_path / "prefixes.kvc"
+    model = kvcache.Model(DIRECTORY, prefix_cache_file=path)
+    ids = model.tokenizer.encode(PROMPT)
+    for tenant in (7, -1):
+        model.generate(ids, 6, tenant=tenant)
+    assert model.save_prefixes() > 0
+    later = kvcache.Model(DIRECTORY, prefix_cache_file=path)
+    for tenant, found in ((7, len(ids) - 1), (-1, len(ids) - 1), (0, 0)):
+        assert later.generate(ids, 6, tenant=tenant).reused_tokens == found
+
+
 def test_texts_of_different_tenants_never_meet(plain, model):
     ids = model.tokenizer.encode(PROMPT)
     expected = plain.generate(ids, 6).tokens

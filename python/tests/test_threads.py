@@ -230,9 +230,10 @@ def test_prompts_are_found_and_stored_while_another_attends_without_the_gil():
             started.set()
             time.sleep(0)
 
-    def read():
-        out = attend(query, view, [0, 512], causal=False, executor=ThreadPool(1))
-        assert numpy.allclose(out, texts.rows(prompt[:found]).mean(0), rtol=1e-4)
+    serial, outs = ThreadPool(1), []
+
+    def read():  # and nothing else that would let the others run
+        outs.append(attend(query, view, [0, 512], causal=False, executor=serial))
 
     writer = threading.Thread(target=store)
     with others_run_only_where_a_call_lets_them():
@@ -242,6 +243,29 @@ def test_prompts_are_found_and_stored_while_another_attends_without_the_gil():
         done.set()
         writer.join()
     assert seen > 0
+    assert all(numpy.allclose(out, texts.rows(prompt[:found]).mean(0), rtol=1e-4) for out in outs)
+
+
+def test_other_threads_run_while_coded_rows_are_decoded():
+    cache = DynamicKVCache(k_format="int8", v_format="int8")
+    cache.append(rows(20000, 0), rows(20000, 1))
+    started, done, ticks = threading.Event(), threading.Event(), []
+
+    def tick():
+        while not done.is_set():
+            ticks.append(None)
+            started.set()
+            time.sleep(0)
+
+    watcher = threading.Thread(target=tick)
+    token = rows(1, 2)
+    with others_run_only_where_a_call_lets_them():
+        watcher.start()
+        started.wait()
+        seen = [seen_during(call, ticks) for call in (lambda: cache.update(token, token), cache.get)]
+        done.set()
+        watcher.join()
+    assert all(count > 0 for count in seen), seen
 
 
 def test_a_thread_that_fails_leaves_the_others_alone():

@@ -90,7 +90,13 @@ Result<std::int64_t> PrefixStore::load(const std::string& path) {
                       ", none of this model, expected its own (weights, tokenizer, version)");
   }
   const std::lock_guard lock(mutex_);
-  return prefixes_.load(path, space_);
+  std::int64_t pages = 0;
+  for (const PrefixNamespace& space : spaces) {  // those of all tenants
+    if (!is_ours(space)) continue;
+    KVC_ASSIGN_OR_RETURN(const std::int64_t more, prefixes_.load(path, space));
+    pages += more;
+  }
+  return pages;
 }
 
 Result<std::int64_t> PrefixStore::save_text(const std::string& path,

@@ -81,7 +81,7 @@ class PrefixStore : public std::enable_shared_from_this<PrefixStore> {
   void trim(std::int64_t bytes);
 
   // The priority of all pages that are known of a text, its last token included; returns the tokens
-  // in them. Errors: kInvalidArgument; those of match().
+  // in them. It counts as a match. Errors: kInvalidArgument; those of match().
   Result<std::int64_t> set_priority(std::span<const std::int32_t> text, std::int64_t priority,
                                     std::int64_t tenant = 0);
 

@@ -103,12 +103,9 @@ Status BatchingCache::add_request(Cache& cache, std::int64_t id) {
       return refusal("id", "slot " + std::to_string(id) + " occupied", "a free one");
     }
     Cache::Impl& given = *cache.impl_;
-    for (std::int64_t layer = 0; layer < given.storage.num_layers(); ++layer) {
-      const ContiguousLayer* rows = given.storage.find(layer);
-      if (rows == nullptr) continue;
-      KVC_RETURN_IF_ERROR(
-          internal::check_plain("cache, layer " + std::to_string(layer), rows->shape().spec));
-    }
+    const internal::StorageOptions& forms = given.storage.options();
+    KVC_RETURN_IF_ERROR(
+        internal::check_plain("cache", LayerSpec::kv(1, 1, 1, forms.keys, forms.values)));
     KVC_RETURN_IF_ERROR(slots.check_request(given.storage));
     slots.add(id, &given.storage, LayeredStorage(given.storage.options(), given.fixed_layers));
     return {};

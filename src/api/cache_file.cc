@@ -49,7 +49,14 @@ struct LayerAt {
   std::int64_t layer;
 
   const LayerSpec& spec() const noexcept { return store->spec_of(layer); }
-  bool has_tail() const noexcept { return store->tail_group(layer) >= 0; }
+  bool is_coded() const noexcept {
+    return std::ranges::any_of(spec().used(),
+                               [](const BufferSpec& buffer) { return buffer.format.is_coded(); });
+  }
+  // Rows of a coded layer that are coded.
+  std::int64_t coded_rows() const noexcept {
+    return store->tail_group(layer) >= 0 ? seq->coded : seq->length;
+  }
 };
 
 void add_layers(PagedStore& store, const PagedSequence& seq, std::vector<LayerAt>* layers) {
@@ -64,17 +71,17 @@ Result<StoredSequence> describe(std::span<const LayerAt> layers, const PrefixNam
   const PagedSequence& first = *layers.front().seq;
   out.space = space;
   out.length = out.coded = first.length;
-  bool any_tail = false;
+  bool any_coded = false;
   for (const LayerAt& at : layers) {
     const std::string name = "layers[" + std::to_string(out.layers.size()) + "]";
     if (at.seq->length != out.length) return refusal(name + ".length", at.seq->length, out.length);
-    if (at.has_tail()) {
-      if (any_tail && at.seq->coded != out.coded) {
-        return refusal(name, std::to_string(at.seq->coded) + " coded rows",
+    if (at.is_coded()) {
+      if (any_coded && at.coded_rows() != out.coded) {
+        return refusal(name, std::to_string(at.coded_rows()) + " coded rows",
                        std::to_string(out.coded) + ", as layers before");
       }
-      out.coded = at.seq->coded;
-      any_tail = true;
+      out.coded = at.coded_rows();
+      any_coded = true;
     }
     out.layers.push_back({at.spec(), at.store->table_of(*at.seq, at.layer).first});
   }

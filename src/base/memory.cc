@@ -138,7 +138,7 @@ Result<Region> LimitedMemory::grow(const Region& region, const RowSpan& from, co
     if (*copied == 0) return grown;
     // Where every row was copied, all of them are still in their place and growth can be undone;
     // where some were moved, the limit is passed by what could not be.
-    const bool can_undo = *copied == from.num_rows * from.used_bytes;
+    const bool can_undo = *copied == from.total_bytes();
     const Status kept =
         internal::at_door([&] { return impl_->keep_copied(region, *copied, can_undo); });
     if (kept.ok()) return grown;

@@ -132,8 +132,11 @@ class MappedMemory final : public MemoryResource {
           return out_of_memory();
         }
         moving = false;
-        copy_piece(region.data, grown.data, rest.from, rest.to, rest.length);
-        *copied += rest.length;
+        const std::int64_t end = row * from.row_stride + from.used_of(row);
+        const std::int64_t length =
+            std::max<std::int64_t>(0, std::min(rest.length, end - rest.from));
+        copy_piece(region.data, grown.data, rest.from, rest.to, length);
+        *copied += length;
         break;
       }
     }

@@ -40,10 +40,10 @@ class PortableMemory final : public MemoryResource {
     if (from.used_bytes > 0) {
       for (std::int64_t row = 0; row < from.num_rows; ++row) {
         std::memcpy(grown->data + row * to.row_stride, region.data + row * from.row_stride,
-                    static_cast<std::size_t>(from.used_bytes));
+                    static_cast<std::size_t>(from.used_of(row)));
       }
     }
-    *copied = from.num_rows * from.used_bytes;
+    *copied = from.total_bytes();
     return grown;
   }
 

@@ -236,7 +236,7 @@ Status read_layer_with_extents(const std::string& name, FieldReader& in, LayerSp
   extents.length = in.get_size();
   extents.position = in.get_size();
   if (!in.ok()) return corrupt(name, "the header's end", "a layer");
-  const std::int64_t most = is_populated ? kMostTokenBytes / own_bytes : 0;
+  const std::int64_t most = is_populated ? std::min(kMostInt32, kMostTokenBytes / own_bytes) : 0;
   KVC_RETURN_IF_ERROR(expect_field(name + ".batch", extents.batch, is_populated ? 1 : 0, most));
   KVC_RETURN_IF_ERROR(
       expect_field(name + ".length", extents.length, 0, is_populated ? most_length : 0));

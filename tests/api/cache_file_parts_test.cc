@@ -98,6 +98,34 @@ TEST(CacheFileParts, WhatDoesNotFitIsRefusedByName) {
   EXPECT_EQ(file.load(targets).status().message().find("layers[2].buffers[0].form"), 0u);
 }
 
+// A part whose newest rows are plain beside one whose rows are all coded, in either order.
+TEST(CacheFileParts, PartsOfWhichOtherRowsAreCodedAreRefused) {
+  const TempDir folder;
+  const std::string path = folder.path() + "/parts.kvc";
+  const LayerSpec spec = LayerSpec::kv(8, 64, 64, coded(RowFormat::kInt8), coded(RowFormat::kInt8));
+  const LayerSpec plain_rows = LayerSpec::kv(1, 8, 8, plain(DType::kF16), plain(DType::kF16));
+  for (const std::int64_t residual : {20, 300}) {
+    StoredCache all_coded(stored_config({spec}, 16));
+    StoredCache tail(stored_config({spec}, 16, Layout::kHND, residual));
+    StoredCache none(stored_config({plain_rows}, 16));
+    const CacheFile::Part parts[] = {{&all_coded.cache, all_coded.sequence(1, 256)},
+                                     {&tail.cache, tail.sequence(1, 256)},
+                                     {&none.cache, none.sequence(1, 256)}};
+    const std::string some = std::to_string(residual == 20 ? 224 : 0);
+    const CacheFile::Part one_way[] = {parts[2], parts[0], parts[1]};
+    EXPECT_EQ(CacheFile::save(one_way, path).message(),
+              "layers[2]: found " + some + " coded rows, expected 256, as layers before");
+    const CacheFile::Part other_way[] = {parts[1], parts[2], parts[0]};
+    EXPECT_EQ(CacheFile::save(other_way, path).message(),
+              "layers[2]: found 256 coded rows, expected " + some + ", as layers before");
+    for (const CacheFile::Part& alone : {parts[0], parts[1]}) {
+      const CacheFile::Part with_plain[] = {parts[2], alone};
+      ASSERT_OK(CacheFile::save(with_plain, path));
+      ASSERT_OK(CacheFile::open(path)->verify());
+    }
+  }
+}
+
 TEST(CacheFileParts, WhereOneCacheHasNoRoomNoneIsChanged) {
   const TempDir folder;
   const std::string path = folder.path() + "/parts.kvc";
@@ -133,6 +161,12 @@ TEST(CacheFileParts, ASequenceKeepsTheIdThatItHad) {
   const auto ahead = SequenceId{static_cast<std::int64_t>(other) + 1000};
   ASSERT_OK(file.load_as(ahead, into.cache).status());
   EXPECT_GT(into.cache.open().value(), ahead);
+  // One so far that ids would run out behind it is refused, and those after it are as they were.
+  const auto far = SequenceId{std::int64_t{1} << 61};
+  const Status refused = file.load_as(far, into.cache).status();
+  EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(refused.message().find("id: found 2305843009213693952, expected 1 .. "), 0u);
+  EXPECT_LT(into.cache.open().value(), SequenceId{static_cast<std::int64_t>(ahead) + 1000});
   ASSERT_OK(into.cache.check_invariants());
 }
 

@@ -247,13 +247,18 @@ TEST(LayeredCodedDoor, ARunningBatchTakesPlainRowsAlone) {
   options.keys = options.values = coded(RowFormat::kInt8);
   FullCache cache = FullCache::create(options).value();
   const HostTensor rows(DType::kF32, {1, 1, 2, 16});
+  BatchingCache batch = BatchingCache::create(2).value();
+  const auto expect_refused = [&] {
+    const Status status = batch.add_request(cache, 0);
+    EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+    EXPECT_EQ(status.message(),
+              "cache.format: found int8, expected plain rows, which alone join a batch");
+    EXPECT_EQ(batch.active(), 0);
+  };
+  expect_refused();  // before it has rows, too
   ASSERT_OK(cache.update_and_fetch(rows, rows).status());
   EXPECT_EQ(values(cache.key_values().key), std::vector<float>(32, 0.0f));
-  BatchingCache batch = BatchingCache::create(2).value();
-  const Status status = batch.add_request(cache, 0);
-  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
-  EXPECT_EQ(status.message(),
-            "cache, layer 0.format: found int8, expected plain rows, which alone join a batch");
+  expect_refused();
   EXPECT_EQ(cache.offset(), 2);
 }
 

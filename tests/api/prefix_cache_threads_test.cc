@@ -164,7 +164,7 @@ TEST_F(PrefixCacheThreads, WhatIsSharedIsReadWhileItsOtherSharersGrow) {
   }
   std::atomic<bool> writing = true;
   std::thread reader([&] {
-    while (writing || attended_ < 50) attend_to(text, length, views);
+    for (int i = 0; (writing || i < 50) && !HasFatalFailure(); ++i) attend_to(text, length, views);
   });
   for (std::int32_t i = 0; i < 60; ++i) {
     // Its first write copies the page that it shares with the reader.

@@ -269,6 +269,26 @@ TEST(MappedMemory, CopiesWhenThereWouldBeTooManyMappings) {
   memory.release(*grown, 0);
 }
 
+TEST(MappedMemory, CopiesOfTheLastRowsWhatTheyHold) {
+  MemoryResource& memory = internal::mapped_memory();
+  const std::int64_t page = page_bytes();
+  const RowSpan from{60000, page, 160, 50000, 16};
+  const RowSpan to{60000, 2 * page, 160, 50000, 16};
+  Result<Region> region = memory.reserve(from.num_rows * from.row_stride);
+  ASSERT_TRUE(region.ok());
+  fill(*region, from);
+  std::int64_t copied = 0;
+  Result<Region> grown = memory.grow(*region, from, to, to.num_rows * to.row_stride, &copied);
+  ASSERT_TRUE(grown.ok());
+  EXPECT_EQ(copied, 10000 * 160 + 50000 * 16);
+  EXPECT_EQ(copied, from.total_bytes());
+  EXPECT_EQ(difference(*grown, RowSpan{10000, 2 * page, 160}), "");
+  EXPECT_EQ(difference(*grown, RowSpan{60000, 2 * page, 16}), "");
+  EXPECT_EQ(grown->data[59999 * to.row_stride + 16], std::byte{0});
+  memory.release(*region, 0);
+  memory.release(*grown, 0);
+}
+
 #endif
 
 TEST(LimitedMemory, CountsAndRefusesByTheNumbers) {

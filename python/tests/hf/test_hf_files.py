@@ -235,7 +235,9 @@ class Mlx(unittest.TestCase):
                 ({}, ["KVCache", "RotatingKVCache"], NotImplementedError, r"layers\[1\]: found RotatingKVCache"),
                 ({}, ["KVCache"], ValueError, "layers: found 1 .* expected 2"),
                 ({"1.1": torch.ones(1, 2, 4, 8)}, ["KVCache"] * 2, ValueError, r"layers\[1\].values: found shape"),
-                ({"0.0": torch.ones(1, 4, 5, 8)}, ["KVCache"] * 2, ValueError, r"layers\[0\].keys: found shape")):
+                ({"0.0": torch.ones(1, 4, 5, 8)}, ["KVCache"] * 2, ValueError, r"layers\[0\].keys: found shape"),
+                ({name: torch.ones(1, 2, 5, 16) for name in rows}, ["KVCache"] * 2, ValueError,
+                 r"layers\[0\].keys: found shape \[1, 2, 5, 16\], expected \[batch, 2, length, 8\]")):
             safetensors.torch.save_file({**rows, **changed}, self.path,
                                         {f"2.{index}": name for index, name in enumerate(classes)})
             with self.subTest(said), self.assertRaisesRegex(error, said):
@@ -243,6 +245,24 @@ class Mlx(unittest.TestCase):
         windows = kvcache.hf.enable(mixed.mistral())
         with self.assertRaisesRegex(NotImplementedError, "found rows from position"):
             kvcache.hf.save_mlx(filled(windows, models.prompt("llama"))[1], self.path)
+
+    def test_what_is_no_such_file_is_refused_and_what_cannot_be_written_leaves_nothing(self):
+        model = kvcache.hf.enable(models.llama())
+        cache = filled(model, models.prompt("llama"))[1]
+        kvcache.hf.save_mlx(cache, self.path)
+        whole = self.path.read_bytes()
+        for bytes_ in (b"", b"no tensors", whole[:-100]):
+            self.path.write_bytes(bytes_)
+            with self.assertRaisesRegex(ValueError, "expected a prompt cache of mlx-lm"):
+                kvcache.hf.load_mlx(self.path, model)
+        safetensors.torch.save_file({"0.0": torch.ones(1, 2, 5, 8)}, self.path, {"2.0": "KVCache", "2.1": "KVCache"})
+        with self.assertRaisesRegex(ValueError, "expected a prompt cache of mlx-lm"):
+            kvcache.hf.load_mlx(self.path, model)
+        folder = self.path.with_name("folder")
+        folder.mkdir()
+        with self.assertRaises(OSError):
+            kvcache.hf.save_mlx(cache, folder)
+        self.assertEqual(sorted(path.name for path in folder.parent.iterdir()), ["folder", "prompt.safetensors"])
 
 
 WARM = """

@@ -127,6 +127,24 @@ std::int64_t ContiguousGeometry::most_token_bytes() const noexcept {
   return most;
 }
 
+std::int64_t ContiguousGeometry::most_scale_bytes() const noexcept {
+  std::int64_t most = 0;
+  for (const StripGeometry& strip :
+       used().subspan(static_cast<std::size_t>(shape.spec.num_buffers))) {
+    most = std::max(most, strip.token_bytes);
+  }
+  return most;
+}
+
+std::int64_t ContiguousGeometry::code_rows() const noexcept {
+  std::int64_t count = 0;
+  for (const StripGeometry& strip :
+       used().first(static_cast<std::size_t>(shape.spec.num_buffers))) {
+    count += shape.batch * strip.per_batch;
+  }
+  return count;
+}
+
 std::int64_t ContiguousGeometry::least_token_bytes() const noexcept {
   std::int64_t least = strips[0].token_bytes;
   for (const StripGeometry& strip : used()) least = std::min(least, strip.token_bytes);

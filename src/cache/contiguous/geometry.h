@@ -81,6 +81,8 @@ struct ContiguousGeometry {
   ByteStrides strides(std::int32_t buffer) const noexcept;
 
   std::int64_t rows_per_batch() const noexcept { return rows / shape.batch; }
+  // Storage rows of elements or codes, which lie before those of scales and zeros.
+  std::int64_t code_rows() const noexcept;
 
   // Calls fn(strip, i, offset) for the storage rows of every strip that belong to row 0 .. rows - 1
   // of the codes: row i of them begins at `offset` in the region. Their order depends on the spec
@@ -103,6 +105,7 @@ struct ContiguousGeometry {
   // smallest strip.
   std::int64_t token_bytes() const noexcept;
   std::int64_t most_token_bytes() const noexcept;
+  std::int64_t most_scale_bytes() const noexcept;  // of scales and zeros; 0: there are none
   std::int64_t least_token_bytes() const noexcept;
 
   // Bytes of `length` tokens.

@@ -205,13 +205,18 @@ Status ContiguousLayer::make_room(std::int64_t length, const Placement& placemen
 Status ContiguousLayer::grow(std::int64_t length, const Placement& placement,
                              std::shared_ptr<Mapping> grown, std::int64_t* copied) {
   const std::int64_t used = length_ * geometry_.most_token_bytes();
-  const std::int64_t stride = geometry_.strips[0].row_stride;
-  const std::int64_t rows = geometry_.region_bytes / stride;
+  RowSpan from;
+  from.row_stride = geometry_.strips[0].row_stride;
+  from.num_rows = geometry_.region_bytes / from.row_stride;
+  from.used_bytes = used;
+  from.last_rows = from.num_rows - geometry_.code_rows();
+  from.last_used_bytes = length_ * geometry_.most_scale_bytes();
   const auto attempt = [&](const ContiguousGeometry& wanted) -> Status {
+    RowSpan to = from;
+    to.row_stride = wanted.strips[0].row_stride;
     std::int64_t bytes = 0;
-    Result<Region> region = mapping_->memory->grow(mapping_->region, RowSpan{rows, stride, used},
-                                                   RowSpan{rows, wanted.strips[0].row_stride, used},
-                                                   wanted.region_bytes, &bytes);
+    Result<Region> region =
+        mapping_->memory->grow(mapping_->region, from, to, wanted.region_bytes, &bytes);
     if (!region.ok()) return region.status();
     *copied += bytes;
     grown->memory = mapping_->memory;

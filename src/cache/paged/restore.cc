@@ -86,10 +86,11 @@ bool PagedStore::has_in_hand(const RestoredSequence& from) const {
 }
 
 Result<std::unique_ptr<PagedStep>> PagedStore::reserve_restored(const RestoredSequence& from) {
-  constexpr std::int64_t kMostId = std::int64_t{1} << 62;
   const auto id = static_cast<std::int64_t>(from.id);
-  if (id < 0 || id > kMostId || sequences_.contains(id)) {
-    return refusal("id", id, sequences_.contains(id) ? "one that is not open here" : "1 .. 2^62");
+  if (id < 0 || id > most_sequence_id() || sequences_.contains(id)) {
+    return refusal("id", id,
+                   sequences_.contains(id) ? "one that is not open here"
+                                           : "1 .. " + std::to_string(most_sequence_id()));
   }
   auto made = make_sequence();
   PagedSequence& seq = *made;

@@ -22,6 +22,12 @@ std::string number(SequenceId id) { return std::to_string(static_cast<std::int64
 
 SequenceId next_sequence_id() noexcept { return SequenceId{++last_sequence_id}; }
 
+std::int64_t most_sequence_id() noexcept {
+  constexpr std::int64_t kAhead = std::int64_t{1} << 48;
+  constexpr std::int64_t kMost = std::int64_t{1} << 62;
+  return std::min(kMost, last_sequence_id + kAhead);
+}
+
 void skip_sequence_id(SequenceId id) noexcept {
   const auto wanted = static_cast<std::int64_t>(id);
   for (std::int64_t last = last_sequence_id; last < wanted;) {

@@ -86,6 +86,9 @@ struct PagedStep {
 };
 
 SequenceId next_sequence_id() noexcept;
+// The largest that may be given from outside: far from those given out, and far from the last that
+// there can be, so that a process does not run out of them.
+std::int64_t most_sequence_id() noexcept;
 // No later id is that one.
 void skip_sequence_id(SequenceId id) noexcept;
 

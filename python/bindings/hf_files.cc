@@ -142,17 +142,29 @@ Pieces to_bytes(PagedLayer& self) {
 }
 
 void from_bytes(PagedLayer& self, const Pieces& pieces, bool records, std::int64_t loaded) {
+  std::vector<nb::bytes> kept;
+  std::vector<std::span<const std::byte>> given;
+  for (nb::handle one : pieces) {
+    kept.push_back(nb::cast<nb::bytes>(one));
+    given.emplace_back(static_cast<const std::byte*>(kept.back().data()), kept.back().size());
+  }
   const Turn turn(self.turn());
   check(self.record(records));
-  std::vector<CacheFile> files;
-  for (nb::handle one : pieces) {
-    const auto bytes = nb::cast<nb::bytes>(one);
-    files.push_back(
-        take(CacheFile::over({static_cast<const std::byte*>(bytes.data()), bytes.size()})));
+  if (given.empty()) return;
+  Status status;
+  {
+    const Unlocked unlocked(kLongCall);
+    status = [&]() -> Status {
+      std::vector<CacheFile> files;
+      for (const std::span<const std::byte> bytes : given) {
+        KVC_ASSIGN_OR_RETURN(CacheFile file, CacheFile::over(bytes));
+        files.push_back(std::move(file));
+      }
+      PagedLayer* const layer = &self;
+      return PagedLayer::load(std::span(&layer, 1), files, {});
+    }();
   }
-  if (files.empty()) return;
-  PagedLayer* const layer = &self;
-  check(PagedLayer::load(std::span(&layer, 1), files, {}));
+  check(status);
   self.set_loaded(loaded);
 }
 

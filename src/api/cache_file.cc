@@ -12,6 +12,7 @@
 #include "base/door.h"
 #include "base/expect.h"
 #include "base/file.h"
+#include "cache/layer_check.h"
 #include "cache/paged/raw_rows.h"
 #include "formats/stored_texts.h"
 
@@ -49,10 +50,6 @@ struct LayerAt {
   std::int64_t layer;
 
   const LayerSpec& spec() const noexcept { return store->spec_of(layer); }
-  bool is_coded() const noexcept {
-    return std::ranges::any_of(spec().used(),
-                               [](const BufferSpec& buffer) { return buffer.format.is_coded(); });
-  }
   // Rows of a coded layer that are coded.
   std::int64_t coded_rows() const noexcept {
     return store->tail_group(layer) >= 0 ? seq->coded : seq->length;
@@ -75,7 +72,7 @@ Result<StoredSequence> describe(std::span<const LayerAt> layers, const PrefixNam
   for (const LayerAt& at : layers) {
     const std::string name = "layers[" + std::to_string(out.layers.size()) + "]";
     if (at.seq->length != out.length) return refusal(name + ".length", at.seq->length, out.length);
-    if (at.is_coded()) {
+    if (internal::is_coded(at.spec())) {
       if (any_coded && at.coded_rows() != out.coded) {
         return refusal(name, std::to_string(at.coded_rows()) + " coded rows",
                        std::to_string(out.coded) + ", as layers before");

@@ -1,5 +1,6 @@
 #include "cache/layer_check.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -70,6 +71,11 @@ Status check_layer_spec(const std::string& name, const LayerSpec& spec) {
                    std::to_string(spec.key().heads) + ", as many as of keys");
   }
   return check_life(name + ".life", spec.life);
+}
+
+bool is_coded(const LayerSpec& spec) noexcept {
+  return std::ranges::any_of(spec.used(),
+                             [](const BufferSpec& buffer) { return buffer.format.is_coded(); });
 }
 
 Status check_plain(const std::string& name, const LayerSpec& spec) {

@@ -22,6 +22,9 @@ Status check_format(const std::string& name, const RowFormat& format);
 // No coded rows. Errors: kUnsupported.
 Status check_plain(const std::string& name, const LayerSpec& spec);
 
+// Whether some of its rows are stored in codes.
+bool is_coded(const LayerSpec& spec) noexcept;
+
 // All tokens kept. Errors: kUnsupported.
 Status check_keeps_all(const std::string& name, const LayerSpec& spec);
 

@@ -91,12 +91,6 @@ std::int64_t peak_pages(const KeepRule& rule, std::int64_t length, std::int64_t 
   return peak;
 }
 
-bool is_coded(const LayerSpec& spec) {
-  const auto used = spec.used();
-  return std::any_of(used.begin(), used.end(),
-                     [](const BufferSpec& buffer) { return buffer.format.is_coded(); });
-}
-
 // What the newest rows of a coded layer are stored as: plain, and turned where the codes are.
 LayerSpec tail_of(const LayerSpec& spec) {
   LayerSpec tail = spec;

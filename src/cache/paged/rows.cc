@@ -8,6 +8,7 @@
 
 #include "base/expect.h"
 #include "base/parallel.h"
+#include "cache/layer_check.h"
 #include "kernels/select.h"
 #include "tensor/codecs/coded_block.h"
 #include "tensor/convert.h"
@@ -293,6 +294,7 @@ Status refused(const PagedStep& step, const char* name, const RowFormat& format,
 
 Status check_rows(const PagedStore& store, const PagedStep& step, std::int64_t layer,
                   const TensorView& k, const TensorView& v, const ExecContext& context) {
+  if (!is_coded(store.spec_of(layer))) return {};
   const RowKernels& kernels = selected_rows();
   LayerCopy rows(store, group_index(store, layer), layer);
   rows.give(0, k.data, k, 0, 1);

@@ -149,6 +149,8 @@ void from_bytes(PagedLayer& self, const Pieces& pieces, bool records, std::int64
     given.emplace_back(static_cast<const std::byte*>(kept.back().data()), kept.back().size());
   }
   const Turn turn(self.turn());
+  if (self.batch() != 0) raise(PyExc_ValueError, "layer: found rows, expected none");
+  const bool before = self.records();
   check(self.record(records));
   if (given.empty()) return;
   Status status;
@@ -164,6 +166,7 @@ void from_bytes(PagedLayer& self, const Pieces& pieces, bool records, std::int64
       return PagedLayer::load(std::span(&layer, 1), files, {});
     }();
   }
+  if (!status.ok()) check(self.record(before));
   check(status);
   self.set_loaded(loaded);
 }

@@ -141,6 +141,14 @@ def test_every_policy_gives_the_words_of_none(plain, policy):
         kvcache.Model(DIRECTORY, prefix_cache=True, prefix_policy="fifo")
 
 
+def test_a_file_of_another_kind_is_not_taken_for_one_without_texts(tmp_path):
+    path = tmp_path / "sequence.kvc"
+    cache = kvcache.PagedCache(kvcache.CacheConfig.uniform(1, 1, 8, num_pages=4))
+    cache.save(cache.open(), path)
+    with pytest.warns(UserWarning, match="kind: found 1"):
+        kvcache.Model(DIRECTORY, prefix_cache_file=path).generate(PROMPT, 1)
+
+
 def test_texts_of_every_tenant_come_back_from_a_file(tmp_path):
     path = tmp_path / "prefixes.kvc"
     model = kvcache.Model(DIRECTORY, prefix_cache_file=path)

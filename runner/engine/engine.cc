@@ -91,7 +91,9 @@ Result<Engine> Engine::create(const Model& model, const Tokenizer& tokenizer,
   if (engine.max_active < 1 || engine.max_active > 65536) {
     return out_of_bounds("max_active", engine.max_active, "1 .. 65536");
   }
-  if (engine.kv_tokens < 0) return out_of_bounds("kv_tokens", engine.kv_tokens, "at least 0");
+  if (engine.kv_tokens < 0 || engine.kv_tokens > kMostSlots) {
+    return out_of_bounds("kv_tokens", engine.kv_tokens, "0 .. " + std::to_string(kMostSlots));
+  }
   if (engine.prompt_tokens < 1) {
     return out_of_bounds("prompt_tokens", engine.prompt_tokens, "at least 1");
   }

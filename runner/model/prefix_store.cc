@@ -84,14 +84,16 @@ Result<std::int64_t> PrefixStore::load(const std::string& path) {
   KVC_ASSIGN_OR_RETURN(const CacheFile file, CacheFile::open(path));
   const std::vector<PrefixNamespace>& spaces = file.info().spaces;
   const auto is_ours = [&](const PrefixNamespace& space) { return space.bits == space_.bits; };
-  if (!spaces.empty() && std::none_of(spaces.begin(), spaces.end(), is_ours)) {
+  const std::int64_t ours = std::count_if(spaces.begin(), spaces.end(), is_ours);
+  if (!spaces.empty() && ours == 0) {
     return Status(StatusCode::kInvalidArgument,
                   "namespaces: found texts of " + std::to_string(spaces.size()) +
                       ", none of this model, expected its own (weights, tokenizer, version)");
   }
   const std::lock_guard lock(mutex_);
+  if (ours == std::ssize(spaces)) return prefixes_.load(path);  // also what is no file of texts
   std::int64_t pages = 0;
-  for (const PrefixNamespace& space : spaces) {  // those of all tenants
+  for (const PrefixNamespace& space : spaces) {  // each tenant's beside those of other models
     if (!is_ours(space)) continue;
     KVC_ASSIGN_OR_RETURN(const std::int64_t more, prefixes_.load(path, space));
     pages += more;

@@ -52,10 +52,12 @@ bool PagePool::hold_stretch(const std::int32_t* pages) noexcept {
   if (any_bits(strays) != 0) return false;
   Four more[kStretch / 4];
   Four spare = {};  // negative: a count was 0 or kCached
-  for (int i = 0; i < kStretch / 4; ++i) {
-    const Four counts = load(references + 4 * i);
+  const std::int32_t* from = references;
+  for (Four& counts : more) {
+    counts = load(from);
+    from += 4;
     spare |= counts - 1;
-    more[i] = counts + 1;
+    counts += 1;
   }
   if (any_bits(spare) < 0) return false;
   std::memcpy(references, more, sizeof(more));

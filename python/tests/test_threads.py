@@ -28,6 +28,28 @@ def others_run_only_where_a_call_lets_them():
         sys.setswitchinterval(interval)
 
 
+@contextlib.contextmanager
+def ticking():
+    """A list that grows whenever a call lets another thread run."""
+    started, done, ticks = threading.Event(), threading.Event(), []
+
+    def tick():
+        while not done.is_set():
+            ticks.append(None)
+            started.set()
+            time.sleep(0)
+
+    watcher = threading.Thread(target=tick)
+    with others_run_only_where_a_call_lets_them():
+        watcher.start()
+        started.wait()
+        try:
+            yield ticks
+        finally:
+            done.set()
+            watcher.join()
+
+
 def seen_during(call, happened):
     """What comes into the list `happened` while `call` runs, in the first of some tries that sees any."""
     for _ in range(50):
@@ -62,21 +84,8 @@ def test_two_threads_on_two_caches_get_the_answers_of_one():
 
 def test_other_threads_run_while_a_call_is_long():
     big = rows(1500, 0).repeat(2, 1)
-    started, done, ticks = threading.Event(), threading.Event(), []
-
-    def tick():
-        while not done.is_set():
-            ticks.append(None)
-            started.set()
-            time.sleep(0)
-
-    watcher = threading.Thread(target=tick)
-    with others_run_only_where_a_call_lets_them():
-        watcher.start()
-        started.wait()
+    with ticking() as ticks:
         seen = seen_during(lambda: attend(big, (big, big), executor=ThreadPool(1)), ticks)
-        done.set()
-        watcher.join()
     assert seen > 0
 
 
@@ -248,15 +257,8 @@ def test_prompts_are_found_and_stored_while_another_attends_without_the_gil():
 
 def test_other_threads_run_while_coded_rows_are_decoded():
     key, value, token = rows(20000, 0), rows(20000, 1), rows(1, 2)
-    started, done, ticks = threading.Event(), threading.Event(), []
 
-    def tick():
-        while not done.is_set():
-            ticks.append(None)
-            started.set()
-            time.sleep(0)
-
-    def lets_others_run(call):
+    def lets_others_run(call, ticks):
         for _ in range(50):  # each of a cache whose rows were never decoded
             cache = DynamicKVCache(k_format="int8", v_format="int8")
             cache.append(key, value)
@@ -266,14 +268,9 @@ def test_other_threads_run_while_coded_rows_are_decoded():
                 return True
         return False
 
-    watcher = threading.Thread(target=tick)
-    with others_run_only_where_a_call_lets_them():
-        watcher.start()
-        started.wait()
-        seen = lets_others_run(DynamicKVCache.get), lets_others_run(lambda cache: cache.update(token, token))
-        done.set()
-        watcher.join()
-    assert seen == (True, True)
+    with ticking() as ticks:
+        assert lets_others_run(DynamicKVCache.get, ticks)
+        assert lets_others_run(lambda cache: cache.update(token, token), ticks)
 
 
 def test_a_thread_that_fails_leaves_the_others_alone():

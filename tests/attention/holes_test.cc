@@ -10,6 +10,7 @@
 #include "attention/units.h"
 #include "attention/visible.h"
 #include "support/random_attention.h"
+#include "support/slow.h"
 
 namespace kvcache::testing {
 namespace {
@@ -75,11 +76,12 @@ TEST_P(AttentionHoles, RowsBehindAWindowMayBeGone) {
   for (const std::int32_t queries : {1, 3, 9, 40}) {
     for (const std::int32_t window : {1, 64, 700}) {
       for (const std::int32_t sinks : {0, 3, 66}) {
+        if (kSlow && (queries == 3 || (window == 64) != (sinks == 3))) continue;
         AttentionCase c = plain(1500, queries);
         c.options.window = window;
         c.options.sink_tokens = sinks;
         SCOPED_TRACE(describe(c));
-        expect_same_with_holes(c, {1, 16, 60, 512});
+        expect_same_with_holes(c, unless_slow<std::vector<std::int32_t>>({1, 16, 60, 512}, {60}));
       }
     }
   }
@@ -88,10 +90,11 @@ TEST_P(AttentionHoles, RowsBehindAWindowMayBeGone) {
 TEST_P(AttentionHoles, RowsOfEarlierChunksMayBeGone) {
   for (const std::int32_t queries : {1, 3, 9, 40}) {
     for (const std::int32_t chunk : {1, 64, 300, 700, 4000}) {
+      if (kSlow && (queries == 3 || chunk == 1 || chunk == 700)) continue;
       AttentionCase c = plain(1500, queries);
       c.options.chunk = chunk;
       SCOPED_TRACE(describe(c));
-      expect_same_with_holes(c, {1, 16, 60});
+      expect_same_with_holes(c, unless_slow<std::vector<std::int32_t>>({1, 16, 60}, {60}));
       c.options.reproducible = true;
       c.storage.first_visible = {5, 600};
       expect_same_with_holes(c, {16});
@@ -101,7 +104,7 @@ TEST_P(AttentionHoles, RowsOfEarlierChunksMayBeGone) {
 
 TEST_P(AttentionHoles, RandomCallsAreTheSameWithoutWhatTheyDoNotSee) {
   int count = 0;
-  for (std::uint32_t seed = 5000; seed < 5250; ++seed) {
+  for (std::uint32_t seed = 5000; seed < unless_slow(5250u, 5060u); ++seed) {
     AttentionCase c = random_case(seed);
     if (c.options.window == 0 && c.options.chunk == 0) continue;
     c.storage.positions.clear();
@@ -112,7 +115,7 @@ TEST_P(AttentionHoles, RandomCallsAreTheSameWithoutWhatTheyDoNotSee) {
     expect_same_with_holes(c, {c.storage.page_size});
     ++count;
   }
-  EXPECT_GT(count, 50);
+  EXPECT_GT(count, unless_slow(50, 12));
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, AttentionHoles, ::testing::ValuesIn(backend_names(true)),

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "support/random_attention.h"
+#include "support/slow.h"
 
 namespace kvcache::testing {
 namespace {
@@ -33,7 +34,8 @@ void compare(const AttentionCase& c, double tolerance = 1e-5) {
 }
 
 TEST(AttentionRandom, EveryBackendAgreesWithTheDefinition) {
-  for (std::uint32_t seed = 1; seed <= 80 && !::testing::Test::HasFailure(); ++seed) {
+  for (std::uint32_t seed = 1; seed <= unless_slow(80u, 20u) && !::testing::Test::HasFailure();
+       ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     compare(random_case(seed));
   }

@@ -12,6 +12,7 @@
 #include "runner/model/model.h"
 #include "support/golden_checkpoint.h"
 #include "support/model_runs.h"
+#include "support/slow.h"
 #include "support/temp_dir.h"
 
 namespace kvcache::runner {
@@ -62,7 +63,11 @@ TEST_P(GoldenTest, LogitsOfEveryCacheAndSplitAreTransformers) {
   const Model model = load(golden_.directory, WeightMode::kF32);
   ASSERT_EQ(model.config().vocab_size, golden_.vocab_size);
   const auto prompt = static_cast<std::int64_t>(golden_.prompts.front().tokens.size());
-  expect_golden(model, {{}, {1}, {7}, {prompt, 1}, {13, 1, 30}}, serial_);
+  using Splits = std::vector<std::vector<std::int64_t>>;
+  expect_golden(model,
+                testing::unless_slow<Splits>({{}, {1}, {7}, {prompt, 1}, {13, 1, 30}},
+                                             {{prompt, 1}, {13, 1, 30}}),
+                serial_);
 }
 
 TEST_P(GoldenTest, TheHubsSpellingMeansTheSame) {
@@ -70,7 +75,8 @@ TEST_P(GoldenTest, TheHubsSpellingMeansTheSame) {
   testing::link_hub_spelling(golden_, directory.path());
   const Model model = load(directory.path());
   EXPECT_EQ(model.config().eos_token_ids, golden_.eos_token_ids);
-  expect_golden(model, {{}, {9, 1}}, serial_);
+  using Splits = std::vector<std::vector<std::int64_t>>;
+  expect_golden(model, testing::unless_slow<Splits>({{}, {9, 1}}, {{9, 1}}), serial_);
 }
 
 TEST_P(GoldenTest, ThreadsChangeNothing) {
@@ -115,7 +121,8 @@ TEST_P(GoldenTest, GreedyTokensAreTransformers) {
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().to_string();
   for (const GoldenPrompt& prompt : golden_.prompts) {
     for (const auto& history : testing::every_history(0)) {
-      for (const std::int64_t chunk : {0, 5}) {
+      for (const std::int64_t chunk :
+           testing::unless_slow<std::vector<std::int64_t>>({0, 5}, {5})) {
         GenerateOptions options;
         options.cache = history.kind;
         options.layout = history.layout;

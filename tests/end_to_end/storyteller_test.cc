@@ -9,9 +9,12 @@
 #include "runner/generate/generate.h"
 #include "support/model_runs.h"
 #include "support/paths.h"
+#include "support/slow.h"
 
 namespace kvcache::runner {
 namespace {
+
+constexpr std::int64_t kTokens = testing::unless_slow(24, 6);
 
 std::string directory() { return testing::source_dir() + "/models/storyteller"; }
 
@@ -41,13 +44,13 @@ TEST_F(StorytellerTest, EveryCacheTellsTheStoryOfNone) {
   context.executor = pool->get();
   HistoryOptions none;
   none.kind = HistoryKind::kNone;
-  const auto expected = testing::greedy_of(model, ids, 24, {none, {}, {}, context});
+  const auto expected = testing::greedy_of(model, ids, kTokens, {none, {}, {}, context});
   std::vector<std::int32_t> all = ids;
   all.insert(all.end(), expected.begin(), expected.end());
   const auto logits = testing::logits_of(model, all, {none, {}, {}, context});
   for (const auto& history : testing::every_history(static_cast<std::int64_t>(all.size()))) {
     const testing::ModelRun run{history, {5}, {}, context};
-    EXPECT_EQ(testing::greedy_of(model, ids, 24, run), expected) << describe(run);
+    EXPECT_EQ(testing::greedy_of(model, ids, kTokens, run), expected) << describe(run);
     EXPECT_LE(testing::max_difference(testing::logits_of(model, all, run), logits), 1e-4f)
         << describe(run);
   }
@@ -62,11 +65,11 @@ TEST_F(StorytellerTest, WeightsAsStoredTellItToo) {
   HistoryOptions none;
   none.kind = HistoryKind::kNone;
   none.dtype = model.default_kv_dtype();
-  const auto expected = testing::greedy_of(model, ids, 16, {none, {}, reproducible, {}});
+  const auto expected = testing::greedy_of(model, ids, kTokens, {none, {}, reproducible, {}});
   const auto logits = testing::logits_of(model, ids, {none, {}, reproducible, {}});
   for (const auto& history : testing::every_history(64, model.default_kv_dtype())) {
     const testing::ModelRun run{history, {1}, reproducible, {}};
-    EXPECT_EQ(testing::greedy_of(model, ids, 16, run), expected) << describe(run);
+    EXPECT_EQ(testing::greedy_of(model, ids, kTokens, run), expected) << describe(run);
     EXPECT_LE(testing::max_difference(testing::logits_of(model, ids, run), logits), 1e-4f)
         << describe(run);
   }
@@ -82,13 +85,13 @@ TEST_F(StorytellerTest, Int8WeightsTellItThroughEveryCacheNearTheWordsOfF32) {
   reproducible.reproducible = true;
   HistoryOptions none;
   none.kind = HistoryKind::kNone;
-  const auto expected = testing::greedy_of(model, ids, 24, {none, {}, reproducible, {}});
+  const auto expected = testing::greedy_of(model, ids, kTokens, {none, {}, reproducible, {}});
   std::vector<std::int32_t> all = ids;
   all.insert(all.end(), expected.begin(), expected.end());
   const auto logits = testing::logits_of(model, all, {none, {}, reproducible, {}});
   for (const auto& history : testing::every_history(static_cast<std::int64_t>(all.size()))) {
     const testing::ModelRun run{history, {5, 1}, reproducible, {}};
-    EXPECT_EQ(testing::greedy_of(model, ids, 24, run), expected) << describe(run);
+    EXPECT_EQ(testing::greedy_of(model, ids, kTokens, run), expected) << describe(run);
     EXPECT_LE(testing::max_difference(testing::logits_of(model, all, run), logits), 1e-4f)
         << describe(run);
   }

@@ -18,6 +18,7 @@
 #include "matrix/paged_batch_face.h"
 #include "matrix/paged_cache_face.h"
 #include "matrix/world.h"
+#include "support/slow.h"
 #include "support/soak.h"
 
 namespace kvcache::testing {
@@ -127,7 +128,7 @@ void run_all(const FaceEntry& entry, const std::string& operation) {
       for (const Kind& a : list().kinds()) {
         for (const Kind& b : list().kinds()) {
           const std::int64_t rewind = rewinds[++turn % rewinds.size()];
-          if (form.is_coded() && ++pair % storages.size() != 0) continue;
+          if ((form.is_coded() || kSlow) && ++pair % storages.size() != 0) continue;
           const auto& [layout, page_size] = storages[storage];
           run_case(entry, {layout, form, page_size, rewind, a, b}, operation);
           if (::testing::Test::HasFatalFailure()) return;

@@ -7,12 +7,14 @@
 #include "gtest/gtest.h"
 #include "kvcache/attention.h"
 #include "kvcache/backend.h"
+#include "support/backends.h"
 #include "support/kv_fixture.h"
 #include "support/tensors.h"
 
 namespace kvcache {
 namespace {
 
+using testing::available_backends;
 using testing::HostTensor;
 using testing::KvRowsData;
 using testing::KvStorage;
@@ -22,15 +24,6 @@ using testing::values;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 const float kLn3 = std::log(3.0f);
-
-std::vector<std::string> available_backends() {
-  std::vector<std::string> names;
-  const std::vector<BackendInfo> all = backends().value();
-  for (const BackendInfo& info : all) {
-    if (info.available) names.push_back(info.name);
-  }
-  return names;
-}
 
 class Section5 : public ::testing::TestWithParam<std::string> {
  protected:

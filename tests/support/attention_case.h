@@ -17,6 +17,7 @@
 #include "kvcache/attention.h"
 #include "kvcache/executor.h"
 #include "support/kv_fixture.h"
+#include "support/slow.h"
 #include "support/tensors.h"
 
 namespace kvcache::testing {
@@ -30,6 +31,7 @@ inline std::vector<std::string> backend_names(bool with_reference) {
     const bool definition = all[i].attends == internal::Attends::kByDefinition;
     if (with_reference || !definition) names.push_back(all[i].name);
   }
+  if (kThreadSanitizer) names.resize(1);
   return names;
 }
 

@@ -14,6 +14,7 @@
 
 #include "runner/model/history.h"
 #include "runner/model/model.h"
+#include "support/slow.h"
 
 namespace kvcache::testing {
 
@@ -35,7 +36,8 @@ inline std::string describe(const ModelRun& run) {
   return text;
 }
 
-// Every cache, layout and page size, for `max_length` tokens. The absence of a cache comes first.
+// Every cache, layout and page size, for `max_length` tokens, or where tests are slow every second
+// of these, which are of every kind. The absence of a cache comes first.
 inline std::vector<runner::HistoryOptions> every_history(std::int64_t max_length,
                                                          DType dtype = DType::kF32) {
   using runner::HistoryKind;
@@ -59,6 +61,10 @@ inline std::vector<runner::HistoryOptions> every_history(std::int64_t max_length
       options.page_size = page_size;
       all.push_back(options);
     }
+  }
+  if (kSlow) {
+    for (std::size_t i = 1; 2 * i < all.size(); ++i) all[i] = all[2 * i];
+    all.resize(all.size() / 2);
   }
   return all;
 }

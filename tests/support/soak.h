@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "kvcache/layer_spec.h"
+#include "support/slow.h"
 
 namespace kvcache::testing {
 
@@ -79,7 +80,7 @@ void soak(const char* name, Property property) {
   rc::detail::TestMetadata metadata;
   metadata.id = metadata.description = name;
   rc::detail::TestParams params = rc::detail::configuration().testParams;
-  params.maxSuccess = 20;
+  params.maxSuccess = unless_slow(20, 5);
   long long operations = 0;
   do {
     ++params.seed;

@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cpu/cut.h"
 #include "kernels/cpu/cut_rows.h"
+#include "support/slow.h"
 
 namespace kvcache::internal {
 namespace {
@@ -23,7 +24,7 @@ TEST_P(AttentionCutTest, RandomTilesAgreeWithTheDefinition) {
     return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
   };
   constexpr std::int64_t kDims[] = {1, 7, 8, 24, 40, 64, 72, 80, 96, 128, 136};
-  for (int round = 0; round < 400; ++round) {
+  for (int round = 0; round < testing::unless_slow(400, 100); ++round) {
     QueryTile tile;
     tile.path = static_cast<Path>(round % 2);
     tile.exact = below(2) == 0;

@@ -12,9 +12,12 @@
 #include "runner/engine/engine.h"
 #include "support/engine_fixture.h"
 #include "support/refusing_memory.h"
+#include "support/slow.h"
 
 namespace kvcache::runner {
 namespace {
+
+using testing::unless_slow;
 
 class EnginePrefixTest : public EngineFixture {
  protected:
@@ -225,7 +228,7 @@ TEST_F(EnginePrefixTest, WhatIsKeptCostsNoRequestItsRoom) {
     return count;
   };
   for (const std::int64_t active : {1, 2, 4}) {
-    for (std::int64_t limit = 1200; limit < 40000; limit += limit / 20) {
+    for (std::int64_t limit = 1200; limit < 40000; limit += limit / unless_slow(20, 6)) {
       EXPECT_GE(served(limit, active, kPrefixBytes), served(limit, active, 1))
           << active << " at a time in " << limit << " bytes";
     }
@@ -238,7 +241,7 @@ TEST_F(EnginePrefixTest, WhatIsKeptCostsNoRequestItsRoom) {
 TEST_F(EnginePrefixTest, RequestsThatHaveAllOfABudgetAreServed) {
   options_.page_size = 4;
   options_.prefill_chunk = 9;
-  for (std::uint32_t seed = 0; seed < 12; ++seed) {
+  for (std::uint32_t seed = 0; seed < unless_slow(12u, 4u); ++seed) {
     std::mt19937 random(seed);
     const auto some = [&](std::int64_t most) { return static_cast<std::int64_t>(random()) % most; };
     const std::int64_t budget = 50000 + some(50000);
@@ -281,7 +284,7 @@ TEST_F(EnginePrefixTest, RequestsInAnyOrderHaveTheTokensOfTheirRunAlone) {
   options_.page_size = 4;
   const std::vector<Wish> wishes = {{1, 9},         {30, 12},       {30, 4, 17, 1}, {30, 4, 17, 1},
                                     {44, 6, 17, 2}, {12, 8, 12, 0}, {29, 3},        {60, 1, 4, 5}};
-  for (std::uint32_t seed = 0; seed < 60; ++seed) {
+  for (std::uint32_t seed = 0; seed < unless_slow(60u, 15u); ++seed) {
     engine_.kv_tokens = seed % 2 == 0 ? 0 : 80;
     run_order(wishes, seed);
   }
@@ -293,7 +296,7 @@ TEST_F(EnginePrefixTest, SoakRefusedMemoryAndCancelledRequestsLoseNothing) {
   const bool soak = std::getenv("KVCACHE_SOAK_SECONDS") != nullptr;
   options_.prefill_chunk = 9;
   options_.page_size = 4;
-  for (std::uint32_t seed = 0; seed < (soak ? 300u : 20u); ++seed) {
+  for (std::uint32_t seed = 0; seed < (soak ? 300u : unless_slow(20u, 6u)); ++seed) {
     std::mt19937 random(seed);
     testing::RefusingMemory memory;
     options_.memory = &memory;

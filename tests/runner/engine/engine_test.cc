@@ -11,9 +11,12 @@
 
 #include "support/engine_fixture.h"
 #include "support/refusing_memory.h"
+#include "support/slow.h"
 
 namespace kvcache::runner {
 namespace {
+
+using testing::unless_slow;
 
 // Without a prefix cache: what a request computes is its own.
 class EngineTest : public EngineFixture {
@@ -24,13 +27,13 @@ class EngineTest : public EngineFixture {
 TEST_F(EngineTest, ARequestHasTheTokensOfItsRunAloneInAHundredOrders) {
   options_.prefill_chunk = 5;
   const std::vector<Wish> wishes = {{1, 9}, {3, 1}, {17, 4}, {30, 12}, {2, 6}, {8, 2}, {1, 1}};
-  for (std::uint32_t seed = 0; seed < 100; ++seed) run_order(wishes, seed);
+  for (std::uint32_t seed = 0; seed < unless_slow(100u, 25u); ++seed) run_order(wishes, seed);
 }
 
 TEST_F(EngineTest, ARequestOfOneTokenAndOneOfThreeThousandRunTogether) {
   options_.prefill_chunk = 512;
-  for (std::uint32_t seed = 0; seed < 2; ++seed) {
-    run_order({{1, 12}, {3000, 5}, {1, 3}, {20, 9}}, seed);
+  for (std::uint32_t seed = 0; seed < unless_slow(2u, 1u); ++seed) {
+    run_order({{1, 12}, {unless_slow<std::int64_t>(3000, 1100), 5}, {1, 3}, {20, 9}}, seed);
   }
 }
 

@@ -17,10 +17,13 @@
 #include "support/golden_checkpoint.h"
 #include "support/model_runs.h"
 #include "support/refusing_memory.h"
+#include "support/slow.h"
 #include "support/temp_dir.h"
 
 namespace kvcache::runner {
 namespace {
+
+using testing::unless_slow;
 
 using Tokens = std::vector<std::int32_t>;
 
@@ -177,7 +180,8 @@ TEST_F(GenerationPrefixTest, TheBudgetBoundsAllAtEveryMoment) {
 // has beyond its pages: what is not a page (sequences, the name of the namespace) takes some too.
 TEST_F(GenerationPrefixTest, ATextThatIsGivenAllPagesOfABudgetIsServed) {
   take_model("qwen2_tied");
-  for (std::int64_t budget = 4000; budget < 43000; budget += budget < 12000 ? 17 : 561) {
+  for (std::int64_t budget = 4000; budget < 43000;
+       budget += budget < 12000 ? unless_slow(17, 119) : 561) {
     LimitedMemory memory(budget);
     const auto shared = store(0, budget, &memory);
     // All of them stored in the first step, or some behind the prompt.
@@ -204,7 +208,7 @@ TEST_F(GenerationPrefixTest, SeveralTextsAtATimeStayInABudgetAndAreServed) {
     GenerateOptions options = options_;
     options.prefixes = shared;
     std::vector<std::pair<Tokens, std::unique_ptr<Generation>>> texts;
-    for (std::size_t i = 0; i < 60; ++i) {
+    for (std::size_t i = 0; i < unless_slow<std::size_t>(60, 20); ++i) {
       Tokens prompt = prompt_of(static_cast<std::int64_t>(10 + 7 * i % 40), 5 * (i % 5));
       auto made = Generation::create(*model_, tokenizer_, prompt, options);
       ASSERT_TRUE(made.ok()) << made.status().to_string();

@@ -10,6 +10,7 @@
 
 #include "support/model_runs.h"
 #include "support/refusing_memory.h"
+#include "support/slow.h"
 
 namespace kvcache::runner {
 namespace {
@@ -21,6 +22,7 @@ using testing::max_difference;
 using testing::ModelRun;
 using testing::small_config;
 using testing::some_tokens;
+using testing::unless_slow;
 
 ExecContext serially() {
   ExecContext context;
@@ -47,7 +49,7 @@ TEST(ModelTest, EveryCacheAndSplitHasTheLogitsOfNone) {
   const auto expected = logits_of(model, tokens, {no_cache(), {}, {}, serially()});
   for (const auto& history : every_history(70)) {
     for (const std::vector<std::int64_t>& steps :
-         std::vector<std::vector<std::int64_t>>{{}, {1}, {16}, {33, 1}}) {
+         unless_slow<std::vector<std::vector<std::int64_t>>>({{}, {1}, {16}, {33, 1}}, {{33, 1}})) {
       const ModelRun run{history, steps, {}, serially()};
       EXPECT_LE(max_difference(logits_of(model, tokens, run), expected), 1e-4f) << describe(run);
     }
@@ -66,7 +68,7 @@ TEST(ModelTest, EveryCacheChoosesTheTokensOfNone) {
     const auto prompt = some_tokens(20, config.vocab_size);
     const auto expected = testing::greedy_of(model, prompt, 20, {no_cache(), {}, {}, serially()});
     for (const auto& history : every_history(40)) {
-      for (const std::int64_t chunk : {20, 6, 1}) {
+      for (const std::int64_t chunk : unless_slow<std::vector<std::int64_t>>({20, 6, 1}, {6})) {
         const ModelRun run{history, {chunk}, {}, serially()};
         EXPECT_EQ(testing::greedy_of(model, prompt, 20, run), expected) << describe(run);
       }
@@ -103,7 +105,7 @@ TEST(ModelTest, SixteenBitCachesEqualTheSameRoundingWithoutOne) {
     const auto expected = logits_of(model, prompt, {none, {}, reproducible, serially()});
     const auto greedy = testing::greedy_of(model, prompt, 10, {none, {}, reproducible, serially()});
     for (const auto& history : every_history(50, dtype)) {
-      for (const std::int64_t step : {1, 9, 40}) {
+      for (const std::int64_t step : unless_slow<std::vector<std::int64_t>>({1, 9, 40}, {9})) {
         const ModelRun run{history, {step}, reproducible, serially()};
         EXPECT_LE(max_difference(logits_of(model, prompt, run), expected), 1e-4f) << describe(run);
       }

@@ -31,7 +31,7 @@ inline std::vector<std::string> backend_names(bool with_reference) {
     const bool definition = all[i].attends == internal::Attends::kByDefinition;
     if (with_reference || !definition) names.push_back(all[i].name);
   }
-  if (kThreadSanitizer) names.resize(1);
+  if (kOneBackend) names.resize(1);
   return names;
 }
 

@@ -17,7 +17,7 @@ inline std::vector<std::string> available_backends() {
   for (const BackendInfo& info : all) {
     if (info.available) names.push_back(info.name);
   }
-  if (kThreadSanitizer) names.resize(1);
+  if (kOneBackend) names.resize(1);
   return names;
 }
 

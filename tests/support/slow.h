@@ -11,11 +11,12 @@ inline constexpr bool kSlow = true;
 inline constexpr bool kSlow = false;
 #endif
 
-// Races do not depend on the width of vectors: there one backend is enough.
-#if defined(__SANITIZE_THREAD__)
-inline constexpr bool kThreadSanitizer = true;
+// Where the fastest backend is enough: races do not depend on the width of vectors, and what an
+// emulated processor is for is its own.
+#if defined(__SANITIZE_THREAD__) || defined(KVC_EMULATED)
+inline constexpr bool kOneBackend = true;
 #else
-inline constexpr bool kThreadSanitizer = false;
+inline constexpr bool kOneBackend = false;
 #endif
 
 // `few` where tests are slow.

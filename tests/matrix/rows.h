@@ -29,8 +29,10 @@ inline double row_element(double token, std::int64_t layer, std::int64_t head, s
   return static_cast<double>(x >> 40) / (1 << 23) - 1;
 }
 
-// The row of one token, [heads, dim]; computed once, or again after many others.
-inline std::vector<float> token_row(const BufferSpec& spec, double token, std::int64_t layer) {
+// The row of one token, [heads, dim]; computed once, or again after many others. Valid until the
+// next call.
+inline const std::vector<float>& token_row(const BufferSpec& spec, double token,
+                                           std::int64_t layer) {
   static std::map<std::tuple<double, std::int64_t, Role, std::int64_t, std::int64_t>,
                   std::vector<float>>
       known;
@@ -47,10 +49,10 @@ inline std::vector<float> token_row(const BufferSpec& spec, double token, std::i
 }
 
 // What is held of it: the row that its codes stand for, by the definition of its form; a plain row
-// is itself.
-inline std::vector<float> held_row(const BufferSpec& spec, double token, std::int64_t layer,
-                                   bool stays_plain = false) {
-  std::vector<float> given = token_row(spec, token, layer);
+// is itself. Valid until the next call.
+inline const std::vector<float>& held_row(const BufferSpec& spec, double token, std::int64_t layer,
+                                          bool stays_plain = false) {
+  const std::vector<float>& given = token_row(spec, token, layer);
   const RowFormat& format = spec.format;
   if (!format.is_coded() || stays_plain) return given;
   using Key = std::tuple<double, std::int64_t, Role, std::int64_t, std::int64_t, int, bool>;
@@ -67,13 +69,16 @@ inline std::vector<float> held_row(const BufferSpec& spec, double token, std::in
 }
 
 inline float* floats(HostTensor& tensor) { return static_cast<float*>(tensor.mutable_view().data); }
+inline const float* floats(const HostTensor& tensor) {
+  return static_cast<const float*>(tensor.view().data);
+}
 
 // New rows of one layer, packed [num_tokens, heads, dim].
 inline HostTensor packed_tokens(const BufferSpec& spec, const Tokens& tokens, std::int64_t layer) {
   HostTensor rows(DType::kF32, {size_of_tokens(tokens), spec.heads, spec.dim});
   float* to = floats(rows);
   for (const double token : tokens) {
-    const std::vector<float> row = token_row(spec, token, layer);
+    const std::vector<float>& row = token_row(spec, token, layer);
     to = std::copy(row.begin(), row.end(), to);
   }
   return rows;
@@ -91,7 +96,7 @@ inline HostTensor dense_tokens(const BufferSpec& spec, const std::vector<Tokens>
   for (std::int64_t b = 0; b < rows; ++b) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const double token = batch[static_cast<std::size_t>(b)][static_cast<std::size_t>(t)];
-      const std::vector<float> row = token_row(spec, token, layer);
+      const std::vector<float>& row = token_row(spec, token, layer);
       for (std::int64_t head = 0; head < spec.heads; ++head) {
         const std::int64_t at = head_first ? (b * spec.heads + head) * tokens + t
                                            : (b * tokens + t) * spec.heads + head;
@@ -121,12 +126,12 @@ inline HostTensor tokens_first(const HostTensor& rows, Layout layout) {
 // coded where the form is, but for `error` of what is largest in a row.
 inline bool are_rows_of(const HostTensor& rows, const BufferSpec& spec, const Tokens& tokens,
                         std::int64_t coded, std::int64_t layer, double error) {
+  if (rows.dtype() != DType::kF32) return false;
   if (rows.num_elements() != size_of_tokens(tokens) * spec.heads * spec.dim) return false;
-  const std::vector<float> found = values(rows);
-  std::size_t i = 0;
+  const float* found = floats(rows);
   for (const double token : tokens) {
     for (const float expected : held_row(spec, token, layer, coded-- <= 0)) {
-      if (!(std::abs(found[i++] - expected) <= error)) return false;
+      if (!(std::abs(*found++ - expected) <= error)) return false;
     }
   }
   return true;
@@ -153,7 +158,7 @@ inline std::vector<double> attention_by_formula(const float* query, const LayerS
     if (!sees(spec.life, first + n, first + p)) continue;
     const double token = tokens[static_cast<std::size_t>(p)];
     const std::vector<float> keys = held_row(spec.key(), token, layer, p >= coded);
-    const std::vector<float> rows = held_row(spec.value(), token, layer, p >= coded);
+    const std::vector<float>& rows = held_row(spec.value(), token, layer, p >= coded);
     for (std::int64_t head = 0; head < kQueryHeads; ++head) {
       const std::int64_t kv_head = head / (kQueryHeads / spec.key().heads);
       double score = 0;

@@ -45,16 +45,20 @@ class World {
   // What came of the calls since the last time, by name.
   Outcomes take_outcomes() { return std::exchange(outcomes_, {}); }
   void note(const Status& status) { outcomes_.insert(list_.outcome_of(status)); }
+  // Steps, forks and other changes that were asked of the cache so far.
+  std::int64_t operations() const { return operations_; }
   // One of 0 .. bound - 1.
   std::int64_t any(std::int64_t bound) {
     return static_cast<std::int64_t>(random_() % static_cast<std::uint32_t>(bound));
   }
 
   void open() {
+    ++operations_;
     ASSERT_EQ(face_->open().to_string(), "ok");
     seqs_.push_back(rules_.open());
   }
   void release(std::int64_t seq) {
+    ++operations_;
     const Status status = face_->release(seq);
     note(status);
     if (status.ok()) seqs_.erase(seqs_.begin() + seq);
@@ -66,6 +70,7 @@ class World {
   // One step over all sequences. `options`: attention over each layer's rows is compared with the
   // formula; null: none.
   void step(const Counts& counts, End end = End::kAll, const AttentionOptions* options = nullptr) {
+    ++operations_;
     std::vector<Tokens> rows;
     for (const std::int64_t count : counts) rows.push_back(new_tokens(count));
     ASSERT_EQ(face_->begin(counts).to_string(), "ok");
@@ -97,6 +102,7 @@ class World {
 
   // Attention through the layers' own windows, and through none.
   void step_through_wider() {
+    ++operations_;
     const Counts counts(seqs_.size(), 1);
     std::vector<Tokens> rows(seqs_.size());
     for (Tokens& row : rows) row = new_tokens(1);
@@ -114,6 +120,7 @@ class World {
   }
 
   void write_at(const std::vector<Counts>& positions) {
+    ++operations_;
     std::vector<Tokens> rows;
     for (const Counts& each : positions) {
       rows.push_back(new_tokens(static_cast<std::int64_t>(each.size())));
@@ -131,29 +138,34 @@ class World {
   }
 
   void fork(std::int64_t seq, std::int64_t length) {
+    ++operations_;
     const Status status = face_->fork(seq, length);
     if (!agrees(seq, length, status)) return;
     seqs_.push_back(at(seq));
     seqs_.back().cut(length);
   }
   void truncate(std::int64_t seq, std::int64_t n) {
+    ++operations_;
     n = std::max(n, least_length(seq));
     const Status status = face_->truncate(seq, n);
     if (agrees(seq, std::min(n, length(seq)), status)) cut(seq, std::min(n, length(seq)));
   }
   void rewind(std::int64_t seq, std::int64_t n) {
+    ++operations_;
     n = std::min(n, length(seq) - least_length(seq));
     const Status status = face_->rewind(seq, n);
     if (agrees(seq, length(seq) - n, status)) cut(seq, length(seq) - n);
   }
   // Whether there is such a call.
   bool hold(std::int64_t seq, bool hold) {
+    ++operations_;
     const Status status = face_->hold(seq, hold);
     note(status);
     if (status.ok()) rules_.hold(seqs_[static_cast<std::size_t>(seq)], hold);
     return status.ok();
   }
   void reorder(const Counts& beams) {
+    ++operations_;
     const Status status = face_->reorder(beams);
     note(status);
     if (!status.ok()) return;
@@ -164,6 +176,7 @@ class World {
   }
   // Whether there is such a call.
   bool crop(std::int64_t n) {
+    ++operations_;
     const Status status = face_->crop(n);
     note(status);
     if (!status.ok()) return false;
@@ -311,6 +324,7 @@ class World {
   std::vector<SequenceModel> seqs_;
   Outcomes outcomes_;
   double token_ = 0;
+  std::int64_t operations_ = 0;
 };
 
 }  // namespace kvcache::testing

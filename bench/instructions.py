@@ -6,11 +6,14 @@
 BUILD is a command line `kvcache`; with AFTER, another one, both are counted and compared, and the exit
 code is 1 where a case takes more than 1 % more instructions than before. Counted is what happens
 inside the kernels alone (attention's cuts, and linear layers with their rounding), and for whole calls
-what one of them takes: the difference between a run of many and a run of few. Valgrind knows no
-AVX-512, so the cases are of `avx2` and `portable`.
+what one of them takes: the difference between a run of many and a run of few. Calls of attention are
+those of whole_calls.cc, compiled against the library of the build. Valgrind knows no AVX-512, so the
+cases are of `avx2` and `portable`.
 """
 
 import argparse
+import functools
+import pathlib
 import re
 import subprocess
 import sys
@@ -22,7 +25,6 @@ CALLS = "--heads 8 --kv-heads 2 --threads 1 --ring-mib 1 --seed 1"
 HEADS = f"{CALLS} --repeats 1"
 SHAPE = "--shape qwen2-0.5b --threads 1 --repeats 1 --ring-mib 1"
 # Whole calls, by the functions of a step: their sum.
-ATTEND = (r"::AttentionPlan::run\(",)
 APPEND = (r"::Cache::update\(",)
 PAGES = (r"::PagedCache::reserve\(", r"::PagedCache::write\(", r"::PagedCache::commit\(")
 CASES = {
@@ -45,15 +47,16 @@ CASES = {
 }
 # name: functions, arguments of the run, its option that says how many, values of that, calls for each.
 MANY = {
-    f"{backend} call, {name}": (ATTEND, f"{words} --backend {backend} {CALLS}", "--repeats", (1, 6), 2)
-    for backend in ("avx2", "portable")
-    for name, words in (("decode 4096", "attention --kv-len 4096"),
-                        ("64 over 1024", "prefill --queries 64 --kv-len 1024"))
-} | {
     f"{name}, 32 layers, {dtype}": (
         functions, f"append --layers 32 --kv-len 1000 --repeats 1 --dtype {dtype}", "--appends",
         (16, 272), 1)
     for name, functions in (("append", APPEND), ("step in pages", PAGES)) for dtype in ("bf16", "f32")
+}
+# Backend, type of the rows, rows, queries.
+WHOLE = {
+    f"{backend} call, {name}, {dtype}": (backend, dtype, rows, queries)
+    for backend in ("avx2", "portable") for dtype in ("bf16", "f32")
+    for name, rows, queries in (("decode 4096", "4096", "1"), ("64 over 1024", "1024", "64"))
 }
 
 
@@ -87,6 +90,31 @@ def count_call(binary, functions, arguments, option, turns, calls):
     return (many - few) // ((turns[1] - turns[0]) * calls)
 
 
+@functools.cache
+def whole_calls(binary):
+    """The program whole_calls.cc over the library of a build, made beside it."""
+    build = pathlib.Path(binary).resolve().parent.parent
+    program, source = build / "whole_calls", pathlib.Path(__file__).with_name("whole_calls.cc")
+    cache = (build / "CMakeCache.txt").read_text(encoding="utf-8")
+    root = re.search(r"^CMAKE_HOME_DIRECTORY:INTERNAL=(.*)$", cache, re.MULTILINE)[1]
+    subprocess.run(["g++", "-std=c++20", "-O2", f"-I{root}/include", source, "-o", program,
+                    build / "src" / "libkvcache.a", "-lpthread"], check=True)
+    return program
+
+
+def count_whole_call(binary, *arguments):
+    """Instructions of one call of attention."""
+    totals = []
+    for calls in ("2", "5"):
+        ran = subprocess.run(["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null",
+                              whole_calls(binary), *arguments, calls],
+                             capture_output=True, text=True, check=False)
+        if ran.returncode != 0:
+            raise SystemExit(f"whole_calls {' '.join(arguments)}: {ran.stdout}{ran.stderr}")
+        totals.append(int(re.search(r"Collected : (\d+)", ran.stderr)[1]))
+    return (totals[1] - totals[0]) // 3
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,6 +127,7 @@ def main():
     print(f"{'instructions':<32}" + "".join(f"{name:>16}" for name in ("before", "after")[:len(arguments.builds)]))
     cases = [(name, count, case) for name, case in CASES.items()]
     cases += [(name, count_call, case) for name, case in MANY.items()]
+    cases += [(name, count_whole_call, case) for name, case in WHOLE.items()]
     for name, counted, case in cases:
         if arguments.only not in name:
             continue

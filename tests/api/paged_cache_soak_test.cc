@@ -201,9 +201,12 @@ class Soak {
     }
     return count;
   }
-  // Whether tables of more sequences and page ids have room, as the cache says.
-  bool agrees_on_tables(std::int64_t sequences, std::int64_t more_entries, const Status& status) {
-    const bool fits = in_budget(least_bytes(used_pages(), sequences, more_entries));
+  // Whether tables of more sequences and page ids have room now, before they are there.
+  bool has_room(std::int64_t sequences, std::int64_t more_entries) const {
+    return in_budget(least_bytes(used_pages(), sequences, more_entries));
+  }
+  // The same, as the cache said.
+  static bool agrees_on_room(bool fits, const Status& status) {
     RC_ASSERT((status.code() == StatusCode::kRetryLater) == !fits);
     return fits;
   }
@@ -333,8 +336,9 @@ class Soak {
 
   void open() {
     if (model_.size() >= 8) return;
+    const bool fits = has_room(1, 0);
     const Result<SequenceId> seq = f_.cache.open();
-    if (agrees_on_tables(1, 0, seq.status())) model_[seq.value()] = rules_.open();
+    if (agrees_on_room(fits, seq.status())) model_[seq.value()] = rules_.open();
   }
 
   void release(const Op& op) {
@@ -487,9 +491,10 @@ class Soak {
     const std::int64_t length = to_length(op, *seq);
     Model forked = model_[*seq];
     forked.tokens.resize(std::size_t(length));
+    const bool fits = has_room(1, live_entries(forked));
     const Result<SequenceId> child = f_.cache.fork(*seq, length);
     if (!busy(*seq) && rules_.reaches(model_[*seq], length) &&
-        !agrees_on_tables(1, live_entries(forked), child.status())) {
+        !agrees_on_room(fits, child.status())) {
       return;
     }
     if (agrees_to(*seq, length, child.status())) model_[*child] = forked;
@@ -533,12 +538,13 @@ class Soak {
     for (std::size_t i = 0; i < seqs.size(); ++i) {
       more += live_entries(model_[seqs[std::size_t(beams[i])]]) - live_entries(model_[seqs[i]]);
     }
+    const bool fits = has_room(0, more);
     const Status status = f_.cache.reorder(seqs, indices(beams));
     if (any_busy) {
       RC_ASSERT(status.code() == StatusCode::kInvalidArgument);
       return;
     }
-    if (!agrees_on_tables(0, more, status)) return;
+    if (!agrees_on_room(fits, status)) return;
     RC_ASSERT(status.to_string() == "ok");
     const std::map<SequenceId, Model> before = model_;
     for (std::size_t i = 0; i < seqs.size(); ++i) {

@@ -21,10 +21,9 @@ import tempfile
 
 ATTENTION = r"(avx2|portable)::.*::attend_cut\("
 LINEAR = r"kvcache::runner::linear\(float const\*, long, (std::span|kvcache::runner::Weight)"
-CALLS = "--heads 8 --kv-heads 2 --threads 1 --ring-mib 1 --seed 1"
-HEADS = f"{CALLS} --repeats 1"
+HEADS = "--heads 8 --kv-heads 2 --threads 1 --ring-mib 1 --seed 1 --repeats 1"
 SHAPE = "--shape qwen2-0.5b --threads 1 --repeats 1 --ring-mib 1"
-# Whole calls, by the functions of a step: their sum.
+# Whole calls of caches, by the functions of a step: their sum.
 APPEND = (r"::Cache::update\(",)
 PAGES = (r"::PagedCache::reserve\(", r"::PagedCache::write\(", r"::PagedCache::commit\(")
 CASES = {

@@ -1,8 +1,9 @@
 // Calls of attention and nothing beside them, for callgrind: bench/instructions.py compiles this
 // against the library of a build, of an earlier version too, so it uses what every version has.
 //
-//   whole_calls BACKEND f32|bf16 ROWS QUERIES CALLS     8 query heads over 2, of 128 elements, f32
-//   queries
+//   whole_calls BACKEND f32|bf16 ROWS QUERIES CALLS
+//
+// 8 query heads over 2, of 128 elements; queries in f32.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -217,8 +217,8 @@ class Soak {
     const PagedStats stats = f_.cache.stats();
     RC_ASSERT(stats.sequences == sequences);
     RC_ASSERT(stats.open_steps == open_steps);
-    const std::int64_t settled =
-        settled_bytes(memory_, f_.cache);  // before it is compared: it changes both
+    // A statement of its own: it changes what it is compared with.
+    const std::int64_t settled = settled_bytes(memory_, f_.cache);
     RC_ASSERT(settled == f_.cache.reserved_bytes());
   }
 

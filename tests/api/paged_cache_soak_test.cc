@@ -114,8 +114,8 @@ class Soak {
     if (config_.budget_bytes > 0) RC_ASSERT(f_.cache.reserved_bytes() <= config_.budget_bytes);
     RC_ASSERT(f_.cache.nbytes() == stored_bytes(seqs));
     RC_ASSERT(stats.pages_high_water >= stats.pages_held + stats.pages_reserved);
-    const std::int64_t settled =
-        settled_bytes(memory_, f_.cache);  // before it is compared: it changes both
+    // A statement of its own: it changes what it is compared with.
+    const std::int64_t settled = settled_bytes(memory_, f_.cache);
     RC_ASSERT(settled == f_.cache.reserved_bytes());
   }
 

@@ -90,15 +90,23 @@ void pack_whole(const RowFormat& keys, const float* q, int rows, int64_t dim, ch
   });
 }
 
-// Sums of kRows rows with 16 elements of four keys each.
+// Fours of keys that are scored side by side: each load of a plane serves all.
+constexpr int kKeyFours = 2;
+
+// Sums of kRows rows with 16 elements of kKeyFours times four keys.
 template <int kRows>
-KVC_SIMD_FN void dot_chunk(Bytes keys, const int8_t* q, S32 (&sums)[kRows][kPlanes]) {
+KVC_SIMD_FN void dot_chunk(const Bytes (&keys)[kKeyFours], const int8_t* q,
+                           S32 (&sums)[kRows][kPlanes][kKeyFours]) {
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int p = 0; p < kPlanes; ++p) {
-      sums[r][p] = dot_bytes(sums[r][p], keys,
-                             load_bytes(reinterpret_cast<const char*>(q + (r * kPlanes + p) * 64)));
+      const Bytes plane =
+          in_register(load_bytes(reinterpret_cast<const char*>(q + (r * kPlanes + p) * 64)));
+#pragma GCC unroll 2
+      for (int f = 0; f < kKeyFours; ++f) {
+        sums[r][p][f] = dot_bytes(sums[r][p][f], keys[f], plane);
+      }
     }
   }
 }
@@ -114,39 +122,56 @@ template <RowFormat::Kind kKind, int kRows, Prefetch kAsk>
   const int64_t bytes = kHalves ? dim / 2 : dim;
   S32 parts[kStreams][kRows];
 #pragma GCC unroll 1
-  for (int s = 0; s < kStreams; ++s) {
-    S32 sums[kRows][kPlanes];
+  for (int s = 0; s < kStreams; s += kKeyFours) {
+    S32 sums[kRows][kPlanes][kKeyFours];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kPlanes; ++p) sums[r][p] = S32{} + info[r].start[p];
+      for (int p = 0; p < kPlanes; ++p) {
+#pragma GCC unroll 2
+        for (int f = 0; f < kKeyFours; ++f) sums[r][p][f] = S32{} + info[r].start[p];
+      }
     }
     const int8_t* at = q;
 #pragma GCC unroll 1
     for (int64_t line = 0; line < bytes; line += 64) {
-      Bytes x[4];
+      Bytes lanes[kKeyFours][4];
+#pragma GCC unroll 2
+      for (int f = 0; f < kKeyFours; ++f) {
+        Bytes x[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        x[i] = load_bytes(here.rows[i * kStreams + s] + line, bytes - line);
-        ask<kAsk>(ahead.rows[i * kStreams + s] + line);
+        for (int i = 0; i < 4; ++i) {
+          x[i] = load_bytes(here.rows[i * kStreams + s + f] + line, bytes - line);
+          ask<kAsk>(ahead.rows[i * kStreams + s + f] + line);
+        }
+        exchange_lanes(x, lanes[f]);
       }
-      Bytes lanes[4];
-      exchange_lanes(x, lanes);
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
         if (c > 0 && line + c * 16 >= bytes) break;
+        const Bytes chunk[kKeyFours] = {lanes[0][c], lanes[1][c]};
         if constexpr (kHalves) {
-          dot_chunk<kRows>(look_up(levels, low_halves(lanes[c])), at, sums);
-          dot_chunk<kRows>(look_up(levels, high_halves(lanes[c])), at + kChunk, sums);
+          const Bytes low[kKeyFours] = {look_up(levels, low_halves(chunk[0])),
+                                        look_up(levels, low_halves(chunk[1]))};
+          dot_chunk<kRows>(low, at, sums);
+          const Bytes high[kKeyFours] = {look_up(levels, high_halves(chunk[0])),
+                                         look_up(levels, high_halves(chunk[1]))};
+          dot_chunk<kRows>(high, at + kChunk, sums);
           at += 2 * kChunk;
         } else {
-          dot_chunk<kRows>(flip(lanes[c]), at, sums);
+          const Bytes whole[kKeyFours] = {flip(chunk[0]), flip(chunk[1])};
+          dot_chunk<kRows>(whole, at, sums);
           at += kChunk;
         }
       }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) parts[s][r] = (sums[r][0] << 7) + sums[r][1];
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int f = 0; f < kKeyFours; ++f) {
+        parts[s + f][r] = (sums[r][0][f] << 7) + sums[r][1][f];
+      }
+    }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
@@ -177,6 +202,31 @@ void score_few_bytes(const char* q, const WholeRow* info, int rows, int64_t dim,
       });
 }
 
+// The weights of a row times the scales of the values, both in the order of the block's keys, as
+// whole numbers up to `most`, 0 behind the last. Returns their factor: NaN where one is not finite.
+// Scales behind weights of 0 may be anything.
+KVC_SIMD_FN float round_weights(const float* weights, const float* scales, int keys, float most,
+                                S32 (&whole)[kBlockVecs]) {
+  F32 x[kBlockVecs];
+  U32 top = {};
+#pragma GCC unroll 4
+  for (int v = 0; v < kBlockVecs; ++v) {
+    x[v] = zero();
+    if (v * kLanes >= keys) continue;
+    const F32 weight = load(weights + v * kLanes);
+    x[v] = weight == zero() ? zero() : weight * load(scales + v * kLanes);
+    // Scales of ggml may be negative. NaN is above all numbers.
+    top = max(top, bits_of(x[v]) & set1_u32(0x7fffffffu));
+  }
+  const float largest = from_bits(largest_everywhere(top))[0];
+  // Below that, weights are 0 in all but name. NaN is not.
+  const bool some = !(largest <= 1e-30f);
+  const F32 by = set1(some ? most / largest : 0.0f);
+#pragma GCC unroll 4
+  for (int v = 0; v < kBlockVecs; ++v) whole[v] = to_nearest(x[v] * by);
+  return (some ? largest / most : 0.0f) + largest * 0.0f;
+}
+
 // Values of a block with their scales, and weights of up to four rows.
 struct ByteBlock : ValueBlock {
   float scales[kBlock];
@@ -192,10 +242,15 @@ struct ByteBlock : ValueBlock {
   }
 
   [[gnu::always_inline]] void round(int row, const float* from) {
-    factors[row] = round_weights(from, scales, keys, kWeightMax, [&](int v, S32 whole) {
-      store_low_bytes(weights[row][0] + v * kLanes, whole >> 8);
-      store_low_bytes(weights[row][1] + v * kLanes, whole);
-    });
+    S32 whole[kBlockVecs];
+    factors[row] = round_weights(from, scales, keys, kWeightMax, whole);
+    Bytes planes[kPlanes];
+    split_unsigned_planes(whole, planes);
+#pragma GCC unroll 2
+    for (int p = 0; p < kPlanes; ++p) {
+      const Bytes in_order = fours_by_lane(planes[p]);
+      __builtin_memcpy(weights[row][p], &in_order, kBlock);
+    }
   }
 };
 

@@ -162,24 +162,8 @@ struct GroupWeights {
   template <RowFormat::Kind kKind>
   [[gnu::always_inline]] void round(const float* from, const float* scales, Bytes offsets,
                                     int keys) {
-    F32 x[kSets];
-    U32 top = {};
-#pragma GCC unroll 4
-    for (int v = 0; v < kSets; ++v) {
-      x[v] = zero();
-      if (v * kSet >= keys) continue;
-      const F32 weight = load(from + v * kLanes);
-      x[v] = weight == zero() ? zero() : weight * load(scales + v * kLanes);
-      top = max(top, bits_of(x[v]) & set1_u32(0x7fffffffu));  // NaN is above all numbers
-    }
-    const float largest = from_bits(largest_everywhere(top))[0];
-    // Below that, weights are 0 in all but name. NaN is not.
-    const bool some = !(largest <= 1e-30f);
-    const F32 by = set1(some ? kGroupWeightMax / largest : 0.0f);
-    factor = (some ? largest / kGroupWeightMax : 0.0f) + largest * 0.0f;
     S32 whole[kSets];
-#pragma GCC unroll 4
-    for (int v = 0; v < kSets; ++v) whole[v] = to_nearest(x[v] * by);
+    factor = round_weights(from, scales, keys, kGroupWeightMax, whole);
     Bytes split[kPlanes];
     split_planes(whole, split);
     S32 sum = dot_bytes(S32{}, offsets, split[0]) << 8;

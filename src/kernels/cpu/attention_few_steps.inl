@@ -117,6 +117,19 @@ class Steps {
     int64_t begin, end;
   };
 
+  // A place in each stream.
+  struct Places {
+    using Four = int64_t __attribute__((vector_size(kStreams * sizeof(int64_t)), aligned(8)));
+    Four at = {};
+
+    void set(int s, const char* place) { at[s] = reinterpret_cast<int64_t>(place); }
+    void put(int64_t behind, const char** to) const {  // bytes
+      const Four places = at + behind;
+      __builtin_memcpy(to, &places, sizeof(places));
+    }
+    void ask(int s) const { __builtin_prefetch(reinterpret_cast<const char*>(at[s]), 0, 3); }
+  };
+
   void enter(Stretch stretch) {
     stretch_ = stretch;
     view_ = stretch == Stretch::kValues ? &task_.rows->v : &task_.rows->k;
@@ -181,18 +194,17 @@ class Steps {
     step->count = kStep;
     step->runs = true;
     const int64_t stride = view_->token_stride;
+    const Places first = first_;
 #pragma GCC unroll 4
-    for (int i = 0; i < kStepRows; ++i) {
-#pragma GCC unroll 4
-      for (int s = 0; s < kStreams; ++s) step->rows[i * kStreams + s] = first_[s] + i * stride;
-    }
-#pragma GCC unroll 4
-    for (int s = 0; s < kStreams; ++s) first_[s] += kStepRows * stride;
+    for (int i = 0; i < kStepRows; ++i) first.put(i * stride, step->rows + i * kStreams);
+    first_.at = first.at + kStepRows * stride;
     if (scaled_) {
-      for (int s = 0; s < kStreams; ++s) {
-        set_scales(streams_[s], row_of(number * kStep + s), step, s);
-        __builtin_prefetch(step->scales[s], 0, 3);
-      }
+      first_scales_.put(0, step->scales);
+      first_zeros_.put(0, step->zeros);
+#pragma GCC unroll 4
+      for (int s = 0; s < kStreams; ++s) first_scales_.ask(s);
+      first_scales_.at += kStepRows * 2;
+      first_zeros_.at += kStepRows;
     }
     following_ = number + 1 < last_ ? number + 1 : -1;
   }
@@ -202,8 +214,15 @@ class Steps {
     int64_t steps = blocks_ * (kBlock / kStep);
     for (int s = 0; s < kStreams; ++s) {
       const int64_t row = row_of(number * kStep + s);
-      first_[s] = row_at(&streams_[s], row);
-      steps = min_of(steps, (streams_[s].end - row) / kStepRows);
+      Stream& stream = streams_[s];
+      if (row < stream.begin || row >= stream.end) enter_page(&stream, row);
+      const int64_t at = row - stream.begin;
+      first_.set(s, stream.data + at * view_->token_stride);
+      if (scaled_) {
+        first_scales_.set(s, stream.scales + at * 2);
+        first_zeros_.set(s, stream.zeros + at);
+      }
+      steps = min_of(steps, (stream.end - row) / kStepRows);
     }
     last_ = number + static_cast<int>(steps);
     return steps > 0;
@@ -247,11 +266,6 @@ class Steps {
     step->zeros[key] = stream.zeros + (row - stream.begin);
   }
 
-  const char* row_at(Stream* stream, int64_t row) {
-    if (row < stream->begin || row >= stream->end) enter_page(stream, row);
-    return stream->data + (row - stream->begin) * view_->token_stride;
-  }
-
   void enter_page(Stream* stream, int64_t row) {
     const KvRows& rows = *task_.rows;
     // Without a table all rows are slots of the only page.
@@ -285,7 +299,8 @@ class Steps {
   int following_ = -1;  // the step whose rows begin at first_
   int last_ = 0;        // behind the last step within the same pages
   unsigned at_ = 0;
-  const char* first_[kStreams];
+  // Of the step to be found, where it follows the last one.
+  Places first_, first_scales_, first_zeros_;
   Stream streams_[kStreams];
   Step ring_[kRing];
 };

@@ -230,6 +230,29 @@ struct WholeBlock : ValueBlock {
   }
 };
 
+// The weights of a row times the scales of the values, both in the order of the block's keys, as
+// whole numbers up to `most`: put(v, vector v of them). Returns their factor: NaN where one is not
+// finite. Scales behind weights of 0 may be anything.
+template <typename Put>
+KVC_SIMD_FN float round_weights(const float* weights, const float* scales, int keys, int most,
+                                Put put) {
+  F32 x[kBlockVecs];
+  F32 top = zero();
+  F32 check = zero();
+  const int vectors = keys / kLanes;
+  for (int v = 0; v < vectors; ++v) {
+    const F32 weight = load(weights + v * kLanes);
+    x[v] = weight == zero() ? zero() : weight * load(scales + v * kLanes);
+    top = max(top, max(x[v], zero() - x[v]));  // ggml's scales may be negative
+    check = check + x[v] * zero();
+  }
+  const float largest = reduce_max(top);
+  const bool some = largest > 1e-30f;
+  const F32 by = set1(some ? static_cast<float>(most) / largest : 0.0f);
+  for (int v = 0; v < vectors; ++v) put(v, to_nearest(x[v] * by));
+  return (some ? largest / static_cast<float>(most) : 0.0f) + reduce_add(check);
+}
+
 // Weights of rows times the scales of a group.
 template <int kRows>
 struct WordWeights {

@@ -51,6 +51,7 @@ KVC_SIMD_FN Bytes look_up(Bytes table, Bytes codes) {
   return found;
 }
 
+KVC_SIMD_FN Bytes in_register(Bytes x) { return x; }
 KVC_SIMD_FN S32 dot_bytes(S32 sum, Bytes a, Bytes b) {
   for (int i = 0; i < 64; ++i) sum[i / 4] += a[i] * signed_at(b, i);
   return sum;
@@ -84,6 +85,17 @@ KVC_SIMD_FN void split_planes(const S32* x, Bytes* to) {
       int word = x[i / 4][lane * 4 + i % 4];
       word = word > 32767 ? 32767 : word;
       word = word < -32768 ? -32768 : word;
+      to[0][lane * 16 + i] = static_cast<unsigned char>(word >> 8);
+      to[1][lane * 16 + i] = static_cast<unsigned char>(word);
+    }
+  }
+}
+KVC_SIMD_FN void split_unsigned_planes(const S32* x, Bytes* to) {
+  for (int lane = 0; lane < 4; ++lane) {
+    for (int i = 0; i < 16; ++i) {
+      int word = x[i / 4][lane * 4 + i % 4];
+      word = word > 65535 ? 65535 : word;
+      word = word < 0 ? 0 : word;
       to[0][lane * 16 + i] = static_cast<unsigned char>(word >> 8);
       to[1][lane * 16 + i] = static_cast<unsigned char>(word);
     }
@@ -141,9 +153,6 @@ KVC_SIMD_FN S32 to_nearest(F32 x) {
     whole[i] = fits ? static_cast<std::int32_t>(std::nearbyint(x[i])) : INT32_MIN;
   }
   return whole;
-}
-KVC_SIMD_FN void store_low_bytes(std::uint8_t* to, S32 x) {
-  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<std::uint8_t>(x[i]);
 }
 KVC_SIMD_FN void widen_four_fours(const char* const* from, F32* to) {
   std::uint16_t halves[16];

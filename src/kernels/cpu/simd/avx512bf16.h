@@ -28,6 +28,10 @@ KVC_SIMD_FN Bytes load_bytes(const char* from, std::int64_t n) {
   if (n >= 64) return load_bytes(from);
   return _mm512_maskz_loadu_epi8((std::uint64_t{1} << n) - 1, from);
 }
+KVC_SIMD_FN Bytes in_register(Bytes x) {
+  asm("" : "+v"(x));
+  return x;
+}
 KVC_SIMD_FN S32 dot_bytes(S32 sum, Bytes a, Bytes b) {
   return reinterpret_cast<S32>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), a, b));
 }
@@ -118,6 +122,18 @@ KVC_SIMD_FN void split_planes(const S32* x, Bytes* to) {
   to[0] = _mm512_packs_epi16(high[0], high[1]);
   to[1] = _mm512_packus_epi16(low[0], low[1]);
 }
+KVC_SIMD_FN void split_unsigned_planes(const S32* x, Bytes* to) {
+  __m512i high[2];
+  __m512i low[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m512i words = _mm512_packus_epi32(reinterpret_cast<__m512i>(x[2 * i]),
+                                              reinterpret_cast<__m512i>(x[2 * i + 1]));
+    high[i] = _mm512_srli_epi16(words, 8);
+    low[i] = _mm512_and_si512(words, _mm512_set1_epi16(255));
+  }
+  to[0] = _mm512_packus_epi16(high[0], high[1]);
+  to[1] = _mm512_packus_epi16(low[0], low[1]);
+}
 KVC_SIMD_FN void spread_fours(Bytes x, Bytes* to) {
   to[0] = _mm512_shuffle_epi32(x, _MM_PERM_AAAA);
   to[1] = _mm512_shuffle_epi32(x, _MM_PERM_BBBB);
@@ -134,10 +150,6 @@ KVC_SIMD_FN S32 in_first_of_fours(std::int32_t x) {
 }
 KVC_SIMD_FN F32 to_float(S32 x) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(x)); }
 KVC_SIMD_FN S32 to_nearest(F32 x) { return reinterpret_cast<S32>(_mm512_cvtps_epi32(x)); }
-KVC_SIMD_FN void store_low_bytes(std::uint8_t* to, S32 x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                   _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
-}
 KVC_SIMD_FN void widen_four_fours(const char* const* from, F32* to) {
   std::uint64_t x[4];
   for (int i = 0; i < 4; ++i) __builtin_memcpy(&x[i], from[i], sizeof(x[i]));

@@ -50,7 +50,8 @@
 //   load_four(a, b, c, d)               16 bytes of each, in a lane each
 //   split_planes(x, to)                 256 to[0] + to[1], of which that is unsigned, of numbers of
 //                                       16 bits: dword i of lane j has 4 j .. 4 j + 3 of x[i]
-//   fours_by_lane(x)                    64 bytes in their order brought into that one
+//   split_unsigned_planes(x, to)        the same of 0 .. 65 535, both unsigned
+//   fours_by_lane(x)                    64 bytes in their order brought into that one, or back
 //   spread_fours(x, to)                 dword i of a lane of x in all of that lane of to[i]
 //   add_lanes(x)                        lane i: the sum of the lanes of x[i], i < 4
 //   add_within_lanes(x)                 in all of a lane: the sum of it

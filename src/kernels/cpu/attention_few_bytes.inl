@@ -4,8 +4,9 @@
 //
 // Scores. The whole numbers of a query are two planes of signed bytes, 128 h + l: 2^-15 of its
 // largest element is lost. Keys are made unsigned by adding 128, and -128 sum(q) is where the sums
-// begin. Four keys lie side by side in the lanes of a vector, 16 elements each, so that a load of a
-// plane serves four keys, and few operations add up a score.
+// begin. Four keys lie side by side in the lanes of a vector, 16 elements each, and two such
+// vectors are multiplied side by side, so that a load of a plane serves eight keys, and few
+// operations add up a score.
 //
 // Values. Weights are two planes of unsigned bytes, 256 h + l: 2^-17 of a block's largest is lost.
 // The bytes of four values lie side by side, so that a dot product adds four keys.

@@ -1,11 +1,10 @@
-// Rows that become codes, and rows that are turned: bit for bit what tensor/codecs/ defines, in
-// vectors. Part of rows.inl. A row is brought into floats first, zeros behind its end; from there
-// on an element takes the operations of the definition in their order, 16 elements at a time, and
-// sums are of 16 lanes (lm4.h), whatever the width of a vector.
+// Rows that become codes: bit for bit what tensor/codecs/ defines, in vectors. Part of rows.inl. A
+// row is brought into floats first, zeros behind its end, and turned (rotate.inl); from there on an
+// element takes the operations of the definition in their order, 16 elements at a time, and sums
+// are of 16 lanes (lm4.h), whatever the width of a vector.
 #include "tensor/codecs/coded_block.h"
 #include "tensor/codecs/ggml.h"
 #include "tensor/codecs/lm4.h"
-#include "tensor/codecs/rotate.h"
 
 #if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__)
 #define KVC_FUSED 1
@@ -36,7 +35,8 @@ KVC_SIMD_FN std::uint16_t to_half(float x) {
   store_f16(halves, set1(x));
   return halves[0];
 }
-KVC_SIMD_FN float from_half(std::uint16_t half) { return load_f16_n(&half, 1)[0]; }
+// By a broadcast: a vector load of what was just stored would wait until that is in the cache.
+KVC_SIMD_FN float from_half(std::uint16_t half) { return repeat_f16(&half)[0]; }
 
 // See scale.h.
 KVC_SIMD_FN std::uint16_t scale_above(float value) {
@@ -205,20 +205,37 @@ void encode_int4(const float* row, const CodesAt& to, std::int64_t group) {
 struct Level {
   F32 up, level;
 };
+#if KVC_SIMD_TABLE
+// For each stretch of 8 from 0 up, in which lies one bound at most: the level at its begin, that
+// bound, and the level past it.
+struct LevelTable {
+  float up[16], level[16], bound[16], past[16];
+};
+constexpr LevelTable level_table() {
+  LevelTable table = {};
+  for (int i = 0; i < 16; ++i) {
+    int up = 0;
+    while (up < 7 && kLm4Bounds[up] < static_cast<float>(8 * i)) ++up;
+    const bool here = up < 7 && kLm4Bounds[up] < static_cast<float>(8 * i + 8);
+    table.up[i] = static_cast<float>(up);
+    table.level[i] = kLm4Levels[8 + up];
+    table.bound[i] = here ? kLm4Bounds[up] : __builtin_inff();
+    table.past[i] = here ? kLm4Levels[9 + up] : 0.0f;
+  }
+  return table;
+}
+#endif
 KVC_SIMD_FN Level level_of(F32 x) {
 #if KVC_SIMD_TABLE
-  U32 up = U32{};
-#pragma GCC unroll 7
-  for (int b = 0; b < 7; ++b) {
-    up = x >= set1(kLm4Bounds[b]) ? up + set1_u32(1) : up;
-  }
-  Codes codes;
-  __builtin_memcpy(&codes, kLm4Levels, sizeof(codes));
-  F32 levels;
-  widen_codes(codes, &levels);
-  I32 whole;
-  __builtin_memcpy(&whole, &up, sizeof(whole));
-  return {__builtin_convertvector(whole, F32), pick(levels, up + set1_u32(8))};
+  static constexpr LevelTable kTable = level_table();
+  const F32 within = x > set1(127.0f) ? set1(127.0f) : x;
+  const I32 stretch = __builtin_convertvector(within * set1(0.125f), I32);
+  U32 at;
+  __builtin_memcpy(&at, &stretch, sizeof(at));
+  const F32 up = pick(load(kTable.up), at);
+  const I32 past = x >= pick(load(kTable.bound), at);
+  return {past ? up + set1(1.0f) : up,
+          past ? pick(load(kTable.past), at) : pick(load(kTable.level), at)};
 #else
   F32 up = zero();
   F32 level = set1(kLm4Levels[8]);
@@ -334,64 +351,6 @@ void encode_q4_0(const float* row, std::byte* block) {
         const F32 whole = __builtin_convertvector(__builtin_convertvector(code, I32), F32);
         return whole > set1(15.0f) ? set1(15.0f) : whole;
       });
-}
-
-// --- Rotation. ---
-
-// Lane i gets lane i ^ kDistance.
-template <int kDistance>
-KVC_SIMD_FN F32 partner(F32 x) {
-#define KVC_LANE(i) ((i) ^ kDistance)
-#define KVC_LANES_4(i) KVC_LANE(i), KVC_LANE((i) + 1), KVC_LANE((i) + 2), KVC_LANE((i) + 3)
-#if KVC_SIMD_BYTES == 16
-  return __builtin_shufflevector(x, x, KVC_LANES_4(0));
-#elif KVC_SIMD_BYTES == 32
-  return __builtin_shufflevector(x, x, KVC_LANES_4(0), KVC_LANES_4(4));
-#else
-  return __builtin_shufflevector(x, x, KVC_LANES_4(0), KVC_LANES_4(4), KVC_LANES_4(8),
-                                 KVC_LANES_4(12));
-#endif
-#undef KVC_LANES_4
-#undef KVC_LANE
-}
-
-// The butterflies of a distance below kLanes: lane i of a pair gets a + b, its partner a - b.
-template <int kDistance>
-KVC_SIMD_FN F32 butterfly(F32 x) {
-  U32 signs;
-  for (int l = 0; l < kLanes; ++l) signs[l] = (l & kDistance) != 0 ? 0x80000000u : 0u;
-  return partner<kDistance>(x) + from_bits(bits_of(x) ^ signs);
-}
-
-// REQUIRES: blocks of at least kChunk.
-KVC_SIMD_FN void turn(float* row, std::int64_t elements) {
-  const std::int64_t block = elements & -elements;
-  float factor = 1;  // rotation_factor()
-  for (std::int64_t n = block; n >= 2; n /= 4) factor *= n == 2 ? 0.70710678118654752f : 0.5f;
-  for (std::int64_t i = 0; i < elements; i += kLanes) {
-    F32 x = load(row + i);
-    x = butterfly<1>(x);
-    x = butterfly<2>(x);
-#if KVC_SIMD_BYTES >= 32
-    x = butterfly<4>(x);
-#endif
-#if KVC_SIMD_BYTES >= 64
-    x = butterfly<8>(x);
-#endif
-    store(row + i, x);
-  }
-  for (std::int64_t distance = kLanes; distance < block; distance *= 2) {
-    for (std::int64_t begin = 0; begin < elements; begin += 2 * distance) {
-      for (std::int64_t i = begin; i < begin + distance; i += kLanes) {
-        const F32 a = load(row + i);
-        const F32 b = load(row + i + distance);
-        store(row + i, a + b);
-        store(row + i + distance, a - b);
-      }
-    }
-  }
-  const F32 by = set1(factor);
-  for (std::int64_t i = 0; i < elements; i += kLanes) store(row + i, load(row + i) * by);
 }
 
 // --- Blocks of rows. ---

@@ -120,6 +120,8 @@ void move(const RowCopy& rows) {
 }  // namespace
 }  // namespace kvcache::internal::KVC_SIMD
 
+#include "kernels/cpu/rotate.inl"
+
 #include "kernels/cpu/encode.inl"
 
 namespace kvcache::internal::KVC_SIMD {

@@ -120,6 +120,7 @@ class Steps {
   // A place in each stream.
   struct Places {
     using Four = int64_t __attribute__((vector_size(kStreams * sizeof(int64_t)), aligned(8)));
+    static_assert(sizeof(const char*) == sizeof(int64_t));
     Four at = {};
 
     void set(int s, const char* place) { at[s] = reinterpret_cast<int64_t>(place); }

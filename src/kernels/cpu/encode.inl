@@ -224,6 +224,21 @@ constexpr LevelTable level_table() {
   }
   return table;
 }
+// Whether it says of every quarter up to 128 what the definition says.
+constexpr bool finds_levels(const LevelTable& table) {
+  for (int i = 0; i < 16; ++i) {
+    for (float x = static_cast<float>(8 * i); x < static_cast<float>(8 * i + 8); x += 0.25f) {
+      int up = 0;
+      while (up < 7 && x >= kLm4Bounds[up]) ++up;
+      const bool past = x >= table.bound[i];
+      const float level = past ? table.past[i] : table.level[i];
+      if (table.up[i] + (past ? 1 : 0) != static_cast<float>(up)) return false;
+      if (level != static_cast<float>(kLm4Levels[8 + up])) return false;
+    }
+  }
+  return table.up[15] == 7;
+}
+static_assert(finds_levels(level_table()));
 #endif
 KVC_SIMD_FN Level level_of(F32 x) {
 #if KVC_SIMD_TABLE
@@ -233,7 +248,7 @@ KVC_SIMD_FN Level level_of(F32 x) {
   U32 at;
   __builtin_memcpy(&at, &stretch, sizeof(at));
   const F32 up = pick(load(kTable.up), at);
-  const I32 past = x >= pick(load(kTable.bound), at);
+  const I32 past = within >= pick(load(kTable.bound), at);
   return {past ? up + set1(1.0f) : up,
           past ? pick(load(kTable.past), at) : pick(load(kTable.level), at)};
 #else

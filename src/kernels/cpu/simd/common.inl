@@ -15,7 +15,7 @@
 //   load_bf16_pairs                     2 kLanes elements, the even and the odd ones
 //   fold(x)                             lane i: the sum of x[i], i < kLanes; in two halves,
 //   fold_four(x), fold_fours(quads)     the first over four vectors
-//   in_register(x)                      x, kept from being read from memory at each use
+//   in_register(x)                      x, kept from being read from memory at each use; Bytes too
 //   transpose(x)                        kLanes vectors as a matrix
 //   round_pair(low, high)               two floats as bf16, to nearest even
 //   widen_codes(codes, x)               16 whole numbers of a byte as floats: 16 / kLanes vectors

@@ -135,18 +135,14 @@ PrefetchTrial try_prefetch(const Backend& backend, int row, int turns) noexcept 
     return trial;
   }
   rows.attend(*backend.cuts, Prefetch::kRuns);  // finds code, pages and the clock awake
-  const auto measure = [&] {
-    for (int turn = 0; turn < turns; ++turn) {
-      for (int i = 0; i < kNumPrefetchLevels; ++i) {
-        const double seconds = rows.attend(*backend.cuts, kPrefetchLevels[i]);
-        const double rate = static_cast<double>(kBytes) / std::max(seconds, 1e-9) / 1e9;
-        trial.gb_per_s[i] = std::max(trial.gb_per_s[i], rate);
-      }
+  for (int turn = 0; turn < turns; ++turn) {
+    for (int i = 0; i < kNumPrefetchLevels; ++i) {
+      const double seconds = rows.attend(*backend.cuts, kPrefetchLevels[i]);
+      const double rate = static_cast<double>(kBytes) / std::max(seconds, 1e-9) / 1e9;
+      trial.gb_per_s[i] = std::max(trial.gb_per_s[i], rate);
     }
-    return choose_prefetch(trial.gb_per_s, trial.table);
-  };
-  // What goes against the table must do so twice.
-  if (measure() != trial.table) trial.level = measure();
+  }
+  trial.level = choose_prefetch(trial.gb_per_s, trial.table);
   return trial;
 }
 

@@ -38,9 +38,8 @@ Prefetch prefetch_table(std::uint32_t amd_family, std::uint32_t model, int row) 
 Prefetch choose_prefetch(const double (&gb_per_s)[kNumPrefetchLevels], Prefetch table) noexcept;
 
 // One query of four heads over a MiB of rows that are in no cache, level after level, `turns` times
-// over, about 0.3 ms each, and as often again where that goes against the table: the kernel of
-// `backend` itself, on the calling thread. Without memory for it, or without a kernel, nothing is
-// measured and the table stands.
+// over, about 0.3 ms each: the kernel of `backend` itself, on the calling thread. Without memory
+// for it, or without a kernel, nothing is measured and the table stands.
 PrefetchTrial try_prefetch(const Backend& backend, int row, int turns) noexcept;
 
 // The trial that decides in this process, made at the first call for a backend and row.

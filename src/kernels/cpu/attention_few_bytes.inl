@@ -246,7 +246,7 @@ struct ByteBlock : ValueBlock {
     S32 whole[kBlockVecs];
     factors[row] = round_weights(from, scales, keys, kWeightMax, whole);
     Bytes planes[kPlanes];
-    split_unsigned_planes(whole, planes);
+    split_planes<false>(whole, planes);
 #pragma GCC unroll 2
     for (int p = 0; p < kPlanes; ++p) {
       const Bytes in_order = fours_by_lane(planes[p]);

@@ -165,7 +165,7 @@ struct GroupWeights {
     S32 whole[kSets];
     factor = round_weights(from, scales, keys, kGroupWeightMax, whole);
     Bytes split[kPlanes];
-    split_planes(whole, split);
+    split_planes<true>(whole, split);
     S32 sum = dot_bytes(S32{}, offsets, split[0]) << 8;
     if constexpr (kKind != RowFormat::kQ8_0) sum = dot_bytes(sum, split[1], offsets);
     start = S32{} - add_within_lanes(sum);

@@ -79,23 +79,15 @@ KVC_SIMD_FN Bytes fours_by_lane(Bytes x) {
   for (int i = 0; i < 64; ++i) to[i] = x[i % 16 / 4 * 16 + i / 16 * 4 + i % 4];
   return to;
 }
+template <bool kSigned>
 KVC_SIMD_FN void split_planes(const S32* x, Bytes* to) {
+  constexpr int kLeast = kSigned ? -32768 : 0;
+  constexpr int kMost = kSigned ? 32767 : 65535;
   for (int lane = 0; lane < 4; ++lane) {
     for (int i = 0; i < 16; ++i) {
       int word = x[i / 4][lane * 4 + i % 4];
-      word = word > 32767 ? 32767 : word;
-      word = word < -32768 ? -32768 : word;
-      to[0][lane * 16 + i] = static_cast<unsigned char>(word >> 8);
-      to[1][lane * 16 + i] = static_cast<unsigned char>(word);
-    }
-  }
-}
-KVC_SIMD_FN void split_unsigned_planes(const S32* x, Bytes* to) {
-  for (int lane = 0; lane < 4; ++lane) {
-    for (int i = 0; i < 16; ++i) {
-      int word = x[i / 4][lane * 4 + i % 4];
-      word = word > 65535 ? 65535 : word;
-      word = word < 0 ? 0 : word;
+      word = word > kMost ? kMost : word;
+      word = word < kLeast ? kLeast : word;
       to[0][lane * 16 + i] = static_cast<unsigned char>(word >> 8);
       to[1][lane * 16 + i] = static_cast<unsigned char>(word);
     }

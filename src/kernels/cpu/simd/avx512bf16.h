@@ -110,28 +110,18 @@ KVC_SIMD_FN U32 largest_everywhere(U32 x) {
   top = _mm512_max_epu32(top, _mm512_shuffle_epi32(top, _MM_PERM_BADC));
   return reinterpret_cast<U32>(_mm512_max_epu32(top, _mm512_shuffle_epi32(top, _MM_PERM_CDAB)));
 }
+template <bool kSigned>
 KVC_SIMD_FN void split_planes(const S32* x, Bytes* to) {
   __m512i high[2];
   __m512i low[2];
   for (int i = 0; i < 2; ++i) {
-    const __m512i words = _mm512_packs_epi32(reinterpret_cast<__m512i>(x[2 * i]),
-                                             reinterpret_cast<__m512i>(x[2 * i + 1]));
-    high[i] = _mm512_srai_epi16(words, 8);
+    const auto a = reinterpret_cast<__m512i>(x[2 * i]);
+    const auto b = reinterpret_cast<__m512i>(x[2 * i + 1]);
+    const __m512i words = kSigned ? _mm512_packs_epi32(a, b) : _mm512_packus_epi32(a, b);
+    high[i] = kSigned ? _mm512_srai_epi16(words, 8) : _mm512_srli_epi16(words, 8);
     low[i] = _mm512_and_si512(words, _mm512_set1_epi16(255));
   }
-  to[0] = _mm512_packs_epi16(high[0], high[1]);
-  to[1] = _mm512_packus_epi16(low[0], low[1]);
-}
-KVC_SIMD_FN void split_unsigned_planes(const S32* x, Bytes* to) {
-  __m512i high[2];
-  __m512i low[2];
-  for (int i = 0; i < 2; ++i) {
-    const __m512i words = _mm512_packus_epi32(reinterpret_cast<__m512i>(x[2 * i]),
-                                              reinterpret_cast<__m512i>(x[2 * i + 1]));
-    high[i] = _mm512_srli_epi16(words, 8);
-    low[i] = _mm512_and_si512(words, _mm512_set1_epi16(255));
-  }
-  to[0] = _mm512_packus_epi16(high[0], high[1]);
+  to[0] = kSigned ? _mm512_packs_epi16(high[0], high[1]) : _mm512_packus_epi16(high[0], high[1]);
   to[1] = _mm512_packus_epi16(low[0], low[1]);
 }
 KVC_SIMD_FN void spread_fours(Bytes x, Bytes* to) {

@@ -48,9 +48,9 @@
 //                                       those of i = 0 .. 7 or 8 .. 15, in two vectors of four
 //   add_neighbours(a, b)                within a lane: a0 + a2, b0 + b2, a1 + a3, b1 + b3
 //   load_four(a, b, c, d)               16 bytes of each, in a lane each
-//   split_planes(x, to)                 256 to[0] + to[1], of which that is unsigned, of numbers of
-//                                       16 bits: dword i of lane j has 4 j .. 4 j + 3 of x[i]
-//   split_unsigned_planes(x, to)        the same of 0 .. 65 535, both unsigned
+//   split_planes<signed>(x, to)         256 to[0] + to[1], of numbers of 16 bits, of which to[1] is
+//                                       unsigned, and to[0] where x is: dword i of lane j has
+//                                       4 j .. 4 j + 3 of x[i]
 //   fours_by_lane(x)                    64 bytes in their order brought into that one, or back
 //   spread_fours(x, to)                 dword i of a lane of x in all of that lane of to[i]
 //   add_lanes(x)                        lane i: the sum of the lanes of x[i], i < 4

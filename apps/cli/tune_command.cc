@@ -38,7 +38,9 @@ Status run(const Flags& flags) {
   for (const PrefetchChoice& choice : choices) {
     print("rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
   }
-  print("A process measures 3 turns for itself; KVCACHE_PREFETCH=LEVEL overrides.\n");
+  print(
+      "A process measures 3 turns for itself, and 6 where these go against its family; "
+      "KVCACHE_PREFETCH=LEVEL overrides.\n");
   return {};
 }
 

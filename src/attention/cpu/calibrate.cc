@@ -158,6 +158,8 @@ const PrefetchTrial& decided_prefetch(const Backend& backend, int row) noexcept 
   const std::lock_guard<std::mutex> lock(mutex);
   if (here.ready.load(std::memory_order_relaxed) == nullptr) {
     here.trial = try_prefetch(backend, row, kTurns);
+    // What goes against the table must do so twice.
+    if (here.trial.level != here.trial.table) here.trial = try_prefetch(backend, row, 2 * kTurns);
     here.ready.store(&here.trial, std::memory_order_release);
   }
   return here.trial;

@@ -42,7 +42,8 @@ Prefetch choose_prefetch(const double (&gb_per_s)[kNumPrefetchLevels], Prefetch 
 // for it, or without a kernel, nothing is measured and the table stands.
 PrefetchTrial try_prefetch(const Backend& backend, int row, int turns) noexcept;
 
-// The trial that decides in this process, made at the first call for a backend and row.
+// The trial that decides in this process, made at the first call for a backend and row; made again,
+// longer, where it goes against the table.
 // Thread safety: may be called from any thread.
 const PrefetchTrial& decided_prefetch(const Backend& backend, int row) noexcept;
 

@@ -146,13 +146,22 @@ inline HostTensor any_queries(std::int64_t count, std::int64_t dim, std::uint32_
   return q;
 }
 
+struct Attended {
+  std::vector<double> out;      // [kQueryHeads, v_dim]
+  std::vector<double> spreads;  // [kQueryHeads]: the Euclidean norm of the weights, 1 of one row and
+                                // 1 / sqrt(n) of n that weigh alike
+};
+
 // What a query [kQueryHeads, k_dim] gets of `tokens`, of which it is the last, the first lies at
-// position `first` and the first `coded` are coded: [kQueryHeads, v_dim].
-inline std::vector<double> attention_by_formula(const float* query, const LayerSpec& spec,
-                                                std::int64_t layer, const Tokens& tokens,
-                                                std::int64_t coded, std::int64_t first) {
+// position `first` and the first `coded` are coded.
+inline Attended attention_by_formula(const float* query, const LayerSpec& spec, std::int64_t layer,
+                                     const Tokens& tokens, std::int64_t coded,
+                                     std::int64_t first) {
   const std::int64_t dim = spec.key().dim, v_dim = spec.value().dim;
-  std::vector<double> out(static_cast<std::size_t>(kQueryHeads * v_dim)), sums(kQueryHeads);
+  Attended attended{std::vector<double>(static_cast<std::size_t>(kQueryHeads * v_dim)),
+                    std::vector<double>(kQueryHeads)};
+  auto& [out, spreads] = attended;
+  std::vector<double> sums(kQueryHeads);
   const std::int64_t n = size_of_tokens(tokens) - 1;
   for (std::int64_t p = 0; p <= n; ++p) {
     if (!sees(spec.life, first + n, first + p)) continue;
@@ -167,6 +176,7 @@ inline std::vector<double> attention_by_formula(const float* query, const LayerS
       }
       const double weight = std::exp(score / std::sqrt(static_cast<double>(dim)));
       sums[static_cast<std::size_t>(head)] += weight;
+      spreads[static_cast<std::size_t>(head)] += weight * weight;
       for (std::int64_t d = 0; d < v_dim; ++d) {
         out[static_cast<std::size_t>(head * v_dim + d)] +=
             weight * rows[static_cast<std::size_t>(kv_head * v_dim + d)];
@@ -174,7 +184,8 @@ inline std::vector<double> attention_by_formula(const float* query, const LayerS
     }
   }
   for (std::size_t i = 0; i < out.size(); ++i) out[i] /= sums[i / static_cast<std::size_t>(v_dim)];
-  return out;
+  for (std::size_t i = 0; i < sums.size(); ++i) spreads[i] = std::sqrt(spreads[i]) / sums[i];
+  return attended;
 }
 
 }  // namespace kvcache::testing

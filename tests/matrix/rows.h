@@ -148,15 +148,14 @@ inline HostTensor any_queries(std::int64_t count, std::int64_t dim, std::uint32_
 
 struct Attended {
   std::vector<double> out;      // [kQueryHeads, v_dim]
-  std::vector<double> spreads;  // [kQueryHeads]: the Euclidean norm of the weights, 1 of one row and
-                                // 1 / sqrt(n) of n that weigh alike
+  std::vector<double> spreads;  // [kQueryHeads]: the Euclidean norm of the weights, 1 of one row
+                                // and 1 / sqrt(n) of n that weigh alike
 };
 
 // What a query [kQueryHeads, k_dim] gets of `tokens`, of which it is the last, the first lies at
 // position `first` and the first `coded` are coded.
 inline Attended attention_by_formula(const float* query, const LayerSpec& spec, std::int64_t layer,
-                                     const Tokens& tokens, std::int64_t coded,
-                                     std::int64_t first) {
+                                     const Tokens& tokens, std::int64_t coded, std::int64_t first) {
   const std::int64_t dim = spec.key().dim, v_dim = spec.value().dim;
   Attended attended{std::vector<double>(static_cast<std::size_t>(kQueryHeads * v_dim)),
                     std::vector<double>(kQueryHeads)};

@@ -25,9 +25,9 @@ KVC_SIMD_FN F32 partner(F32 x) {
 // The butterflies of a distance below kLanes: lane i of a pair gets a + b, its partner a - b.
 template <int kDistance>
 KVC_SIMD_FN F32 butterfly(F32 x) {
-  U32 signs;
-  for (int l = 0; l < kLanes; ++l) signs[l] = (l & kDistance) != 0 ? 0x80000000u : 0u;
-  return partner<kDistance>(x) + from_bits(bits_of(x) ^ signs);
+  F32 signs;
+  for (int l = 0; l < kLanes; ++l) signs[l] = (l & kDistance) != 0 ? -1.0f : 1.0f;
+  return fma(x, signs, partner<kDistance>(x));
 }
 
 // The butterflies within a vector.
@@ -43,7 +43,7 @@ KVC_SIMD_FN F32 turn_lanes(F32 x) {
   return x;
 }
 
-// A block of kVecs vectors, which stay in registers.
+// kVecs vectors, which stay in registers.
 template <int kVecs>
 KVC_SIMD_FN void turn_vectors(float* row, F32 by) {
   F32 x[kVecs];
@@ -64,19 +64,21 @@ KVC_SIMD_FN void turn_vectors(float* row, F32 by) {
   for (int v = 0; v < kVecs; ++v) store(row + v * kLanes, x[v] * by);
 }
 
-KVC_SIMD_FN void turn_block(float* row, std::int64_t block, F32 by) {
-  for (std::int64_t i = 0; i < block; i += kLanes) store(row + i, turn_lanes(load(row + i)));
-  for (std::int64_t distance = kLanes; distance < block; distance *= 2) {
+// More vectors than registers hold: by eights, and from one eight to another by way of memory.
+KVC_SIMD_FN void turn_eights(float* row, std::int64_t block, F32 by) {
+  constexpr std::int64_t kEight = 8 * kLanes;
+  for (std::int64_t i = 0; i < block; i += kEight) turn_vectors<8>(row + i, set1(1.0f));
+  for (std::int64_t distance = kEight; distance < block; distance *= 2) {
+    const F32 factor = 2 * distance == block ? by : set1(1.0f);
     for (std::int64_t begin = 0; begin < block; begin += 2 * distance) {
       for (std::int64_t i = begin; i < begin + distance; i += kLanes) {
         const F32 a = load(row + i);
         const F32 b = load(row + i + distance);
-        store(row + i, a + b);
-        store(row + i + distance, a - b);
+        store(row + i, (a + b) * factor);
+        store(row + i + distance, (a - b) * factor);
       }
     }
   }
-  for (std::int64_t i = 0; i < block; i += kLanes) store(row + i, load(row + i) * by);
 }
 
 // REQUIRES: blocks of at least 16.
@@ -86,12 +88,21 @@ KVC_SIMD_FN void turn(float* row, std::int64_t elements) {
   for (std::int64_t n = block; n >= 2; n /= 4) factor *= n == 2 ? 0.70710678118654752f : 0.5f;
   const F32 by = set1(factor);
   for (float* const end = row + elements; row < end; row += block) {
-    if (block == 8 * kLanes) {
-      turn_vectors<8>(row, by);
-    } else if (block == 4 * kLanes) {
-      turn_vectors<4>(row, by);
-    } else {
-      turn_block(row, block, by);
+    switch (block / kLanes) {
+      case 1:
+        turn_vectors<1>(row, by);
+        break;
+      case 2:
+        turn_vectors<2>(row, by);
+        break;
+      case 4:
+        turn_vectors<4>(row, by);
+        break;
+      case 8:
+        turn_vectors<8>(row, by);
+        break;
+      default:
+        turn_eights(row, block, by);
     }
   }
 }

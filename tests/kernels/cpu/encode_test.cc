@@ -88,6 +88,26 @@ TEST_P(Encoding, EveryFormAndSizeIsTheDefinition) {
   }
 }
 
+// Rows go together in the lanes of a vector, with each other and with those of other tokens.
+TEST_P(Encoding, RowsOfEveryKindSideBySideAreTheDefinition) {
+  for (const FormCase& form : coded_forms()) {
+    for (const std::int64_t n : {16, 32, 64, 96, 264, 576, 4096}) {
+      if (wanted_elements(form.format, n) != nullptr) continue;
+      const std::vector<NamedRow> rows = finite_rows(n);
+      for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        Block block(form.format, dtype, 9, 5, n, 1, true);
+        for (std::int64_t at = 0; at < 45; ++at) {
+          const NamedRow& row = rows[static_cast<std::size_t>(at * 7) % rows.size()];
+          block.set_row(at / 5, at % 5, row.values);
+        }
+        ASSERT_EQ(first_refused(block.block), -1);
+        expect_same_codes(block, form.name + " " + std::to_string(n) + " " + name_of(dtype));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_P(Encoding, TypesStridesHeadsAndTokensAreTheDefinition) {
   for (const FormCase& form : coded_forms()) {
     for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {

@@ -19,7 +19,8 @@ struct NamedRows {
 
 inline std::vector<NamedRows> all_rows() {
   std::vector<NamedRows> found = {{"vectors_256", &vectors_256::row_kernels()},
-                                  {"vectors_512", &vectors_512::row_kernels()}};
+                                  {"vectors_512", &vectors_512::row_kernels()},
+                                  {"vectors_512_dot", &vectors_512_dot::row_kernels()}};
   std::int32_t count = 0;
   const Backend* all = all_backends(&count);
   for (std::int32_t i = 0; i < count; ++i) {

@@ -16,10 +16,11 @@ namespace vectors_512 {
 const AttentionKernels& attention_kernels();
 const RowKernels& row_kernels();
 }  // namespace vectors_512
-// With the dot product of pairs of bf16.
+// With dot products, and tables in a vector.
 namespace vectors_512_dot {
 const AttentionKernels& attention_kernels();
-}
+const RowKernels& row_kernels();
+}  // namespace vectors_512_dot
 }  // namespace kvcache::internal
 
 #endif  // KVCACHE_TESTS_KERNELS_CPU_VECTOR_WIDTHS_H_

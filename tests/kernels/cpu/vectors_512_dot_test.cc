@@ -34,3 +34,5 @@ KVC_SIMD_FN F32 scale(F32 x, F32 n) {
 #include "kernels/cpu/byte_dot.h"
 
 #include "kernels/cpu/attention.inl"
+
+#include "kernels/cpu/rows.inl"

@@ -6,6 +6,7 @@
 
 #define KVC_SIMD avx2
 #define KVC_SIMD_BYTES 32
+#define KVC_SIMD_EIGHT 1
 #define KVC_SIMD_WORD_DOT 1
 
 #include "kernels/cpu/simd/common.inl"
@@ -14,6 +15,7 @@ namespace kvcache::internal::KVC_SIMD {
 
 KVC_SIMD_FN F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
 KVC_SIMD_FN F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+KVC_SIMD_FN F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
 
 KVC_SIMD_FN __m256i lane_mask(std::uint32_t bits) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -55,6 +57,14 @@ KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
   to[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
   to[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)));
 }
+KVC_SIMD_FN Codes narrow_codes(const S32* x) {
+  const __m256i low = _mm256_set1_epi32(255);
+  const __m256i words = _mm256_packus_epi32(_mm256_and_si256(reinterpret_cast<__m256i>(x[0]), low),
+                                            _mm256_and_si256(reinterpret_cast<__m256i>(x[1]), low));
+  const __m256i in_order = _mm256_permute4x64_epi64(words, 0xD8);
+  return reinterpret_cast<Codes>(
+      _mm_packus_epi16(_mm256_castsi256_si128(in_order), _mm256_extracti128_si256(in_order, 1)));
+}
 KVC_SIMD_FN F32 repeat_f16(const std::uint16_t* from) {
   std::int16_t half;
   __builtin_memcpy(&half, from, sizeof(half));
@@ -70,6 +80,9 @@ KVC_SIMD_FN Codes look_up(Codes table, Codes codes) {
       _mm_shuffle_epi8(reinterpret_cast<__m128i>(table), reinterpret_cast<__m128i>(codes)));
 }
 
+KVC_SIMD_FN F32 pick_eight(F32 table, U32 lanes) {
+  return _mm256_permutevar8x32_ps(table, reinterpret_cast<__m256i>(lanes));
+}
 KVC_SIMD_FN F32 to_float(S32 x) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(x)); }
 KVC_SIMD_FN S32 to_nearest(F32 x) { return reinterpret_cast<S32>(_mm256_cvtps_epi32(x)); }
 KVC_SIMD_FN S32 dot_words(S32 sum, Words a, Words b) {

@@ -16,6 +16,7 @@ namespace kvcache::internal::KVC_SIMD {
 
 KVC_SIMD_FN F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 KVC_SIMD_FN F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+KVC_SIMD_FN F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
 
 KVC_SIMD_FN F32 choose(std::uint32_t bits, F32 a, F32 b) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b, a);
@@ -48,6 +49,9 @@ KVC_SIMD_FN F32 load_bf16_n(const std::uint16_t* from, int n) {
 
 KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
   to[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
+}
+KVC_SIMD_FN Codes narrow_codes(const S32* x) {
+  return reinterpret_cast<Codes>(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x[0])));
 }
 KVC_SIMD_FN F32 repeat_f16(const std::uint16_t* from) {
   std::int16_t half;

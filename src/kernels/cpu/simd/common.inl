@@ -9,7 +9,7 @@
 //   store_f16, store_bf16               rounded to nearest even, bit for bit as tensor/half.h
 //   load_n, load_f16_n, load_bf16_n     the first n < kLanes elements, the others 0; reads no more
 //   fma(a, b, c)                        a * b + c: one rounding where the instructions exist
-//   max(a, b)                           b where one is NaN
+//   max(a, b), min(a, b)                b where one is NaN
 //   choose(bits, a, b)                  lane i of a if bit i is set, else of b
 //   reduce_add                          in a fixed order
 //   load_bf16_pairs                     2 kLanes elements, the even and the odd ones
@@ -19,12 +19,15 @@
 //   transpose(x)                        kLanes vectors as a matrix
 //   round_pair(low, high)               two floats as bf16, to nearest even
 //   widen_codes(codes, x)               16 whole numbers of a byte as floats: 16 / kLanes vectors
+//   narrow_codes(x)                     the low bytes of as many vectors of whole numbers
 //   widen_halves(words, x)              16 halves as floats: as many vectors
 //   repeat_f16(from)                    one of them in all lanes
 //   look_up(table, codes)               table[code], code = 0 .. 15
 // where KVC_SIMD_TABLE:
 //   bytes_of(from)                      16 bytes, each in a lane
 //   pick(table, lanes)                  table[lane mod 16]
+// where KVC_SIMD_EIGHT:
+//   pick_eight(table, lanes)            table[lane mod 8]
 // and where KVC_SIMD_DOT:
 //   dot_bf16(sum, a, b)                 sum + a0 b0 + a1 b1 of pairs of bf16
 //   round_pairs(low, high)              neighbours as bf16 pairs, to nearest even
@@ -67,6 +70,9 @@
 #endif
 #ifndef KVC_SIMD_TABLE
 #define KVC_SIMD_TABLE 0
+#endif
+#ifndef KVC_SIMD_EIGHT
+#define KVC_SIMD_EIGHT 0
 #endif
 #ifndef KVC_SIMD_BYTE_DOT
 #define KVC_SIMD_BYTE_DOT 0

@@ -12,8 +12,9 @@
 namespace kvcache::internal::KVC_SIMD {
 
 KVC_SIMD_FN F32 fma(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
-// Not vmaxq_f32, which takes the NaN from either side.
+// Not vmaxq_f32 and vminq_f32, which take the NaN from either side.
 KVC_SIMD_FN F32 max(F32 a, F32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+KVC_SIMD_FN F32 min(F32 a, F32 b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 
 KVC_SIMD_FN F32 choose(std::uint32_t bits, F32 a, F32 b) {
   const uint32x4_t lane = {1, 2, 4, 8};
@@ -55,6 +56,12 @@ KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
   to[1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
   to[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
   to[3] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
+}
+KVC_SIMD_FN Codes narrow_codes(const S32* x) {
+  int16x4_t words[4];
+  for (int i = 0; i < 4; ++i) words[i] = vmovn_s32(reinterpret_cast<int32x4_t>(x[i]));
+  return reinterpret_cast<Codes>(vcombine_s8(vmovn_s16(vcombine_s16(words[0], words[1])),
+                                             vmovn_s16(vcombine_s16(words[2], words[3]))));
 }
 KVC_SIMD_FN F32 repeat_f16(const std::uint16_t* from) { return set1(load_f16_n(from, 1)[0]); }
 KVC_SIMD_FN void widen_halves(const Words& halves, F32* to) {

@@ -19,6 +19,7 @@ namespace kvcache::internal::KVC_SIMD {
 
 KVC_SIMD_FN F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 KVC_SIMD_FN F32 max(F32 a, F32 b) { return a > b ? a : b; }
+KVC_SIMD_FN F32 min(F32 a, F32 b) { return a < b ? a : b; }
 
 KVC_SIMD_FN F32 choose(std::uint32_t bits, F32 a, F32 b) {
   U32 lane = {};
@@ -84,6 +85,21 @@ KVC_SIMD_FN void widen_codes(Codes codes, F32* to) {
   float x[16];
   for (int i = 0; i < 16; ++i) x[i] = static_cast<float>(codes[i]);
   for (int i = 0; i < 16 / kLanes; ++i) to[i] = load(x + i * kLanes);
+}
+KVC_SIMD_FN Codes narrow_codes(const S32* x) {
+#if KVC_SIMD_BYTES == 16
+  using Short = std::int16_t __attribute__((vector_size(16)));
+  const auto even = [](S32 a, S32 b) __attribute__((always_inline)) {
+    return reinterpret_cast<Codes>(__builtin_shufflevector(
+        reinterpret_cast<Short>(a), reinterpret_cast<Short>(b), 0, 2, 4, 6, 8, 10, 12, 14));
+  };
+  return __builtin_shufflevector(even(x[0], x[1]), even(x[2], x[3]), 0, 2, 4, 6, 8, 10, 12, 14, 16,
+                                 18, 20, 22, 24, 26, 28, 30);
+#else
+  Codes codes;
+  for (int i = 0; i < 16; ++i) codes[i] = static_cast<signed char>(x[i / kLanes][i % kLanes]);
+  return codes;
+#endif
 }
 KVC_SIMD_FN F32 repeat_f16(const std::uint16_t* from) { return set1(load_f16_n(from, 1)[0]); }
 KVC_SIMD_FN void widen_halves(const Words& halves, F32* to) {

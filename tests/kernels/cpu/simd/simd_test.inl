@@ -99,5 +99,24 @@ TEST(KVC_SIMD_SUITE, ReductionsTakeEveryLane) {
   EXPECT_EQ(reduce_max(x), static_cast<float>(kLanes));
 }
 
+TEST(KVC_SIMD_SUITE, MinAndMaxTakeTheSecondWhereOneIsNaN) {
+  const F32 nan = set1(NAN);
+  EXPECT_EQ(first(max(nan, set1(1))), 1);
+  EXPECT_EQ(first(min(nan, set1(1))), 1);
+  EXPECT_TRUE(std::isnan(first(max(set1(1), nan))));
+  EXPECT_TRUE(std::isnan(first(min(set1(1), nan))));
+  EXPECT_EQ(first(max(set1(1), set1(2))), 2);
+  EXPECT_EQ(first(min(set1(1), set1(2))), 1);
+}
+
+TEST(KVC_SIMD_SUITE, NarrowedCodesAreTheLowBytesInTheirOrder) {
+  S32 x[16 / kLanes];
+  for (int i = 0; i < 16; ++i) x[i / kLanes][i % kLanes] = (i % 2 == 0 ? 255 : -128) - i;
+  const Codes codes = narrow_codes(x);
+  for (int i = 0; i < 16; ++i) {
+    EXPECT_EQ(codes[i], static_cast<signed char>((i % 2 == 0 ? 255 : -128) - i)) << i;
+  }
+}
+
 }  // namespace
 }  // namespace kvcache::internal::KVC_SIMD

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention/problem.h"
 #include "matrix/face.h"
 #include "matrix/list.h"
 #include "matrix/rows.h"
@@ -290,7 +291,8 @@ class World {
         const Attended expected =
             attention_by_formula(queries.data() + row * kQueryHeads * spec.key().dim, spec, layer,
                                  seen, rules_.coded_rows(seqs_[i]), dropped);
-        const double rounding = rounding_of(spec, counts[i] > 1 && !options.reproducible);
+        const double rounding =
+            rounding_of(spec, counts[i] > internal::kDecodeQueries && !options.reproducible);
         for (std::size_t d = 0; d < width; ++d) {
           const double got = found[static_cast<std::size_t>(row) * width + d];
           const double spread = expected.spreads[d * kQueryHeads / width];
@@ -303,8 +305,8 @@ class World {
 
   // How far an element of attention may be from the formula for what is rounded on the way, where
   // one row has all weight. Roundings are independent of each other, so n rows that weigh alike
-  // come nearer by sqrt(n), and a row left out of many is seen. About twice the worst met in
-  // millions of rows: 1.5e-6, 7.6e-4 and 5.5e-3 of plain f32, f16 and bf16, 1.4e-4 of coded rows,
+  // come nearer by sqrt(n), and a row left out of many is seen. Two to four times the worst met in
+  // millions of rows: 1.5e-6, 7.6e-4 and 9.1e-3 of plain f32, f16 and bf16, 1.4e-4 of coded rows,
   // 9.2e-3 where a prefill rounds all to bf16.
   double rounding_of(const LayerSpec& spec, bool prefill) const {
     const auto of = [&](const RowFormat& format) {

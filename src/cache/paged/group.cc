@@ -252,7 +252,8 @@ RowsView PageGroup::rows(std::int64_t layer, std::int32_t buffer) const noexcept
 std::int64_t PageGroup::last_page_rows(const GroupTable& table,
                                        std::int64_t length) const noexcept {
   if (table.pages.empty()) return 0;
-  const bool sinks_last = table.first == length && table.end() <= length / page_size_;
+  // Where nothing of the window is held the last page listed is one of sinks.
+  const bool sinks_last = table.first == length;
   const std::int64_t rows = sinks_last ? sink_rows(table) : length;
   const std::int64_t pages = sinks_last ? table.hole_begin : table.end();
   return std::min(page_size_, rows - (pages - 1) * page_size_);

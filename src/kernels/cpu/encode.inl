@@ -1,23 +1,18 @@
 // Rows that become codes: bit for bit what tensor/codecs/ defines, in vectors. Part of rows.inl. A
-// row is brought into floats first, zeros behind its end, and turned (rotate.inl); from there on an
-// element takes the operations of the definition in their order, 16 elements at a time, and sums
-// are of 16 lanes (lm4.h), whatever the width of a vector.
+// row that is not of floats in whole chunks, or is to be turned (rotate.inl), is first brought into
+// floats, zeros behind its end; from there on an element takes the operations of the definition in
+// their order, 16 elements at a time, and sums are of 16 lanes (lm4.h), whatever the width of a
+// vector.
 #include "tensor/codecs/ggml.h"
 
 #include "kernels/cpu/encode_pieces.inl"
 
 #include "kernels/cpu/encode_lm4.inl"
 
-#if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__)
-#define KVC_FUSED 1
-#else
-#define KVC_FUSED 0
-#endif
-
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
-// --- The other forms. ---
+// --- The forms but lm4. ---
 
 void encode_int8(const Pieces& pieces) {
   const Scales scales = Scales::above(most_of_pieces(pieces) / set1(127.0f));
@@ -87,7 +82,7 @@ KVC_SIMD_FN F32 inverse_of(F32 delta) {
 
 void encode_q8_0(const Pieces& pieces) {
   const F32 delta = most_of_pieces(pieces) / set1(127.0f);
-  const Scales scales = Scales::nearest(delta, inverse_of(delta));
+  const Scales scales = Scales::rounded(delta, inverse_of(delta));
   for (int i = 0; i < pieces.count; ++i) {
     const Piece piece = pieces.at[i];
     scales.put(i, piece.codes);
@@ -125,7 +120,7 @@ void encode_q4_0(const Pieces& pieces) {
     if (either[i] != 0) extremes[i] = extreme_of(pieces.at[i].row);
   }
   const F32 delta = load(extremes) / set1(-8.0f);
-  const Scales scales = Scales::nearest(delta, inverse_of(delta));
+  const Scales scales = Scales::rounded(delta, inverse_of(delta));
   for (int i = 0; i < pieces.count; ++i) {
     const Piece piece = pieces.at[i];
     scales.put(i, piece.codes);
@@ -133,7 +128,7 @@ void encode_q4_0(const Pieces& pieces) {
         piece.codes + 2, [&](int v) __attribute__((always_inline)) {
           const F32 x = load(piece.row + v * kLanes);
           F32 code;
-#if KVC_FUSED
+#if KVC_SIMD_FUSED
           code = fma(x, set1(scales.inverse[i]), set1(8.5f));
 #else
     for (int l = 0; l < kLanes; ++l) code[l] = __builtin_fmaf(x[l], scales.inverse[i], 8.5f);
@@ -223,11 +218,19 @@ void encode_rows(const Rows& rows, RowFormat::Kind kind, std::int64_t elements) 
   }
 }
 
-// Where a row goes is often in no cache: it is asked for before it is needed.
+// Where a row's codes and scales go is often in no cache: it is asked for before it is needed.
 KVC_SIMD_FN void ask_for(const CodedRow& to, std::int64_t code_bytes, std::int64_t scales) {
   for (std::int64_t at = 0; at < code_bytes; at += 64) __builtin_prefetch(to.codes + at, 1);
   for (std::int64_t g = 0; g < scales; ++g) {
     __builtin_prefetch(to.scales + g * to.scale_stride, 1);
+  }
+}
+
+// Of two NaNs that meet where a row is turned either may be left.
+KVC_SIMD_FN void drop_signs_of_nan(float* row, std::int64_t elements) {
+  for (std::int64_t i = 0; i < elements; i += kLanes) {
+    const F32 x = load(row + i);
+    store(row + i, x == x ? x : magnitude(x));
   }
 }
 
@@ -252,6 +255,9 @@ void encode(const CodedBlock& block) {
       float* const row = floats + rows.count * stride;
       if (!as_they_are) read_row(block, from, row);
       if (block.format.rotate) turn(row, elements);
+      if (block.format.rotate && block.format.kind == RowFormat::kFp8E4M3) {
+        drop_signs_of_nan(row, elements);
+      }
       rows.row[rows.count] = as_they_are ? reinterpret_cast<const float*>(from) : row;
       rows.to[rows.count++] = to;
     }

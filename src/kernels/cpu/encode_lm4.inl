@@ -4,7 +4,7 @@
 namespace kvcache::internal::KVC_SIMD {
 namespace {
 
-// The code of a level from 0 up, and that level.
+// The code of |x|, 8 .. 15, and its level.
 struct Level {
   S32 code;
   F32 level;
@@ -147,7 +147,7 @@ void encode_lm4(const Pieces& pieces) {
   fit.template operator()<false>();
   fit.template operator()<true>();
   const F32 unit = first >= set1(kLm4LeastUnit) ? load(units) : zero();
-  const Scales scales = Scales::nearest(unit, zero());
+  const Scales scales = Scales::rounded(unit, zero());
   for (int i = 0; i < pieces.count; ++i) {
     const Piece piece = pieces.at[i];
     scales.put(i, piece.scale);

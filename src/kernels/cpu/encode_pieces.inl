@@ -26,8 +26,8 @@ KVC_SIMD_FN float float_of(std::uint32_t bits) {
 KVC_SIMD_FN U32 magnitude_bits(F32 x) { return bits_of(x) & set1_u32(0x7fffffffu); }
 KVC_SIMD_FN F32 magnitude(F32 x) { return from_bits(magnitude_bits(x)); }
 
-// The nearest whole number, ties to even: in the low bits of a float of this size.
-// REQUIRES: |x| < 2^22.
+// The nearest whole number, ties to even: where kWholeNumbers was added, the low bits of a float
+// count by one. REQUIRES: |x| < 2^22.
 constexpr float kWholeNumbers = 0x1.8p23f;
 constexpr std::uint32_t kWholeNumbersBits = 0x4b400000u;
 KVC_SIMD_FN S32 nearest(F32 x) {
@@ -154,7 +154,7 @@ struct Scales {
   std::uint16_t half[kLanes];
   float inverse[kLanes];
 
-  KVC_SIMD_FN Scales nearest(F32 scale, F32 inverse) {
+  KVC_SIMD_FN Scales rounded(F32 scale, F32 inverse) {
     Scales scales;
     store_f16(scales.half, scale);
     store(scales.inverse, inverse);

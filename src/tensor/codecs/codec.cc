@@ -1,5 +1,7 @@
 #include "tensor/codecs/codec.h"
 
+#include <cmath>
+
 #include "tensor/codecs/fp8.h"
 #include "tensor/codecs/ggml.h"
 #include "tensor/codecs/int4.h"
@@ -16,7 +18,8 @@ const char* wanted_elements(const RowFormat& format, std::int64_t elements) noex
   const bool in_groups = format.kind == RowFormat::kInt4 || format.kind == RowFormat::kQ8_0 ||
                          format.kind == RowFormat::kQ4_0;
   if (in_groups && elements % RowFormat::kGroup != 0) return "a multiple of 32";
-  if (format.rotate && rotation_block(elements) < kLeastRotation) {
+  if ((format.rotate || format.kind == RowFormat::kLm4) &&
+      rotation_block(elements) < kLeastRotation) {
     return "a multiple of 16 in rotated rows";
   }
   return nullptr;
@@ -29,6 +32,10 @@ bool encode_row(const RowFormat& format, float* row, std::int64_t elements,
     const bool finite = largest_magnitude(row, elements) < kInfinityBits;
     rotate_row(row, elements);
     if (finite && largest_magnitude(row, elements) >= kInfinityBits) return false;
+    // Of two NaNs that meet either may be left, as compilers and processors have it.
+    for (std::int64_t i = 0; !finite && i < elements; ++i) {
+      if (std::isnan(row[i])) row[i] = std::abs(row[i]);
+    }
   }
   switch (format.kind) {
     case RowFormat::kInt8:

@@ -4,7 +4,8 @@
 //   s = max |x| / 448, rounded up to f16    q = x (1 / s) to the nearest E4M3, ties to even    x' =
 //   s q
 //
-// The maximum is that of finite elements. NaN stays NaN, and infinities become NaN.
+// The maximum is that of finite elements. NaN stays NaN, and infinities become NaN; rotated,
+// without their signs.
 #ifndef KVCACHE_SRC_TENSOR_CODECS_FP8_H_
 #define KVCACHE_SRC_TENSOR_CODECS_FP8_H_
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -17,7 +18,8 @@
 namespace kvcache::internal {
 namespace {
 
-// Rows [tokens, heads, elements] in memory, dense or with gaps between elements, and their codes.
+// Rows [tokens, heads, elements] at odd addresses, dense or with gaps between elements, the last
+// element at the end of its memory, and their codes.
 struct Block {
   std::vector<char> rows;
   std::vector<std::byte> stored;
@@ -34,17 +36,19 @@ struct Block {
     block.element_stride = size * gap;
     block.head_stride = block.element_stride * elements + size;
     block.token_stride = block.head_stride * heads;
-    rows.resize(static_cast<std::size_t>(block.token_stride * tokens + size));
-    block.rows = rows.data();
+    const std::int64_t last = block.token_stride * (tokens - 1) + block.head_stride * (heads - 1) +
+                              block.element_stride * (elements - 1);
+    rows.resize(static_cast<std::size_t>(1 + last + size));
+    block.rows = rows.data() + 1;
     const std::int64_t codes = format.code_bytes(elements);
     block.code_token_stride = by_head ? codes : codes * heads;
     block.code_head_stride = by_head ? codes * tokens : codes;
     block.scale_group_stride = 2 * tokens;
     block.scale_head_stride = format.num_scales(elements) * block.scale_group_stride;
     const std::int64_t scales = heads * block.scale_head_stride;
-    stored.assign(static_cast<std::size_t>(codes * heads * tokens + scales * 3 / 2 + 1),
+    stored.assign(static_cast<std::size_t>(1 + codes * heads * tokens + scales * 3 / 2 + 1),
                   std::byte{0x5a});
-    block.codes = stored.data();
+    block.codes = stored.data() + 1;
     block.scales = block.codes + codes * heads * tokens;
     block.zeros = block.scales + scales;
   }
@@ -76,7 +80,8 @@ class Encoding : public ::testing::TestWithParam<NamedRows> {
 
 TEST_P(Encoding, EveryFormAndSizeIsTheDefinition) {
   for (const FormCase& form : coded_forms()) {
-    for (const std::int64_t n : {7, 16, 32, 64, 80, 96, 128, 192, 256, 264, 288, 512, 576, 4096}) {
+    for (const std::int64_t n :
+         {7, 16, 32, 64, 80, 96, 100, 128, 129, 192, 256, 257, 264, 288, 385, 512, 576, 4096}) {
       if (wanted_elements(form.format, n) != nullptr) continue;
       for (const NamedRow& row : finite_rows(n)) {
         Block block(form.format, DType::kF32, 1, 1, n, 1, true);
@@ -147,6 +152,58 @@ TEST_P(Encoding, TiesAreTheDefinition) {
   }
 }
 
+// A whole row without a multiple of a vector, of types that are widened, with and without gaps.
+TEST_P(Encoding, TheLastElementsOfARowAreTheDefinition) {
+  for (const RowFormat::Kind kind : {RowFormat::kInt8, RowFormat::kFp8E4M3}) {
+    for (const std::int64_t n : {1, 3, 15, 17, 31, 129, 387}) {
+      for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+        for (const std::int64_t gap : {1, 2}) {
+          Block block(coded(kind), dtype, 2, 2, n, gap, true);
+          for (std::int64_t at = 0; at < 4; ++at) {
+            block.set_row(at / 2, at % 2, normal_row(n, static_cast<std::uint32_t>(at)));
+          }
+          EXPECT_EQ(kernels().refused(block.block), -1);
+          expect_same_codes(
+              block, std::string(name_of(kind)) + " " + std::to_string(n) + " " + name_of(dtype));
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// One rounding of a product and a sum, not two: x / d + 8.5 lies next to a whole number.
+TEST_P(Encoding, BlocksOfGgmlAreRoundedOnce) {
+  std::vector<float> row(32);
+  row[0] = 48;
+  row[1] = 27;
+  Block block(coded(RowFormat::kQ4_0), DType::kF32, 1, 1, 32, 1, true);
+  block.set_row(0, 0, row);
+  expect_same_codes(block, "27 of 48");
+}
+
+TEST_P(Encoding, NaNIsKeptByRotatedFp8AsTheDefinitionDoes) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const std::int64_t n : {16, 64, 96, 128, 512}) {
+    const auto last = static_cast<std::size_t>(n) - 1;
+    for (const auto& [one, other] : {std::pair(nan, -nan), std::pair(-nan, nan),
+                                     std::pair(infinity, -infinity), std::pair(-nan, 1.0f)}) {
+      Block block(coded(RowFormat::kFp8E4M3, true), DType::kF32, 3, 1, n, 1, true);
+      for (std::int64_t token = 0; token < 3; ++token) {
+        std::vector<float> row = normal_row(n, static_cast<std::uint32_t>(token));
+        if (token == 1) {
+          row[0] = one;
+          row[last] = row[1] = other;
+        }
+        block.set_row(token, 0, row);
+      }
+      expect_same_codes(block, "NaN, rotated, " + std::to_string(n));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(Encoding, NaNIsKeptByFp8AsTheDefinitionDoes) {
   std::vector<float> row = normal_row(100, 3);
   row[5] = std::numeric_limits<float>::quiet_NaN();
@@ -160,17 +217,21 @@ TEST_P(Encoding, WhatIsRefusedIsWhatTheDefinitionRefuses) {
   for (const FormCase& form : coded_forms()) {
     for (const float bad : {std::numeric_limits<float>::quiet_NaN(), 3e38f, 1e10f, 6e6f, 4.9e5f,
                             4e5f, 1e5f, 3e4f, 2e4f, 1e3f}) {
-      Block block(form.format, DType::kF32, 4, 2, 64, 1, true);
-      for (std::int64_t token = 0; token < 4; ++token) {
-        for (std::int64_t head = 0; head < 2; ++head) {
-          std::vector<float> row = normal_row(64, static_cast<std::uint32_t>(token * 2 + head));
-          if (token >= 2 && head == 1) row[63] = bad;
-          if (token >= 2 && bad < 1e6f) row.assign(64, bad);
-          block.set_row(token, head, row);
+      for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+        for (const std::int64_t gap : {1, 3}) {
+          Block block(form.format, dtype, 4, 2, 96, gap, true);
+          for (std::int64_t token = 0; token < 4; ++token) {
+            for (std::int64_t head = 0; head < 2; ++head) {
+              std::vector<float> row = normal_row(96, static_cast<std::uint32_t>(token * 2 + head));
+              if (token >= 2 && head == token % 2) row[95] = bad;
+              if (token >= 2 && bad < 1e6f) row.assign(96, bad);
+              block.set_row(token, head, row);
+            }
+          }
+          EXPECT_EQ(kernels().refused(block.block), first_refused(block.block))
+              << form.name << " " << bad << " " << name_of(dtype);
         }
       }
-      EXPECT_EQ(kernels().refused(block.block), first_refused(block.block))
-          << form.name << " " << bad;
     }
   }
 }

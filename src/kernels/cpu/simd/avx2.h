@@ -6,6 +6,7 @@
 
 #define KVC_SIMD avx2
 #define KVC_SIMD_BYTES 32
+#define KVC_SIMD_FUSED 1
 #define KVC_SIMD_EIGHT 1
 #define KVC_SIMD_WORD_DOT 1
 

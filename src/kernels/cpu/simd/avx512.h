@@ -8,6 +8,7 @@
 #define KVC_SIMD avx512
 #endif
 #define KVC_SIMD_BYTES 64
+#define KVC_SIMD_FUSED 1
 #define KVC_SIMD_TABLE 1
 
 #include "kernels/cpu/simd/common.inl"

@@ -3,12 +3,13 @@
 // KVC_SIMD_BYTES first; everything has internal linkage, so that no code for one instruction set
 // can be linked in the place of another's.
 //
-// What a header offers (F32 holds kLanes floats, U32 as many std::uint32_t; both take + - * / ):
+// What a header offers (F32 holds kLanes floats, U32 and S32 as many whole numbers of 32 bits; all
+// take + - * / ):
 //   load, store, set1, zero             unaligned memory
 //   load_f16, load_bf16                 widening loads of kLanes 16-bit floats, exact
 //   store_f16, store_bf16               rounded to nearest even, bit for bit as tensor/half.h
 //   load_n, load_f16_n, load_bf16_n     the first n < kLanes elements, the others 0; reads no more
-//   fma(a, b, c)                        a * b + c: one rounding where the instructions exist
+//   fma(a, b, c)                        a * b + c, of one rounding where KVC_SIMD_FUSED
 //   max(a, b), min(a, b)                b where one is NaN
 //   choose(bits, a, b)                  lane i of a if bit i is set, else of b
 //   reduce_add                          in a fixed order
@@ -32,7 +33,7 @@
 //   dot_bf16(sum, a, b)                 sum + a0 b0 + a1 b1 of pairs of bf16
 //   round_pairs(low, high)              neighbours as bf16 pairs, to nearest even
 //   scale(x, n)                         x * 2^n for a whole n, also where that is 0
-// where KVC_SIMD_BYTE_DOT or KVC_SIMD_WORD_DOT, S32 holds kLanes whole numbers:
+// where KVC_SIMD_BYTE_DOT or KVC_SIMD_WORD_DOT:
 //   to_float(x), to_nearest(x)          from and to floats
 //   widen_four_fours(from, to)          four halves from each of four places as floats: the first
 //                                       of each, then the second and so on
@@ -67,6 +68,9 @@
 
 #ifndef KVC_SIMD_DOT
 #define KVC_SIMD_DOT 0
+#endif
+#ifndef KVC_SIMD_FUSED
+#define KVC_SIMD_FUSED 0
 #endif
 #ifndef KVC_SIMD_TABLE
 #define KVC_SIMD_TABLE 0

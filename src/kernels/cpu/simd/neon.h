@@ -6,6 +6,7 @@
 
 #define KVC_SIMD neon
 #define KVC_SIMD_BYTES 16
+#define KVC_SIMD_FUSED 1
 
 #include "kernels/cpu/simd/common.inl"
 

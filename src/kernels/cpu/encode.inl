@@ -20,12 +20,8 @@ void encode_int8(const Pieces& pieces) {
     const Piece piece = pieces.at[i];
     const F32 by = set1(scales.inverse[i]);
     scales.put(i, piece.scale);
-    for (std::int64_t at = 0; at < piece.count; at += kChunk) {
-      put_chunk(
-          piece.codes + at, piece.count - at, [&](int v) __attribute__((always_inline)) {
-            return nearest(load(piece.row + at + v * kLanes) * by);
-          });
-    }
+    put_bytes(
+        piece.codes, piece, [&](F32 x) __attribute__((always_inline)) { return nearest(x * by); });
   }
 }
 
@@ -46,12 +42,9 @@ void encode_fp8(const Pieces& pieces) {
     const Piece piece = pieces.at[i];
     const F32 by = set1(scales.inverse[i]);
     scales.put(i, piece.scale);
-    for (std::int64_t at = 0; at < piece.count; at += kChunk) {
-      put_chunk(
-          piece.codes + at, piece.count - at, [&](int v) __attribute__((always_inline)) {
-            return e4m3_codes(load(piece.row + at + v * kLanes) * by);
-          });
-    }
+    put_bytes(
+        piece.codes,
+        piece, [&](F32 x) __attribute__((always_inline)) { return e4m3_codes(x * by); });
   }
 }
 
@@ -86,17 +79,16 @@ void encode_q8_0(const Pieces& pieces) {
   for (int i = 0; i < pieces.count; ++i) {
     const Piece piece = pieces.at[i];
     scales.put(i, piece.codes);
-    for (std::int64_t at = 0; at < RowFormat::kGroup; at += kChunk) {
-      put_chunk(
-          piece.codes + 2 + at, kChunk, [&](int v) __attribute__((always_inline)) {
-            const F32 x = load(piece.row + at + v * kLanes) * set1(scales.inverse[i]);
-            // Ties away from 0.
-            const S32 down = __builtin_convertvector(magnitude(x), S32);
-            const S32 up = magnitude(x) - __builtin_convertvector(down, F32) >= set1(0.5f);
-            const S32 sign = reinterpret_cast<S32>(bits_of(x)) >> 31;
-            return ((down - up) ^ sign) - sign;
-          });
-    }
+    const F32 by = set1(scales.inverse[i]);
+    put_bytes(
+        piece.codes + 2, piece, [&](F32 each) __attribute__((always_inline)) {
+          const F32 x = each * by;
+          // Ties away from 0.
+          const S32 down = __builtin_convertvector(magnitude(x), S32);
+          const S32 up = magnitude(x) - __builtin_convertvector(down, F32) >= set1(0.5f);
+          const S32 sign = reinterpret_cast<S32>(bits_of(x)) >> 31;
+          return ((down - up) ^ sign) - sign;
+        });
   }
 }
 
@@ -272,12 +264,13 @@ template <typename From>
 KVC_SIMD_FN U32 most_of_row_as(const CodedBlock& block, const char* from, U32 most) {
   using In = typename From::Stored;
   const In* const at = reinterpret_cast<const In*>(from);
-  for (std::int64_t i = 0; i < block.elements; i += kLanes) {
-    const int n = static_cast<int>(block.elements - i < kLanes ? block.elements - i : kLanes);
-    const F32 x = n < kLanes ? From::widen_n(at + i, n) : From::widen(at + i);
-    most = higher_of(magnitude_bits(x), most);
+  std::int64_t i = 0;
+#pragma GCC unroll 4
+  for (; i + kLanes <= block.elements; i += kLanes) {
+    most = higher_of(magnitude_bits(From::widen(at + i)), most);
   }
-  return most;
+  const int left = static_cast<int>(block.elements - i);
+  return left == 0 ? most : higher_of(magnitude_bits(From::widen_n(at + i, left)), most);
 }
 
 KVC_SIMD_FN U32 most_of_row(const CodedBlock& block, const char* from, U32 most) {

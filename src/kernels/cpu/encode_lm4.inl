@@ -111,11 +111,10 @@ KVC_SIMD_FN float fit_lm4(const Piece piece, float unit) {
     }
   }
   if (i < piece.count) {
-    std::byte last[kChunk];  // 16 elements in 8 bytes
-    put_chunk(
-        last, kChunk, [&](int v) __attribute__((always_inline)) { return code(i, v); });
-    for (int l = 0; kLast && l < kChunk / 2; ++l) {
-      piece.codes[i / 2 + l] = last[l] | (last[l + kChunk / 2] << 4);
+    const Codes last =
+        bytes_of_chunk([&](int v) __attribute__((always_inline)) { return code(i, v); });
+    for (int l = 0; kLast && l < kChunk / 2; ++l) {  // 16 elements in 8 bytes
+      piece.codes[i / 2 + l] = static_cast<std::byte>(last[l] | (last[l + kChunk / 2] << 4));
     }
   }
   return Lanes16::total(products) / Lanes16::total(levels);

@@ -35,19 +35,13 @@ KVC_SIMD_FN S32 nearest(F32 x) {
 }
 KVC_SIMD_FN S32 whole(int x) { return x - S32{}; }
 
-// The low bytes of a chunk of whole numbers, of which `code` gives a vector; only those that the
-// row has.
+// The low bytes of a chunk of whole numbers, of which `code` gives a vector.
 template <typename Fn>
-KVC_SIMD_FN void put_chunk(std::byte* to, std::int64_t left, Fn code) {
+KVC_SIMD_FN Codes bytes_of_chunk(Fn code) {
   S32 numbers[kChunkVecs];
 #pragma GCC unroll 4
   for (int v = 0; v < kChunkVecs; ++v) numbers[v] = code(v);
-  const Codes bytes = narrow_codes(numbers);
-  if (left >= kChunk) {
-    __builtin_memcpy(to, &bytes, kChunk);
-  } else {
-    for (int i = 0; i < left; ++i) to[i] = static_cast<std::byte>(bytes[i]);
-  }
+  return narrow_codes(numbers);
 }
 
 // The lanes of x taken together by `op`, in which order does not matter.
@@ -110,6 +104,24 @@ struct Pieces {
   Piece at[kLanes];
   int count = 0;
 };
+
+// Codes of a byte: `code` gives those of a vector of elements.
+template <typename Fn>
+KVC_SIMD_FN void put_bytes(std::byte* to, const Piece piece, Fn code) {
+  const auto chunk = [&](std::int64_t at) __attribute__((always_inline)) {
+    return bytes_of_chunk([&](int v) __attribute__((always_inline)) {
+      return code(load(piece.row + at + v * kLanes));
+    });
+  };
+  std::int64_t at = 0;
+  for (; at + kChunk <= piece.count; at += kChunk) {
+    const Codes bytes = chunk(at);
+    __builtin_memcpy(to + at, &bytes, sizeof(bytes));
+  }
+  if (at == piece.count) return;
+  const Codes bytes = chunk(at);
+  __builtin_memcpy(to + at, &bytes, static_cast<unsigned long>(piece.count - at));
+}
 
 // A number of each piece, in its lane.
 template <typename Fn>
@@ -181,10 +193,10 @@ KVC_SIMD_FN void put_nibbles(std::byte* to, Fn code) {
   S32 low[kChunkVecs];
 #pragma GCC unroll 4
   for (int v = 0; v < kChunkVecs; ++v) low[v] = code(v);
-  put_chunk(
-      to, kChunk, [&](int v) __attribute__((always_inline)) {
-        return low[v] | (code(v + kChunkVecs) << 4);
-      });
+  const Codes bytes = bytes_of_chunk([&](int v) __attribute__((always_inline)) {
+    return low[v] | (code(v + kChunkVecs) << 4);
+  });
+  __builtin_memcpy(to, &bytes, sizeof(bytes));
 }
 
 }  // namespace

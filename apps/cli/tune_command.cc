@@ -39,8 +39,8 @@ Status run(const Flags& flags) {
     print("rows of {:>3} bytes  {:<5} {}\n", choice.row_bytes, choice.level, choice.reason);
   }
   print(
-      "A process measures 3 turns for itself, and 6 where these go against its family; "
-      "KVCACHE_PREFETCH=LEVEL overrides.\n");
+      "A process takes 3 turns for itself, and up to 15 more within 0.1 s where these go "
+      "against its family; KVCACHE_PREFETCH=LEVEL overrides.\n");
   return {};
 }
 

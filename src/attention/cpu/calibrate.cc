@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <mutex>
+#include <thread>
 
 #include "attention/cpu/prefetch.h"
 #include "base/aligned_buffer.h"
@@ -16,7 +17,12 @@ namespace {
 
 constexpr std::int64_t kBytes = 1 << 20;
 constexpr std::int32_t kHeads = 4;
-constexpr int kTurns = 3;  // of the measurement that a process makes by itself
+constexpr int kTurns = 3;  // of a look that a process takes by itself
+// Neighbours of a processor hold one level back, not the others, for milliseconds to tens of them:
+// what goes against the table must do so by the best of each level in so many looks, the second
+// after this pause, each later one after twice that of the one before. 62 ms in all.
+constexpr int kLooks = 6;
+constexpr std::chrono::milliseconds kPause(2);
 
 // Takes memory out of the caches, where the processor lets a program do so; without, rows come from
 // the last cache that holds them, the same for all levels.
@@ -105,12 +111,12 @@ int prefetch_row(std::int64_t row_bytes) noexcept {
   return row;
 }
 
-Prefetch prefetch_table(std::uint32_t amd_family, std::uint32_t model, int row) noexcept {
-  const bool last = row + 1 == kNumPrefetchRows;
+Prefetch prefetch_table(std::uint32_t amd_family, std::uint32_t model) noexcept {
   if (amd_family == 0x19) {
-    // Zen 3 reads four streams of rows at the speed of memory by itself, Zen 4 those of long rows.
+    // Zen 3 reads four streams of rows at the speed of memory by itself; so did a Zen 4 those of
+    // rows of 512 bytes, another one did not.
     const bool zen3 = model < 0x10 || (model >= 0x20 && model < 0x60);
-    return zen3 || last ? Prefetch::kRuns : Prefetch::kL2;
+    return zen3 ? Prefetch::kRuns : Prefetch::kL2;
   }
   if (amd_family == 0x1a) return Prefetch::kL1;  // Zen 5
   return Prefetch::kL2;
@@ -126,10 +132,17 @@ Prefetch choose_prefetch(const double (&gb_per_s)[kNumPrefetchLevels], Prefetch 
   return to_beat > 0 && gb_per_s[best] > kPrefetchMargin * to_beat ? kPrefetchLevels[best] : table;
 }
 
+void PrefetchTrial::add(const PrefetchTrial& other) noexcept {
+  for (int i = 0; i < kNumPrefetchLevels; ++i) {
+    gb_per_s[i] = std::max(gb_per_s[i], other.gb_per_s[i]);
+  }
+  level = choose_prefetch(gb_per_s, table);
+}
+
 PrefetchTrial try_prefetch(const Backend& backend, int row, int turns) noexcept {
   PrefetchTrial trial;
   const CpuFeatures& cpu = cpu_features();
-  trial.table = trial.level = prefetch_table(cpu.amd_family, cpu.model, row);
+  trial.table = trial.level = prefetch_table(cpu.amd_family, cpu.model);
   Rows rows;
   if (backend.attends != Attends::kByCuts || !rows.init(backend, kPrefetchRowBytes[row]).ok()) {
     return trial;
@@ -158,8 +171,10 @@ const PrefetchTrial& decided_prefetch(const Backend& backend, int row) noexcept 
   const std::lock_guard<std::mutex> lock(mutex);
   if (here.ready.load(std::memory_order_relaxed) == nullptr) {
     here.trial = try_prefetch(backend, row, kTurns);
-    // What goes against the table must do so twice.
-    if (here.trial.level != here.trial.table) here.trial = try_prefetch(backend, row, 2 * kTurns);
+    for (int look = 1; look < kLooks && here.trial.level != here.trial.table; ++look) {
+      std::this_thread::sleep_for(kPause * (1 << (look - 1)));
+      here.trial.add(try_prefetch(backend, row, kTurns));
+    }
     here.ready.store(&here.trial, std::memory_order_release);
   }
   return here.trial;

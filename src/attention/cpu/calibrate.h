@@ -29,10 +29,13 @@ struct PrefetchTrial {
   double gb_per_s[kNumPrefetchLevels] = {};  // best of the turns; zeros: not measured
   Prefetch table = Prefetch::kRuns;          // what measured best on processors of this family
   Prefetch level = Prefetch::kRuns;          // the choice
+
+  // The best of both, and the choice by these.
+  void add(const PrefetchTrial& other) noexcept;
 };
 
-// Of processors of `family` and `model` (0: not AMD, or unknown), for kPrefetchRowBytes[row].
-Prefetch prefetch_table(std::uint32_t amd_family, std::uint32_t model, int row) noexcept;
+// Of processors of `family` and `model` (0: not AMD, or unknown).
+Prefetch prefetch_table(std::uint32_t amd_family, std::uint32_t model) noexcept;
 
 // The choice by these figures. A level that was not measured does not win.
 Prefetch choose_prefetch(const double (&gb_per_s)[kNumPrefetchLevels], Prefetch table) noexcept;
@@ -42,8 +45,8 @@ Prefetch choose_prefetch(const double (&gb_per_s)[kNumPrefetchLevels], Prefetch 
 // for it, or without a kernel, nothing is measured and the table stands.
 PrefetchTrial try_prefetch(const Backend& backend, int row, int turns) noexcept;
 
-// The trial that decides in this process, made at the first call for a backend and row; made again,
-// longer, where it goes against the table.
+// The trial that decides in this process, made at the first call for a backend and row; where it
+// goes against the table some more are added, milliseconds apart, until it no longer does.
 // Thread safety: may be called from any thread.
 const PrefetchTrial& decided_prefetch(const Backend& backend, int row) noexcept;
 

@@ -46,8 +46,8 @@ Status select_prefetch(const Backend& backend, const ReadRows& rows, Prefetch* l
   const int row = prefetch_row(rows.row_bytes);
   constexpr std::int64_t kWorthMeasuring = 8 << 20;
   const bool measured = rows.bytes >= kWorthMeasuring;
-  *level = measured ? decided_prefetch(backend, row).level
-                    : prefetch_table(cpu.amd_family, cpu.model, row);
+  *level =
+      measured ? decided_prefetch(backend, row).level : prefetch_table(cpu.amd_family, cpu.model);
   if (!rows.coded || *level != Prefetch::kRuns) return {};
   *level = Prefetch::kL1;
   if (measured) {

@@ -26,14 +26,21 @@ TEST(ChoosePrefetch, WithoutFiguresTheTableStands) {
 }
 
 TEST(PrefetchTable, KnowsTheFamiliesItWasMeasuredOn) {
-  for (int row = 0; row < kNumPrefetchRows; ++row) {
-    EXPECT_EQ(prefetch_table(0x19, 0x01, row), Prefetch::kRuns);  // Zen 3
-    EXPECT_EQ(prefetch_table(0x19, 0x21, row), Prefetch::kRuns);
-    // Zen 4
-    EXPECT_EQ(prefetch_table(0x19, 0x11, row), row < 2 ? Prefetch::kL2 : Prefetch::kRuns);
-    EXPECT_EQ(prefetch_table(0x1a, 2, row), Prefetch::kL1);  // Zen 5
-    EXPECT_EQ(prefetch_table(0, 0, row), Prefetch::kL2);
-  }
+  EXPECT_EQ(prefetch_table(0x19, 0x01), Prefetch::kRuns);  // Zen 3
+  EXPECT_EQ(prefetch_table(0x19, 0x21), Prefetch::kRuns);
+  EXPECT_EQ(prefetch_table(0x19, 0x11), Prefetch::kL2);  // Zen 4
+  EXPECT_EQ(prefetch_table(0x1a, 2), Prefetch::kL1);     // Zen 5
+  EXPECT_EQ(prefetch_table(0, 0), Prefetch::kL2);
+}
+
+TEST(PrefetchTrial, IsJudgedByTheBestOfEachLevel) {
+  PrefetchTrial trial;  // in a moment that held l2 back
+  trial.table = Prefetch::kL2;
+  trial.add({{13, 15, 12}, Prefetch::kL2, Prefetch::kL1});
+  EXPECT_EQ(trial.level, Prefetch::kL1);
+  trial.add({{12, 14, 17}, Prefetch::kL2, Prefetch::kL2});
+  EXPECT_EQ(trial.level, Prefetch::kL2);
+  EXPECT_THAT(trial.gb_per_s, ::testing::ElementsAre(13, 15, 17));
 }
 
 TEST(PrefetchRow, RowsShareTheChoiceOfTheNextLongerKind) {

@@ -87,7 +87,7 @@ struct BlockTable {
 struct PageIndices {
   std::vector<std::int32_t> kv_indptr;         // [num_seqs + 1]
   std::vector<std::int32_t> kv_indices;        // [kv_indptr.back()] page ids
-  std::vector<std::int32_t> kv_last_page_len;  // [num_seqs] 1 .. page_size; 0 for an empty one
+  std::vector<std::int32_t> kv_last_page_len;  // [num_seqs] 1 .. page_size; 0: no row is held
 };
 
 // Coded rows as they are stored (RowFormat): copies, dense, whatever pages and layout are.

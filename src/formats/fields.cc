@@ -34,9 +34,9 @@ Status read_buffer(const std::string& name, FieldReader& in, BufferSpec& buffer)
   KVC_RETURN_IF_ERROR(expect_field(name + ".dim", buffer.dim, 1, kMostInt32));
   buffer.role = static_cast<Role>(role);
   buffer.format = {static_cast<RowFormat::Kind>(form), static_cast<DType>(dtype), rotate == 1};
-  const bool turned = buffer.format.kind == RowFormat::kLm4;
-  if (turned != (rotate == 1) && (turned || !buffer.format.is_coded())) {
-    return corrupt(name + ".rotate", rotate, turned ? "1 in lm4" : "0 in plain rows");
+  if (form == RowFormat::kLm4 || form == RowFormat::kStrided) {
+    const int wanted = form == RowFormat::kLm4 ? 1 : 0;
+    KVC_RETURN_IF_ERROR(expect_field(name + ".rotate", rotate, wanted, wanted));
   }
   const char* const wanted = wanted_elements(buffer.format, buffer.dim);
   return wanted == nullptr ? Status() : corrupt(name + ".dim", buffer.dim, wanted);

@@ -162,6 +162,17 @@ TEST(CacheFileDamage, ForgedHeadersAreRefusedByTheField) {
   expect([](StoredSequence& s) { s.tokens.resize(41); }, "num_tokens: found 41");
   expect([](StoredSequence& s) { s.layers[0].spec.buffers[0].role = Role::kState; },
          "layers[0].buffers[0].role: found 4");
+  expect(
+      [](StoredSequence& s) {
+        s.layers[0].spec.buffers[0].format = plain(DType::kF32);
+        s.layers[0].spec.buffers[0].format.rotate = true;
+      },
+      "layers[0].buffers[0].rotate: found 1");
+  expect(
+      [](StoredSequence& s) {
+        s.layers[0].spec.buffers[1].format = {RowFormat::kLm4, DType::kF32, false};
+      },
+      "layers[0].buffers[1].rotate: found 0");
   expect([](StoredSequence& s) { s.layers[0].spec.life.window = -1; },
          "layers[0].window: found -1");
 }

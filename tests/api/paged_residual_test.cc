@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <random>
 #include <utility>
 
@@ -512,6 +513,32 @@ TEST(PagedResidual, ABatchLeavesItsStepOpenForTheLastLayersQueries) {
     EXPECT_TRUE(std::equal(wanted.begin(), wanted.end(), data + row * kDim)) << row;
   }
   EXPECT_EQ(batch.rows_held(0, 1).value(), 10);
+}
+
+// Two NaNs that meet where a row is turned leave one, of either sign, by processor.
+TEST(PagedResidual, NaNOfTurnedFp8RowsHasNoSignWhetherCodedAtOnceOrLater) {
+  const RowFormat form = coded(RowFormat::kFp8E4M3, true);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const std::int64_t residual : {0, 4}) {
+    CacheConfig config;
+    config.layers = {spec_of(form, form)};
+    config.page_size = 4;
+    config.num_pages = 16;
+    config.residual_tokens = residual;
+    PagedCache cache = PagedCache::create(config).value();
+    const SequenceId seq = cache.open().value();
+    HostTensor rows(DType::kF32, {12, kHeads, kDim});
+    for (std::int64_t i = 0; i < rows.num_elements(); ++i) {
+      rows.set(i, i % 3 == 0 ? nan : i % 3 == 1 ? -nan : 1.0f);
+    }
+    const Append append{seq, 12};
+    PagedCache::Step step = cache.reserve({&append, 1}).value();
+    ASSERT_OK(cache.write(step, 0, rows, rows));
+    ASSERT_OK(cache.commit(step));
+    const RowCodes codes = cache.gather_codes(0, seq, Role::kKey).value();
+    ASSERT_EQ(codes.rows, residual == 0 ? 12 : 8);
+    for (const std::byte code : codes.codes) ASSERT_EQ(code, std::byte{0x7f}) << residual;
+  }
 }
 
 }  // namespace

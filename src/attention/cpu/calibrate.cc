@@ -100,8 +100,16 @@ class Rows {
 
 struct Decided {
   std::atomic<const PrefetchTrial*> ready{nullptr};
+  std::mutex measuring;
   PrefetchTrial trial;
 };
+
+// What the table says.
+PrefetchTrial untried() noexcept {
+  PrefetchTrial trial;
+  trial.table = trial.level = prefetch_table(cpu_features().amd_family, cpu_features().model);
+  return trial;
+}
 
 }  // namespace
 
@@ -140,9 +148,7 @@ void PrefetchTrial::add(const PrefetchTrial& other) noexcept {
 }
 
 PrefetchTrial try_prefetch(const Backend& backend, int row, int turns) noexcept {
-  PrefetchTrial trial;
-  const CpuFeatures& cpu = cpu_features();
-  trial.table = trial.level = prefetch_table(cpu.amd_family, cpu.model);
+  PrefetchTrial trial = untried();
   Rows rows;
   if (backend.attends != Attends::kByCuts || !rows.init(backend, kPrefetchRowBytes[row]).ok()) {
     return trial;
@@ -162,13 +168,14 @@ PrefetchTrial try_prefetch(const Backend& backend, int row, int turns) noexcept 
 const PrefetchTrial& decided_prefetch(const Backend& backend, int row) noexcept {
   constexpr int kBackends = 16;
   static Decided decided[kBackends][kNumPrefetchRows];
-  static std::mutex mutex;
+  static const PrefetchTrial table = untried();
   std::int32_t count = 0;
   const auto index = std::min<std::ptrdiff_t>(&backend - all_backends(&count), kBackends - 1);
   Decided& here = decided[index][row];
   const PrefetchTrial* ready = here.ready.load(std::memory_order_acquire);
   if (ready != nullptr) return *ready;
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::unique_lock<std::mutex> lock(here.measuring, std::try_to_lock);
+  if (!lock.owns_lock()) return table;
   if (here.ready.load(std::memory_order_relaxed) == nullptr) {
     here.trial = try_prefetch(backend, row, kTurns);
     for (int look = 1; look < kLooks && here.trial.level != here.trial.table; ++look) {

@@ -46,8 +46,8 @@ Prefetch choose_prefetch(const double (&gb_per_s)[kNumPrefetchLevels], Prefetch 
 PrefetchTrial try_prefetch(const Backend& backend, int row, int turns) noexcept;
 
 // The trial that decides in this process, made at the first call for a backend and row; where it
-// goes against the table some more are added, milliseconds apart, until it no longer does.
-// Thread safety: may be called from any thread.
+// goes against the table up to five are added, within a tenth of a second, until it no longer does.
+// Thread safety: may be called from any thread; while one measures, the table stands for others.
 const PrefetchTrial& decided_prefetch(const Backend& backend, int row) noexcept;
 
 // "as its family; measured runs 11.9, l1 10.2, l2 14.1 GB/s".

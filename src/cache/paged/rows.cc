@@ -11,6 +11,7 @@
 #include "cache/layer_check.h"
 #include "kernels/select.h"
 #include "tensor/codecs/coded_block.h"
+#include "tensor/codecs/fp8.h"
 #include "tensor/convert.h"
 #include "tensor/row_copy.h"
 
@@ -133,7 +134,10 @@ void for_each_turned(const RowKernels& kernels, const BufferCopy& buffer, std::i
           buffer.given + (row + token) * buffer.token + head * buffer.head;
       convert_row(given, buffer.dtype, buffer.element / size_of(buffer.dtype), turned, DType::kF32,
                   buffer.dim);
-      if (buffer.stored.format.rotate) kernels.rotate(turned, 1, buffer.dim, buffer.dim);
+      if (buffer.stored.format.rotate) {
+        kernels.rotate(turned, 1, buffer.dim, buffer.dim);
+        drop_signs_of_nan(turned, buffer.dim);
+      }
       fn(turned, token, head);
     }
   }

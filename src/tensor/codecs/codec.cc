@@ -1,7 +1,5 @@
 #include "tensor/codecs/codec.h"
 
-#include <cmath>
-
 #include "tensor/codecs/fp8.h"
 #include "tensor/codecs/ggml.h"
 #include "tensor/codecs/int4.h"
@@ -32,10 +30,7 @@ bool encode_row(const RowFormat& format, float* row, std::int64_t elements,
     const bool finite = largest_magnitude(row, elements) < kInfinityBits;
     rotate_row(row, elements);
     if (finite && largest_magnitude(row, elements) >= kInfinityBits) return false;
-    // Of two NaNs that meet either may be left, as compilers and processors have it.
-    for (std::int64_t i = 0; !finite && i < elements; ++i) {
-      if (std::isnan(row[i])) row[i] = std::abs(row[i]);
-    }
+    if (!finite) drop_signs_of_nan(row, elements);
   }
   switch (format.kind) {
     case RowFormat::kInt8:

@@ -4,8 +4,8 @@
 //   s = max |x| / 448, rounded up to f16    q = x (1 / s) to the nearest E4M3, ties to even    x' =
 //   s q
 //
-// The maximum is that of finite elements. NaN stays NaN, and infinities become NaN; rotated,
-// without their signs.
+// The maximum is that of finite elements. NaN stays NaN, and infinities become NaN. NaN of rotated
+// rows has no sign.
 #ifndef KVCACHE_SRC_TENSOR_CODECS_FP8_H_
 #define KVCACHE_SRC_TENSOR_CODECS_FP8_H_
 
@@ -22,6 +22,10 @@ float e4m3_to_f32(std::uint8_t code) noexcept;
 // False, with nothing written, where a scale does not fit f16.
 bool encode_fp8(const float* row, std::int64_t elements, const CodedRow& to) noexcept;
 void decode_fp8(const ConstCodedRow& from, std::int64_t elements, float* row) noexcept;
+
+// For rows that were just rotated: of two NaNs that meet either is left, as compilers and
+// processors have it.
+void drop_signs_of_nan(float* row, std::int64_t elements) noexcept;
 
 }  // namespace kvcache::internal
 

@@ -11,7 +11,7 @@
 #include "cache/layer_check.h"
 #include "kernels/select.h"
 #include "tensor/codecs/coded_block.h"
-#include "tensor/codecs/fp8.h"
+#include "tensor/codecs/rotate.h"
 #include "tensor/convert.h"
 #include "tensor/row_copy.h"
 

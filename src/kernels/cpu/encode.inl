@@ -218,7 +218,7 @@ KVC_SIMD_FN void ask_for(const CodedRow& to, std::int64_t code_bytes, std::int64
   }
 }
 
-// See fp8.h.
+// See rotate.h.
 KVC_SIMD_FN void drop_signs_of_nan(float* row, std::int64_t elements) {
   for (std::int64_t i = 0; i < elements; i += kLanes) {
     const F32 x = load(row + i);

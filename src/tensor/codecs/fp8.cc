@@ -70,10 +70,4 @@ void decode_fp8(const ConstCodedRow& from, std::int64_t elements, float* row) no
                    });
 }
 
-void drop_signs_of_nan(float* row, std::int64_t elements) noexcept {
-  for (std::int64_t i = 0; i < elements; ++i) {
-    if (std::isnan(row[i])) row[i] = std::abs(row[i]);
-  }
-}
-
 }  // namespace kvcache::internal

@@ -23,10 +23,6 @@ float e4m3_to_f32(std::uint8_t code) noexcept;
 bool encode_fp8(const float* row, std::int64_t elements, const CodedRow& to) noexcept;
 void decode_fp8(const ConstCodedRow& from, std::int64_t elements, float* row) noexcept;
 
-// For rows that were just rotated: of two NaNs that meet either is left, as compilers and
-// processors have it.
-void drop_signs_of_nan(float* row, std::int64_t elements) noexcept;
-
 }  // namespace kvcache::internal
 
 #endif  // KVCACHE_SRC_TENSOR_CODECS_FP8_H_

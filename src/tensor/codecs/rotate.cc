@@ -36,4 +36,10 @@ void rotate_rows(float* rows, std::int64_t count, std::int64_t stride,
   for (std::int64_t r = 0; r < count; ++r) rotate_row(rows + r * stride, elements);
 }
 
+void drop_signs_of_nan(float* row, std::int64_t elements) noexcept {
+  for (std::int64_t i = 0; i < elements; ++i) {
+    if (std::isnan(row[i])) row[i] = std::abs(row[i]);
+  }
+}
+
 }  // namespace kvcache::internal

@@ -36,6 +36,10 @@ void rotate_row(double* row, std::int64_t elements) noexcept;  // for the refere
 void rotate_rows(float* rows, std::int64_t count, std::int64_t stride,
                  std::int64_t elements) noexcept;
 
+// For rows that were just rotated: of two NaNs that meet either is left, as compilers and
+// processors have it.
+void drop_signs_of_nan(float* row, std::int64_t elements) noexcept;
+
 }  // namespace kvcache::internal
 
 #endif  // KVCACHE_SRC_TENSOR_CODECS_ROTATE_H_
